@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HSAAttnBackend: schedules the HSA ops of each layer. No mathematics lives here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Tuple
+
+import torch
+
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.attention.hsa import counters as hsa_counters
+from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.metadata import HSAMetadata, build_metadata
+from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+from sglang.srt.layers.attention.hsa.ops.decode.reference import (
+    decode_hsa_fwd,
+    decode_local_fwd,
+)
+from sglang.srt.layers.attention.hsa.ops.extend.reference import (
+    extend_hsa_fwd,
+    extend_local_fwd,
+)
+from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
+from sglang.srt.layers.attention.hsa.selector import HSASelector
+from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+
+class HSAAttnBackend(AttentionBackend):
+    """Hierarchical sparse attention over the paged KV cache.
+
+    Each HSA layer writes K and V, represents the pages that became complete, selects pages for every query and
+    attends sinks, selected pages and window under one softmax. Other layers, and batches in which no query has
+    a page to select, go to the dense backend.
+
+    Args:
+        model_runner: its server arguments chose HSA, and its pool keeps representations.
+
+    Raises:
+        ValueError: if the pool keeps no representations.
+    """
+
+    def __init__(self, model_runner: ModelRunner):
+        super().__init__()
+        self.pool = model_runner.token_to_kv_pool
+        if not isinstance(self.pool, ChunkReprMixin):
+            raise ValueError(
+                f"--attention-backend hsa needs a pool with page representations, not {type(self.pool).__name__}; "
+                "choose another --attention-backend for this model."
+            )
+        self.config = HSAConfig.from_server_args(model_runner.server_args)
+        self.dense = ATTENTION_BACKENDS[self.config.dense_backend](model_runner)
+        self.selector = HSASelector(self.config)
+        self.counters = hsa_counters.HSACounters(model_runner.device)
+        hsa_counters.register(self.counters)
+        self.forward_metadata: HSAMetadata | None = None
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch):
+        self.dense.init_forward_metadata(forward_batch)
+        self.forward_metadata = build_metadata(forward_batch, self.pool, self.config)
+
+    def support_triton(self):
+        return self.dense.support_triton()
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs,
+    ) -> torch.Tensor:
+        return self._forward(
+            self.dense.forward_decode, q, k, v, layer, forward_batch, save_kv_cache, kwargs
+        )
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs,
+    ) -> torch.Tensor:
+        return self._forward(
+            self.dense.forward_extend, q, k, v, layer, forward_batch, save_kv_cache, kwargs
+        )
+
+    def _forward(
+        self, dense_forward, q, k, v, layer, forward_batch, save_kv_cache, kwargs
+    ) -> torch.Tensor:
+        """One layer; q ``[T, H_q * D]``, k and v ``[T, H_kv, D]``, returns ``[T, H_q * D_v]``."""
+        if not self.pool.has_chunk_repr(layer.layer_id):
+            return dense_forward(
+                q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
+            )
+        if kwargs:
+            raise NotImplementedError(
+                f"layer {layer.layer_id} passes {', '.join(kwargs)} to its attention, which HSA does not support; "
+                "exclude the layer with --hsa-layers."
+            )
+
+        md = self.forward_metadata
+        self.counters.add("rows_dense", md.rows - md.sparse_rows)
+        if md.max_candidates == 0:
+            o = dense_forward(
+                q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache
+            )
+            self._write_representations(layer)
+            return o
+
+        if save_kv_cache and k is not None:
+            self.pool.set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
+        self._write_representations(layer)
+        q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        o = self._attend(q, layer, forward_batch.forward_mode.is_decode())
+        return o.to(q.dtype).flatten(1)
+
+    def _write_representations(self, layer: RadixAttention) -> None:
+        """Represent the pages that this pass completes, and heal complete pages that have no valid E_i."""
+        if not self.pool.chunk_repr_kind.stored:
+            return
+        md = self.forward_metadata
+        valid = self.pool.chunk_repr_valid(
+            layer.layer_id, md.real_page_table, md.page_version
+        )
+        missing = md.page_complete & ~valid & ~md.page_completed_now
+        page_ids, healed, versions = _distinct_pages(md, missing)
+        if page_ids.numel() == 0:
+            return
+        reprs = chunk_repr_fwd(
+            self.pool.get_key_buffer(layer.layer_id),
+            page_ids,
+            page_size=md.page_size,
+            kind=self.config.chunk_repr,
+        )
+        self.pool.save_chunk_repr(layer.layer_id, page_ids, reprs, versions)
+        self.counters.add("reprs_written", (~healed).sum())
+        self.counters.add("reprs_healed", healed.sum())
+
+    def _attend(
+        self, q: torch.Tensor, layer: RadixAttention, decode: bool
+    ) -> torch.Tensor:
+        """Local part, selection, selected part, merge; returns ``[T, H_q, D_v]`` float32."""
+        md = self.forward_metadata
+        k_buffer, v_buffer = self.pool.get_kv_buffer(layer.layer_id)
+        attention = dict(
+            page_size=md.page_size, sm_scale=layer.scaling, logit_cap=layer.logit_cap
+        )
+        local = dict(
+            attention,
+            window_size=self.config.effective_window,
+            sink_pages=self.config.sink_pages,
+        )
+        table, seq_lens = md.real_page_table, md.cache_seqlens_int32
+        if decode:
+            o_local, lse_local = decode_local_fwd(
+                q, k_buffer, v_buffer, table, seq_lens, **local
+            )
+        else:
+            o_local, lse_local = extend_local_fwd(
+                q, k_buffer, v_buffer, table, md.cu_seqlens_q, seq_lens, **local
+            )
+
+        selected, scores = self._select(q, layer, lse_local)
+        if self.config.weight_mode == "mass":
+            scores = None
+        if decode:
+            o_pages, lse_pages = decode_hsa_fwd(
+                q, k_buffer, v_buffer, selected, table, seq_lens, scores=scores, **attention
+            )
+        else:
+            o_pages, lse_pages = extend_hsa_fwd(
+                q,
+                k_buffer,
+                v_buffer,
+                selected,
+                md.cu_seqlens_q,
+                seq_lens,
+                scores=scores,
+                **attention,
+            )
+        o, _ = merge_state(o_local, lse_local, o_pages, lse_pages)
+        return o
+
+    def _select(
+        self, q: torch.Tensor, layer: RadixAttention, lse_local: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        md = self.forward_metadata
+        valid = self.pool.chunk_repr_valid(
+            layer.layer_id, md.real_page_table, md.page_version
+        )
+        if self.config.strict and bool((md.page_complete & ~valid).any()):
+            raise RuntimeError(
+                f"HSA: layer {layer.layer_id} has complete pages without a valid representation; "
+                "this is a bug, please report it with the server's arguments."
+            )
+        selected, scores = self.selector.select(
+            q,
+            self.pool.chunk_repr_pages(layer.layer_id),
+            valid,
+            md,
+            layer.scaling,
+            lse_local if self.selector.needs_local_lse else None,
+        )
+        self.counters.add("rows_sparse", md.sparse_rows)
+        self.counters.add("pages_candidate", md.pages_candidate * selected.shape[1])
+        self.counters.add("pages_selected", (selected >= 0).sum())
+        return selected, scores
+
+
+def _distinct_pages(
+    md: HSAMetadata, missing: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Physical pages to represent, each once: those completed now and those ``missing`` ``[B, max_pages]``.
+
+    Returns:
+        (page_ids ``[N]``, whether the page is healed ``[N]`` bool, its version ``[N]``).
+    """
+    todo = md.page_completed_now | missing
+    page_ids, inverse = torch.unique(md.real_page_table[todo], return_inverse=True)
+    healed = torch.zeros_like(page_ids, dtype=torch.bool)
+    healed[inverse] = missing[todo]  # shared pages agree: they were complete for all or for none
+    versions = torch.empty_like(page_ids, dtype=torch.int32)
+    versions[inverse] = md.page_version[todo]
+    return page_ids, healed, versions

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HSAConfig: every default and every check of HSA's own options, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, FrozenSet, Iterable, Optional, Tuple
+
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+PAGE_SIZES = (16, 32, 64, 128)
+SELECTION_STRATEGIES = ("group", "head", "softmax_head")
+CHUNK_REPR_KINDS = (*KINDS, "prior")
+WEIGHT_MODES = ("mass", "score")
+DENSE_BACKENDS = ("fa3", "flashinfer", "triton", "torch_native")
+
+FIELD_PREFIX = "hsa_"
+
+
+@dataclasses.dataclass(frozen=True)
+class HSAConfig:
+    """Resolved options of the HSA backend. Each field is the ``--hsa-*`` option of the same name.
+
+    Attributes:
+        topk: candidate pages attended per query and KV head.
+        page_size: tokens per page; a page is the unit of selection and of the KV cache.
+        selection_strategy: how the query heads of a KV head rank pages together.
+        layers: layers that use HSA: ``all`` or a list such as ``0,2,8-31``.
+        window_size: most recent tokens that are always attended, extended down to a page boundary.
+        enable_swa_fusion: attend the window together with the selected pages. Off: only the query's own page.
+        chunk_repr: kind of page representation.
+        weight_mode: ``mass`` is a softmax over all attended keys; ``score`` weighs pages by their scores.
+        sink_pages: first pages that are always attended.
+        dense_backend: backend of all other layers and of batches too short to select from.
+        strict: stop with an error if a candidate page has no valid representation. Costs a host sync per layer.
+    """
+
+    topk: int = 32
+    page_size: int = 64
+    selection_strategy: str = "group"
+    layers: str = "all"
+    window_size: int = 512
+    enable_swa_fusion: bool = True
+    chunk_repr: str = "mean_var"
+    weight_mode: str = "mass"
+    sink_pages: int = 1
+    dense_backend: Optional[str] = None
+    strict: bool = False
+
+    def __post_init__(self):
+        _require(self.topk >= 1, "--hsa-topk", self.topk, "a page count of at least 1")
+        _require(
+            self.page_size in PAGE_SIZES,
+            "--page-size",
+            self.page_size,
+            f"one of {', '.join(map(str, PAGE_SIZES))} (default {HSAConfig.page_size})",
+        )
+        _require(
+            self.window_size >= 0,
+            "--hsa-window-size",
+            self.window_size,
+            "a token count of at least 0",
+        )
+        _require(
+            self.sink_pages >= 0,
+            "--hsa-sink-pages",
+            self.sink_pages,
+            "a page count of at least 0",
+        )
+        for name, choices in (
+            ("selection_strategy", SELECTION_STRATEGIES),
+            ("chunk_repr", CHUNK_REPR_KINDS),
+            ("weight_mode", WEIGHT_MODES),
+            ("dense_backend", (None, *DENSE_BACKENDS)),
+        ):
+            value = getattr(self, name)
+            allowed = ", ".join(choice for choice in choices if choice)
+            _require(value in choices, option(name), value, f"one of {allowed}")
+        parse_layers(self.layers)
+
+    @property
+    def effective_window(self) -> int:
+        """Window in tokens; 0 is the query's own page."""
+        return self.window_size if self.enable_swa_fusion else 0
+
+    @classmethod
+    def from_server_args(cls, server_args: ServerArgs) -> HSAConfig:
+        """The options of resolved server arguments."""
+        return cls(
+            **{
+                field.name: getattr(server_args, FIELD_PREFIX + field.name)
+                for field in dataclasses.fields(cls)
+            }
+        )
+
+
+def option(field_name: str) -> str:
+    """Command-line spelling of a config field."""
+    return "--" + (FIELD_PREFIX + field_name).replace("_", "-")
+
+
+def parse_layers(text: str) -> Optional[FrozenSet[int]]:
+    """Layer ids named by ``--hsa-layers``; None for ``all``.
+
+    Raises:
+        ValueError: for anything but ``all`` or a list of ids and ranges such as ``0,2,8-31``.
+    """
+    if text == "all":
+        return None
+    layers = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = match.groups() if match else (None, None)
+        if first is None or (last is not None and int(last) < int(first)):
+            raise ValueError(
+                f"--hsa-layers {text!r}: cannot read {part!r}; "
+                "write layer ids and rising ranges such as 0,2,8-31, or all."
+            )
+        layers.update(range(int(first), int(last or first) + 1))
+    return frozenset(layers)
+
+
+def select_layers(text: str, eligible: Iterable[int], num_layers: int) -> Tuple[int, ...]:
+    """Layers that use HSA, ascending: those named by ``--hsa-layers`` that are eligible.
+
+    Args:
+        text: value of ``--hsa-layers``.
+        eligible: layers with causal full attention (not sliding-window).
+        num_layers: layers of the model.
+
+    Raises:
+        ValueError: for a layer that the model lacks, or when no eligible layer is named.
+    """
+    eligible = sorted(eligible)
+    named = parse_layers(text)
+    if named is None:
+        chosen = eligible
+    else:
+        beyond = sorted(layer for layer in named if layer >= num_layers)
+        if beyond:
+            raise ValueError(
+                f"--hsa-layers {text!r} names layer {beyond[0]}, but the model has layers 0-{num_layers - 1}."
+            )
+        chosen = [layer for layer in eligible if layer in named]
+    if not chosen:
+        raise ValueError(
+            f"--hsa-layers {text!r} leaves no layer for HSA: the layers with full attention are "
+            f"{','.join(map(str, eligible)) or 'none'}; name some of them or use another --attention-backend."
+        )
+    return tuple(chosen)
+
+
+def _require(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} {value} is not valid with HSA: use {expected}.")

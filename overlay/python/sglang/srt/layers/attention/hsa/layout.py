@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How window, sink pages and candidate pages partition a query's past.
+
+For the query at position i (0-based), page size P, window W and S sink pages:
+
+    start(i)    = max(0, floor((i - W + 1) / P) * P)       W = 0 counts as W = 1: the query's own page
+    window      = positions start(i) .. i
+    sinks       = pages 0 .. S-1 that lie wholly left of start(i)
+    candidates  = pages S .. start(i)/P - 1
+
+The window is extended down to a page boundary, so the three sets meet without overlap or hole and every
+candidate page is complete.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+
+IntOrTensor = TypeVar("IntOrTensor", int, torch.Tensor)
+
+
+def window_start_page(
+    position: IntOrTensor, window_size: int, page_size: int
+) -> IntOrTensor:
+    """First page of the window of a query at ``position`` (an int or an integer tensor)."""
+    page = (position - max(window_size, 1) + 1) // page_size
+    return page.clamp(min=0) if isinstance(page, torch.Tensor) else max(page, 0)
+
+
+def num_candidate_pages(
+    position: IntOrTensor, window_size: int, page_size: int, sink_pages: int
+) -> IntOrTensor:
+    """Number of candidate pages of a query at ``position``; they are pages sink_pages, sink_pages + 1, ..."""
+    pages = window_start_page(position, window_size, page_size) - sink_pages
+    return pages.clamp(min=0) if isinstance(pages, torch.Tensor) else max(pages, 0)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HSAMetadata: what all HSA layers of one forward pass share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.hsa.config import HSAConfig
+    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+
+@dataclass
+class HSAMetadata:
+    """Metadata of one forward pass over B sequences with T new tokens in all.
+
+    Attributes:
+        page_size: slots per page.
+        cache_seqlens_int32: keys per sequence, the new ones included ``[B]`` int32.
+        cu_seqlens_k: their prefix sums ``[B + 1]`` int32.
+        cu_seqlens_q: prefix sums of the new tokens ``[B + 1]`` int32.
+        page_table_1: slot of each position ``[B, max_seqlen_k]`` int32; undefined past a sequence's end.
+        real_page_table: physical page of each logical page ``[B, max_pages]`` int32; undefined past the end.
+        page_version: version of each page in real_page_table when the batch was built, int32.
+        page_complete: pages whose tokens are all in the cache after this pass ``[B, max_pages]`` bool.
+        page_completed_now: those that this pass completes ``[B, max_pages]`` bool.
+        max_candidates: largest number of candidate pages of any row (host int).
+        rows: T. sparse_rows: rows with at least one candidate page (host ints).
+    """
+
+    page_size: int
+    cache_seqlens_int32: torch.Tensor
+    cu_seqlens_k: torch.Tensor
+    cu_seqlens_q: torch.Tensor
+    page_table_1: torch.Tensor
+    real_page_table: torch.Tensor
+    page_version: torch.Tensor
+    page_complete: torch.Tensor
+    page_completed_now: torch.Tensor
+    max_candidates: int
+    rows: int
+    sparse_rows: int
+    pages_candidate: int
+
+
+def build_metadata(
+    forward_batch: ForwardBatch, pool: ChunkReprMixin, config: HSAConfig
+) -> HSAMetadata:
+    """Metadata of an eager forward pass in decode, extend or mixed mode.
+
+    Args:
+        forward_batch: the batch; its lengths on the host must be set.
+        pool: pool that keeps the representations.
+        config: resolved options.
+    """
+    page_size = config.page_size
+    device = forward_batch.seq_lens.device
+    seq_lens_cpu = forward_batch.seq_lens_cpu.to(torch.int64)  # [B]
+    if forward_batch.forward_mode.is_decode():
+        q_lens_cpu = torch.ones_like(seq_lens_cpu)
+    else:
+        q_lens_cpu = torch.as_tensor(
+            forward_batch.extend_seq_lens_cpu, dtype=torch.int64
+        )
+
+    seq_lens = seq_lens_cpu.to(device, torch.int32, non_blocking=True)
+    q_lens = q_lens_cpu.to(device, torch.int32, non_blocking=True)
+    max_seqlen_k = int(seq_lens_cpu.max())
+    req_to_token = forward_batch.req_to_token_pool.req_to_token
+    page_table_1 = req_to_token[forward_batch.req_pool_indices, :max_seqlen_k]
+    real_page_table = page_table_1[:, ::page_size] // page_size
+
+    page = torch.arange(real_page_table.shape[1], device=device)
+    complete = page < (seq_lens // page_size).unsqueeze(1)
+    already = page < ((seq_lens - q_lens) // page_size).unsqueeze(1)
+
+    # Positions of all new tokens, on the host: how many rows have something to select from.
+    first = seq_lens_cpu - q_lens_cpu
+    sequence = torch.repeat_interleave(torch.arange(len(q_lens_cpu)), q_lens_cpu)
+    begin = torch.cumsum(q_lens_cpu, 0) - q_lens_cpu
+    position = torch.arange(len(sequence)) - begin[sequence] + first[sequence]
+    candidates = num_candidate_pages(
+        position, config.effective_window, page_size, config.sink_pages
+    )
+
+    return HSAMetadata(
+        page_size=page_size,
+        cache_seqlens_int32=seq_lens,
+        cu_seqlens_k=_prefix_sums(seq_lens),
+        cu_seqlens_q=_prefix_sums(q_lens),
+        page_table_1=page_table_1,
+        real_page_table=real_page_table,
+        page_version=pool.get_page_version(real_page_table),
+        page_complete=complete,
+        page_completed_now=complete & ~already,
+        max_candidates=int(candidates.max()) if len(candidates) else 0,
+        rows=len(position),
+        sparse_rows=int((candidates > 0).sum()),
+        pages_candidate=int(candidates.sum()),
+    )
+
+
+def _prefix_sums(lens: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(
+        torch.cumsum(lens, dim=0, dtype=torch.int32), (1, 0)
+    )

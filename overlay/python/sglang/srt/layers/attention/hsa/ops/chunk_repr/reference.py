@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference of the chunk_repr op: page representations from cached keys."""
+
+from __future__ import annotations
+
+import torch
+
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+
+
+def chunk_repr_fwd(
+    k_buffer: torch.Tensor,
+    page_ids: torch.Tensor,
+    *,
+    page_size: int,
+    kind: str,
+    k_scale: float = 1.0,
+) -> torch.Tensor:
+    """Representations of complete physical pages.
+
+    Args:
+        k_buffer: cached keys ``[num_slots, H_kv, D]``, any float dtype.
+        page_ids: physical pages ``[N]`` int32 or int64, each one complete.
+        page_size: slots per page.
+        kind: a name in ``chunk_repr.KINDS``.
+        k_scale: dequantisation factor of the keys.
+
+    Returns:
+        ``[N, H_kv, repr_dim]`` float32.
+    """
+    pages = k_buffer.view(-1, page_size, *k_buffer.shape[1:])  # [num_pages, P, H_kv, D]
+    keys = pages[page_ids.long()].float() * k_scale
+    return KINDS[kind].from_keys(keys)

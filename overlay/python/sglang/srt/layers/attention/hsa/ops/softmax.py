@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masked softmax attention in float32: the arithmetic that the attend references share."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import torch
+
+NEG_INF = float("-inf")
+
+
+def masked_logits(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    mask: torch.Tensor,
+    sm_scale: float,
+    logit_cap: float,
+) -> torch.Tensor:
+    """Attention logits, -inf where masked.
+
+    Args:
+        q: ``[..., T, D]`` float32.
+        k: ``[..., J, D]`` float32.
+        mask: broadcastable to ``[..., T, J]``, True where the key is attended.
+        sm_scale: softmax scale.
+        logit_cap: soft cap c of ``c tanh(logit / c)``; 0 for none.
+
+    Returns:
+        ``[..., T, J]`` float32.
+    """
+    logits = torch.matmul(q, k.transpose(-1, -2)).mul_(sm_scale)
+    if logit_cap > 0:
+        logits = logits.div_(logit_cap).tanh_().mul_(logit_cap)
+    return logits.masked_fill_(~mask, NEG_INF)
+
+
+def rescale_pages(
+    logits: torch.Tensor, scores: torch.Tensor, page_size: int
+) -> torch.Tensor:
+    """Shift each page's logits so that the page's log-sum-exp becomes its given score.
+
+    A softmax over the result weighs pages by softmax(scores) and keys by the softmax within their page.
+
+    Args:
+        logits: ``[..., T, C * page_size]`` float32.
+        scores: ``[..., T, C]`` float32, -inf for a page that is not attended.
+
+    Returns:
+        ``[..., T, C * page_size]`` float32.
+    """
+    paged = logits.unflatten(-1, (-1, page_size))
+    page_lse = torch.logsumexp(paged, dim=-1, keepdim=True)
+    shifted = paged - page_lse + scores.unsqueeze(-1)
+    return shifted.masked_fill(page_lse == NEG_INF, NEG_INF).flatten(-2)
+
+
+def softmax_attend(
+    logits: torch.Tensor, v: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Softmax of the logits times the values.
+
+    Args:
+        logits: ``[..., T, J]`` float32; a row of -inf attends nothing.
+        v: ``[..., J, D_v]`` float32.
+
+    Returns:
+        (o ``[..., T, D_v]``, lse ``[..., T]``) float32; a row that attends nothing gets o = 0, lse = -inf.
+    """
+    lse = torch.logsumexp(logits, dim=-1)
+    # exp(-inf - -inf) is NaN: an empty row is measured against 0 instead.
+    p = torch.exp(logits - lse.masked_fill(lse == NEG_INF, 0.0).unsqueeze(-1))
+    return torch.matmul(p, v), lse

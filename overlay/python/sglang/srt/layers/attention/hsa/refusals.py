@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What HSA does not support, as data: start-up checks it and the support matrix is generated from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Callable, Tuple
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.server_args import ServerArgs
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A combination that start-up refuses.
+
+    Attributes:
+        feature: row of the support matrix.
+        asked: what the user wrote or loaded.
+        applies: whether (server arguments, model configuration) ask for it.
+        reason: why it is not supported.
+        instead: what to do.
+    """
+
+    feature: str
+    asked: str
+    applies: Callable[[ServerArgs, ModelConfig], bool]
+    reason: str
+    instead: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"--attention-backend hsa does not support {self.feature} ({self.asked}): "
+            f"{self.reason}; {self.instead}."
+        )
+
+
+def uses_hsa(args: ServerArgs) -> bool:
+    """Whether any of the attention backend options names HSA."""
+    return "hsa" in (
+        args.attention_backend,
+        args.prefill_attention_backend,
+        args.decode_attention_backend,
+        args.speculative_draft_attention_backend,
+    )
+
+
+def _mixed_pair(args: ServerArgs, model: ModelConfig) -> bool:
+    return set(args.get_attention_backends()) != {"hsa"}
+
+
+def _has_linear_attention(args: ServerArgs, model: ModelConfig) -> bool:
+    """Mamba and linear-attention hybrids name their state or their layer kinds in the configuration."""
+    config = model.hf_text_config
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return bool(kinds & {"linear_attention", "mamba"}) or any(
+        hasattr(config, name)
+        for name in ("mamba2_cache_params", "mamba_d_state", "linear_attn_config")
+    )
+
+
+_OTHER = "choose another --attention-backend"
+_UNTESTED = "it has not been shown to keep page representations right"
+
+REFUSALS: Tuple[Refusal, ...] = (
+    # Model structure
+    Refusal(
+        "multi-head latent attention",
+        "an MLA model",
+        lambda args, model: model.attention_arch.name == "MLA",
+        "its cache holds latent vectors, not the keys that representations are taken from",
+        _OTHER,
+    ),
+    Refusal(
+        "encoder-decoder models",
+        "an encoder-decoder model",
+        lambda args, model: model.is_encoder_decoder,
+        "cross attention has no causal past to select pages from",
+        _OTHER,
+    ),
+    Refusal(
+        "embedding models",
+        "--is-embedding",
+        lambda args, model: args.is_embedding or not model.is_generation,
+        "an encoder attends in both directions and no page is ever complete to it",
+        _OTHER,
+    ),
+    Refusal(
+        "linear-attention hybrids",
+        "a Mamba or linear-attention model",
+        _has_linear_attention,
+        "their cache is not the paged key-value pool that holds representations",
+        _OTHER,
+    ),
+    Refusal(
+        "hybrid sliding-window memory",
+        "a model whose sliding-window layers have a pool of their own",
+        lambda args, model: bool(model.is_hybrid_swa),
+        "representations have no place yet in a pool that is split by layer kind",
+        "add --disable-hybrid-swa-memory",
+    ),
+    Refusal(
+        "chunked local attention",
+        "a model with attention chunks",
+        lambda args, model: model.is_local_attention_model
+        or model.attention_chunk_size is not None,
+        "its local layers mask keys by chunk, which neither window nor pages express",
+        _OTHER,
+    ),
+    # Backends and kernels
+    Refusal(
+        "a different backend for prefill or decode",
+        "--prefill-attention-backend or --decode-attention-backend",
+        _mixed_pair,
+        "the other backend would never write page representations",
+        "set only --attention-backend hsa, and --hsa-dense-backend for the other layers",
+    ),
+    Refusal(
+        "query-dependent page representations",
+        "--hsa-chunk-repr prior",
+        lambda args, model: args.hsa_chunk_repr == "prior",
+        "they come from a trained landmark query that ordinary checkpoints lack",
+        "use mean, mean_var, min_max or landmark",
+    ),
+    Refusal(
+        "quantised KV cache",
+        "--kv-cache-dtype",
+        lambda args, model: args.kv_cache_dtype not in ("auto", "bf16", "bfloat16"),
+        "representations of quantised keys are not checked against their scales yet",
+        "leave --kv-cache-dtype at auto",
+    ),
+    Refusal(
+        "double sparsity",
+        "--enable-double-sparsity",
+        lambda args, model: args.enable_double_sparsity,
+        "it is a second, different selection of tokens over the same cache",
+        "drop one of the two",
+    ),
+    Refusal(
+        "hierarchical sparse offload",
+        "--enable-hisparse",
+        lambda args, model: args.enable_hisparse,
+        "HiSparse swaps token-granular pages of sparse MLA layers, which HSA does not have",
+        "drop one of the two",
+    ),
+    Refusal(
+        "piecewise CUDA graph",
+        "--enforce-piecewise-cuda-graph",
+        lambda args, model: args.enforce_piecewise_cuda_graph,
+        "selection reads lengths on the host, which a captured graph cannot do",
+        "drop --enforce-piecewise-cuda-graph",
+    ),
+    Refusal(
+        "torch.compile",
+        "--enable-torch-compile",
+        lambda args, model: args.enable_torch_compile,
+        "selection has data-dependent shapes that break the compiled graph",
+        "drop --enable-torch-compile",
+    ),
+    Refusal(
+        "deterministic inference",
+        "--enable-deterministic-inference",
+        lambda args, model: args.enable_deterministic_inference,
+        "the reference ops are not batch-invariant to the bit",
+        "use --attention-backend fa3, flashinfer or triton",
+    ),
+    # Cache movement
+    Refusal(
+        "hierarchical cache",
+        "--enable-hierarchical-cache",
+        lambda args, model: args.enable_hierarchical_cache,
+        "pages return from the host without their representations and the reload is untested",
+        "drop --enable-hierarchical-cache",
+    ),
+    Refusal(
+        "LMCache",
+        "--enable-lmcache",
+        lambda args, model: args.enable_lmcache,
+        "pages return from the store without their representations and the reload is untested",
+        "drop --enable-lmcache",
+    ),
+    Refusal(
+        "prefill-decode disaggregation",
+        "--disaggregation-mode",
+        lambda args, model: args.disaggregation_mode != "null",
+        "the transfer moves keys and values but not representations",
+        "serve prefill and decode from one instance",
+    ),
+    Refusal(
+        "decode KV offload",
+        "--disaggregation-decode-enable-offload-kvcache",
+        lambda args, model: args.disaggregation_decode_enable_offload_kvcache,
+        "offloaded pages lose their representations",
+        "drop the option",
+    ),
+    # Scheduling and parallelism
+    Refusal(
+        "speculative decoding",
+        "--speculative-algorithm",
+        lambda args, model: args.speculative_algorithm is not None,
+        "draft tokens could complete a page before they are accepted",
+        "drop --speculative-algorithm",
+    ),
+    Refusal(
+        "two-batch overlap",
+        "--enable-two-batch-overlap",
+        lambda args, model: args.enable_two_batch_overlap,
+        "the child batches carry no metadata of their own for HSA",
+        "drop --enable-two-batch-overlap",
+    ),
+    Refusal(
+        "prefill-decode multiplexing",
+        "--enable-pdmux",
+        lambda args, model: args.enable_pdmux,
+        "split prefill runs layer by layer beside decode and shares its metadata",
+        "drop --enable-pdmux",
+    ),
+    Refusal(
+        "diffusion language models",
+        "--dllm-algorithm",
+        lambda args, model: args.dllm_algorithm is not None,
+        "blocks are rewritten after they were complete",
+        "drop --dllm-algorithm",
+    ),
+    Refusal(
+        "data-parallel attention",
+        "--enable-dp-attention",
+        lambda args, model: args.enable_dp_attention,
+        "padded rows of idle ranks are not handled yet",
+        "use --dp-size without --enable-dp-attention",
+    ),
+    Refusal(
+        "context-parallel attention",
+        "--attention-context-parallel-size",
+        lambda args, model: args.attn_cp_size > 1,
+        "a rank does not see the keys of a whole page",
+        "leave it at 1",
+    ),
+    Refusal(
+        "pipeline parallelism",
+        "--pipeline-parallel-size",
+        lambda args, model: args.pp_size > 1,
+        _UNTESTED,
+        "use --tensor-parallel-size",
+    ),
+)
+
+
+def check(args: ServerArgs, model: ModelConfig) -> None:
+    """Raise ValueError with the message of the first refusal that applies."""
+    for refusal in REFUSALS:
+        if refusal.applies(args, model):
+            raise ValueError(refusal.message)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention of one request with a sliding window and/or capped logits, in torch.
+
+The torch_native backend calls it for the layers that ``scaled_dot_product_attention`` alone would get wrong.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+# Bounds the memory of the logits to [H, Q_BLOCK, S], and the work of a windowed layer to S * (Q_BLOCK + W).
+Q_BLOCK = 256
+
+
+def windowed_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    causal: bool,
+    sliding_window_size: int,
+    logit_cap: float,
+) -> torch.Tensor:
+    """Softmax attention of the last L of S positions over all S.
+
+    Args:
+        query: # [H, L, D]
+        key: # [H_kv, S, D]
+        value: # [H_kv, S, D_v]
+        scaling: multiplies the logits before the cap.
+        causal: hide the positions after a query.
+        sliding_window_size: a query sees itself and this many positions before it (the convention of
+            RadixAttention, one less than Hugging Face's ``sliding_window``); -1 sees all.
+        logit_cap: logits become ``cap * tanh(logits / cap)``; 0.0 leaves them.
+
+    Returns:
+        # [H, L, D_v]
+    """
+    q_len, kv_len = query.shape[1], key.shape[1]
+    blocks = []
+    for start in range(0, q_len, Q_BLOCK):
+        block = query[:, start : start + Q_BLOCK]
+        first = kv_len - q_len + start  # position of the block's first query
+        last = first + block.shape[1] - 1
+        kv_begin = max(0, first - sliding_window_size) if sliding_window_size >= 0 else 0
+        kv_end = last + 1 if causal else kv_len
+
+        q_pos = torch.arange(first, last + 1, device=query.device).unsqueeze(1)  # [L', 1]
+        kv_pos = torch.arange(kv_begin, kv_end, device=query.device)  # [S']
+        visible = kv_pos <= q_pos if causal else torch.ones_like(kv_pos <= q_pos)  # [L', S'] bool
+        if sliding_window_size >= 0:
+            visible &= kv_pos >= q_pos - sliding_window_size
+        attend = _capped_attention if logit_cap > 0 else _plain_attention
+        blocks.append(attend(block, key[:, kv_begin:kv_end], value[:, kv_begin:kv_end], visible, scaling, logit_cap))
+    return torch.cat(blocks, dim=1)
+
+
+def _plain_attention(query, key, value, visible, scaling, _logit_cap):
+    out = scaled_dot_product_attention(
+        query.unsqueeze(0),
+        key.unsqueeze(0),
+        value.unsqueeze(0),
+        attn_mask=visible,
+        scale=scaling,
+        enable_gqa=query.shape[0] != key.shape[0],
+    )
+    return out.squeeze(0)
+
+
+def _capped_attention(query, key, value, visible, scaling, logit_cap):
+    group = query.shape[0] // key.shape[0]
+    key = key.repeat_interleave(group, dim=0)  # [H, S', D]
+    value = value.repeat_interleave(group, dim=0)  # [H, S', D_v]
+    logits = (query @ key.transpose(1, 2)).float() * scaling  # [H, L', S'] float32
+    logits = logit_cap * torch.tanh(logits / logit_cap)
+    probs = logits.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+    return probs.to(value.dtype) @ value

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Page representations next to the KV cache, and the page versions that say which of them to believe.
+
+A representation belongs to a physical page, so requests that share a prefix share it. Freed memory is never
+cleared: a page's version is bumped whenever the allocator hands the page out, a writer stamps the version it
+wrote for, and a reader takes any other stamp as "no representation".
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Optional, Sequence
+
+import torch
+
+from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
+
+logger = logging.getLogger(__name__)
+
+
+class ChunkReprMixin:
+    """Representation storage for a paged key-value pool; mixed in before the pool class.
+
+    Attributes:
+        hsa_layer_ids: layers that keep representations, ascending; a layer's place in it is its ordinal.
+        chunk_repr_kind: kind of representation, an entry of ``chunk_repr.KINDS``.
+        chunk_repr_buffer: per ordinal ``[num_pages, H_kv, repr_dim]`` in the pool's dtype; empty for a kind
+            that is read from the keys.
+        chunk_repr_version: per ordinal ``[num_pages]`` int32, the page version each representation was written for.
+        page_version: ``[num_pages]`` int32, bumped when the allocator hands a page out.
+    """
+
+    def __init__(
+        self,
+        *args,
+        hsa_layer_ids: Sequence[int],
+        chunk_repr_kind: str,
+        **kwargs,
+    ):
+        self.hsa_layer_ids = tuple(hsa_layer_ids)
+        self.chunk_repr_kind = KINDS[chunk_repr_kind]
+        self._ordinal = {layer: i for i, layer in enumerate(self.hsa_layer_ids)}
+        super().__init__(*args, **kwargs)
+
+    def _create_buffers(self):
+        super()._create_buffers()
+        num_pages = self.size // self.page_size + 1  # page 0 takes the padding
+        stored = self.hsa_layer_ids if self.chunk_repr_kind.stored else ()
+        repr_dim = self.chunk_repr_kind.width * self.head_dim
+        with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
+            self.chunk_repr_buffer = [
+                torch.zeros(
+                    (num_pages, self.head_num, repr_dim),
+                    dtype=self.dtype,
+                    device=self.device,
+                )
+                for _ in stored
+            ]
+            self.chunk_repr_version = [
+                torch.zeros(num_pages, dtype=torch.int32, device=self.device)
+                for _ in stored
+            ]
+            # Starts above every stamp: no page has a representation before it was handed out and written.
+            self.page_version = torch.ones(
+                num_pages, dtype=torch.int32, device=self.device
+            )
+
+    def _clear_buffers(self):
+        super()._clear_buffers()
+        del self.chunk_repr_buffer, self.chunk_repr_version, self.page_version
+
+    def _finalize_allocation_log(self, num_tokens: int):
+        super()._finalize_allocation_log(num_tokens)
+        size_gb = self.get_chunk_repr_size_bytes() / GB
+        logger.info(
+            f"Page representations are allocated. #pages: {num_tokens // self.page_size}, "
+            f"kind: {self.chunk_repr_kind.name}, layers: {len(self.hsa_layer_ids)}, size: {size_gb:.2f} GB"
+        )
+        self.mem_usage += size_gb
+
+    def get_chunk_repr_size_bytes(self) -> int:
+        """Bytes of representations and versions on the device."""
+        tensors = [
+            *self.chunk_repr_buffer,
+            *self.chunk_repr_version,
+            self.page_version,
+        ]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def has_chunk_repr(self, layer_id: int) -> bool:
+        """Whether the layer keeps representations."""
+        return layer_id in self._ordinal
+
+    def chunk_repr_pages(self, layer_id: int) -> torch.Tensor:
+        """Representations by physical page ``[num_pages, H_kv, repr_dim]``, whatever their validity."""
+        if self.chunk_repr_kind.stored:
+            return self.chunk_repr_buffer[self._ordinal[layer_id]]
+        keys = self.get_key_buffer(layer_id)
+        return keys.view(-1, self.page_size, *keys.shape[1:])[:, -1]
+
+    def save_chunk_repr(
+        self,
+        layer_id: int,
+        page_ids: torch.Tensor,
+        repr: torch.Tensor,
+        page_version: Optional[torch.Tensor] = None,
+    ) -> None:
+        """Write representations and stamp their versions.
+
+        Args:
+            layer_id: a layer in ``hsa_layer_ids``.
+            page_ids: physical pages ``[N]``, distinct.
+            repr: ``[N, H_kv, repr_dim]``, cast to the pool's dtype.
+            page_version: versions the representations were made for ``[N]``; None for the current ones.
+        """
+        ordinal = self._ordinal[layer_id]
+        page_ids = page_ids.long()
+        if page_version is None:
+            page_version = self.page_version[page_ids]
+        buffer = self.chunk_repr_buffer[ordinal]
+        buffer[page_ids] = repr.to(buffer.dtype)
+        self.chunk_repr_version[ordinal][page_ids] = page_version
+
+    def get_chunk_repr(
+        self,
+        layer_id: int,
+        page_ids: torch.Tensor,
+        page_version: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """Representations of physical pages, NaN where a page has none for that version.
+
+        Args:
+            page_ids: physical pages ``[...]``.
+            page_version: versions to accept ``[...]``; None for the current ones.
+
+        Returns:
+            ``[..., H_kv, repr_dim]`` in the pool's dtype.
+        """
+        valid = self.chunk_repr_valid(layer_id, page_ids, page_version)
+        found = self.chunk_repr_pages(layer_id)[page_ids.long()]
+        return found.masked_fill(~valid[..., None, None], float("nan"))
+
+    def chunk_repr_valid(
+        self,
+        layer_id: int,
+        page_ids: torch.Tensor,
+        page_version: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """Whether pages have a representation for the given (default: current) versions ``[...]`` bool."""
+        if not self.chunk_repr_kind.stored:
+            return torch.ones_like(page_ids, dtype=torch.bool)
+        if page_version is None:
+            page_version = self.get_page_version(page_ids)
+        stamp = self.chunk_repr_version[self._ordinal[layer_id]]
+        return stamp[page_ids.long()] == page_version
+
+    def get_page_version(self, page_ids: torch.Tensor) -> torch.Tensor:
+        """Current versions of physical pages ``[...]`` int32."""
+        return self.page_version[page_ids.long()]
+
+    def bump_page_version(self, slots: torch.Tensor) -> None:
+        """Invalidate the pages whose first slot is among ``slots`` ``[N]``: they were just handed out.
+
+        No host sync, and the other slots cost nothing but an add of zero.
+        """
+        opened = (slots % self.page_size == 0).int()
+        self.page_version.index_add_(0, slots // self.page_size, opened)
+
+    def invalidate_all_pages(self) -> None:
+        """Invalidate every page: the allocator was reset."""
+        self.page_version += 1
+
+
+class HSATokenToKVPool(ChunkReprMixin, MHATokenToKVPool):
+    """MHATokenToKVPool that keeps page representations."""
+
+
+class HSAPagedTokenToKVPoolAllocator(PagedTokenToKVPoolAllocator):
+    """PagedTokenToKVPoolAllocator that bumps the version of every page it hands out."""
+
+    def alloc(self, need_size: int):
+        return self._handed_out(super().alloc(need_size))
+
+    def alloc_extend(self, *args, **kwargs):
+        return self._handed_out(super().alloc_extend(*args, **kwargs))
+
+    def alloc_decode(self, *args, **kwargs):
+        return self._handed_out(super().alloc_decode(*args, **kwargs))
+
+    def clear(self):
+        super().clear()
+        self._kvcache.invalidate_all_pages()
+
+    def _handed_out(self, slots: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
+        if slots is not None:
+            self._kvcache.bump_page_version(slots)
+        return slots

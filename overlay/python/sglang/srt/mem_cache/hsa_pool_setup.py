@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ModelRunner asks when it sizes and builds its pools: unchanged answers unless HSA is chosen."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Callable, Tuple, Type
+
+import torch
+
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
+from sglang.srt.layers.dp_attention import get_attention_tp_size
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.chunk_repr_pool import (
+    HSAPagedTokenToKVPoolAllocator,
+    HSATokenToKVPool,
+)
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+VERSION_BYTES = 4
+
+
+def kv_pool_class(
+    runner: ModelRunner, default: Type[MHATokenToKVPool]
+) -> Callable[..., MHATokenToKVPool]:
+    """Constructor of the key-value pool: ``default`` unless HSA is chosen."""
+    if not _uses_hsa(runner):
+        return default
+    if runner.kv_cache_dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise ValueError(
+            f"--attention-backend hsa does not support a {runner.kv_cache_dtype} KV cache, which the checkpoint "
+            "asks for; add --kv-cache-dtype bf16."
+        )
+    return functools.partial(
+        HSATokenToKVPool,
+        hsa_layer_ids=hsa_layer_ids(runner),
+        chunk_repr_kind=runner.server_args.hsa_chunk_repr,
+    )
+
+
+def paged_allocator_class(runner: ModelRunner) -> Callable[..., PagedTokenToKVPoolAllocator]:
+    """Constructor of the paged allocator."""
+    return (
+        HSAPagedTokenToKVPoolAllocator
+        if _uses_hsa(runner)
+        else PagedTokenToKVPoolAllocator
+    )
+
+
+def chunk_repr_bytes_per_token(runner: ModelRunner) -> int:
+    """Bytes of page representations and versions that each token of the pool costs, rounded up."""
+    if not _uses_hsa(runner):
+        return 0
+    config = HSAConfig.from_server_args(runner.server_args)
+    bytes_per_page = repr_bytes_per_page(
+        num_layers=len(hsa_layer_ids(runner)),
+        num_kv_heads=runner.model_config.get_num_kv_heads(get_attention_tp_size()),
+        head_dim=runner.model_config.head_dim,
+        kind=config.chunk_repr,
+        itemsize=runner.kv_cache_dtype.itemsize,
+    )
+    return -(-bytes_per_page // config.page_size)
+
+
+def repr_bytes_per_page(
+    num_layers: int, num_kv_heads: int, head_dim: int, kind: str, itemsize: int
+) -> int:
+    """Bytes of one page's representations over all HSA layers, versions included.
+
+    Args:
+        num_layers: layers that use HSA.
+        num_kv_heads: KV heads on this rank.
+        head_dim: dimensions of a key.
+        kind: a name in ``chunk_repr.KINDS``.
+        itemsize: bytes of an element of the representation.
+    """
+    if not KINDS[kind].stored:
+        return VERSION_BYTES
+    per_layer = num_kv_heads * KINDS[kind].width * head_dim * itemsize + VERSION_BYTES
+    return num_layers * per_layer + VERSION_BYTES
+
+
+def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
+    """Layers of the loaded model that use HSA, ascending.
+
+    Sliding-window layers never do: they go to the dense backend.
+
+    Raises:
+        ValueError: for attention that is not causal, or when ``--hsa-layers`` leaves nothing.
+    """
+    eligible = set()
+    for name, module in runner.model.named_modules():
+        if not isinstance(module, RadixAttention):
+            continue
+        # Bidirectional decoders (Gemma 3) are causal but for the tokens of an image.
+        causal = module.attn_type == AttentionType.DECODER or (
+            module.attn_type == AttentionType.DECODER_BIDIRECTIONAL
+            and not runner.model_config.is_multimodal
+        )
+        if module.is_cross_attention or not causal:
+            raise ValueError(
+                f"--attention-backend hsa does not support the attention of {name}, which is not causal "
+                "self-attention; choose another --attention-backend."
+            )
+        if module.sliding_window_size <= 0:
+            eligible.add(module.layer_id)
+    return select_layers(
+        runner.server_args.hsa_layers, eligible, runner.model_config.num_hidden_layers
+    )
+
+
+def _uses_hsa(runner: ModelRunner) -> bool:
+    return runner.server_args.attention_backend == "hsa"
