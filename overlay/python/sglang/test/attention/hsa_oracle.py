@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brute-force HSA in float64 numpy, one query at a time: the oracle of the HSA tests.
+
+Written from the definitions with explicit sets of positions. It shares no code with the ops, knows nothing of
+pages in memory and takes the keys of one sequence in their logical order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Dict, List, Optional, Tuple
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Options:
+    page_size: int = 64
+    window_size: int = 512
+    sink_pages: int = 1
+    topk: int = 32
+    kind: str = "mean_var"
+    strategy: str = "group"
+    mode: str = "mass"
+    scale: float = 1.0
+    cap: float = 0.0
+
+
+def window_start(i: int, opt: Options) -> int:
+    window = max(opt.window_size, 1)
+    return max(0, (i - window + 1) // opt.page_size * opt.page_size)
+
+
+def local_positions(i: int, opt: Options) -> List[int]:
+    """Positions of sinks and window of the query at position i."""
+    start = window_start(i, opt)
+    sinks = [j for j in range(start) if j // opt.page_size < opt.sink_pages]
+    return sinks + list(range(start, i + 1))
+
+
+def candidate_pages(i: int, opt: Options) -> List[int]:
+    return [
+        c
+        for c in range(window_start(i, opt) // opt.page_size)
+        if c >= opt.sink_pages
+    ]
+
+
+def raw_score(q: np.ndarray, keys: np.ndarray, opt: Options) -> float:
+    """Score of a page with ``keys [P, D]`` for one query head ``q [D]``."""
+    if opt.kind == "mean":
+        return opt.scale * float(q @ keys.mean(0))
+    if opt.kind == "mean_var":
+        second = float((q**2) @ keys.var(0))
+        return opt.scale * float(q @ keys.mean(0)) + 0.5 * opt.scale**2 * second
+    if opt.kind == "min_max":
+        return opt.scale * float(
+            np.maximum(q * keys.min(0), q * keys.max(0)).sum()
+        )
+    if opt.kind == "landmark":
+        return opt.scale * float(q @ keys[-1])
+    raise ValueError(opt.kind)
+
+
+def _logits(q: np.ndarray, keys: np.ndarray, opt: Options) -> np.ndarray:
+    logits = opt.scale * (keys @ q)
+    return opt.cap * np.tanh(logits / opt.cap) if opt.cap else logits
+
+
+def _lse(x: np.ndarray) -> float:
+    return float(np.logaddexp.reduce(x)) if len(x) else -np.inf
+
+
+def select(
+    q: np.ndarray, k: np.ndarray, i: int, opt: Options
+) -> Tuple[Dict[int, List[int]], np.ndarray]:
+    """Selected logical pages per KV head, ascending, and raw scores ``[H_q, C]`` of all candidates.
+
+    Args:
+        q: the query at position i ``[H_q, D]``.
+        k: keys of the sequence ``[S, H_kv, D]``.
+    """
+    num_heads, num_kv_heads = q.shape[0], k.shape[1]
+    group = num_heads // num_kv_heads
+    pages = candidate_pages(i, opt)
+    size = opt.page_size
+    raw = np.array(
+        [
+            [raw_score(q[h], k[c * size : (c + 1) * size, h // group], opt) for c in pages]
+            for h in range(num_heads)
+        ]
+    ).reshape(num_heads, len(pages))
+    chosen = {}
+    for g in range(num_kv_heads):
+        heads = range(g * group, (g + 1) * group)
+        if opt.strategy == "group":
+            score = sum(raw[h] for h in heads)
+        elif opt.strategy == "head":
+            score = np.max([raw[h] for h in heads], axis=0)
+        else:
+            local = local_positions(i, opt)
+            shares = []
+            for h in heads:
+                local_lse = _lse(_logits(q[h], k[local, g], opt))
+                shares.append(raw[h] - np.logaddexp(local_lse, _lse(raw[h])))
+            score = np.max(shares, axis=0)
+        order = sorted(range(len(pages)), key=lambda n: (-score[n], pages[n]))
+        chosen[g] = sorted(pages[n] for n in order[: opt.topk])
+    return chosen, raw
+
+
+def attend(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    i: int,
+    opt: Options,
+    chosen: Optional[Dict[int, List[int]]] = None,
+) -> np.ndarray:
+    """Output ``[H_q, D_v]`` of the query at position i; selects by itself unless ``chosen`` is given."""
+    selected, raw = select(q, k, i, opt)
+    chosen = selected if chosen is None else chosen
+    pages, size = candidate_pages(i, opt), opt.page_size
+    local = local_positions(i, opt)
+    num_heads, group = q.shape[0], q.shape[0] // k.shape[1]
+    out = np.zeros((num_heads, v.shape[-1]))
+    for h in range(num_heads):
+        g = h // group
+        if opt.mode == "mass":
+            keys = local + [
+                j for c in chosen[g] for j in range(c * size, (c + 1) * size)
+            ]
+            logits = _logits(q[h], k[keys, g], opt)
+            p = np.exp(logits - _lse(logits))
+            out[h] = p @ v[keys, g]
+            continue
+        parts, scores = [], []
+        for keys, score in [(local, None)] + [
+            (list(range(c * size, (c + 1) * size)), raw[h, pages.index(c)])
+            for c in chosen[g]
+        ]:
+            logits = _logits(q[h], k[keys, g], opt)
+            parts.append(np.exp(logits - _lse(logits)) @ v[keys, g])
+            scores.append(_lse(logits) if score is None else score)
+        weights = np.exp(np.array(scores) - _lse(np.array(scores)))
+        out[h] = weights @ np.array(parts)
+    return out
+
+
+def dense(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, i: int, opt: Options
+) -> np.ndarray:
+    """Full causal attention of the query at position i ``[H_q, D_v]``."""
+    group = q.shape[0] // k.shape[1]
+    out = np.zeros((q.shape[0], v.shape[-1]))
+    for h in range(q.shape[0]):
+        logits = _logits(q[h], k[: i + 1, h // group], opt)
+        out[h] = np.exp(logits - _lse(logits)) @ v[: i + 1, h // group]
+    return out

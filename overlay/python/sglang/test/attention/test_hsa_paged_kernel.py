@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HSA ops on a paged cache against the float64 oracle: shuffled pages, NaN in unused slots, odd lengths."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, WEIGHT_MODES
+from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+from sglang.srt.layers.attention.hsa.ops.decode.reference import (
+    decode_hsa_fwd,
+    decode_local_fwd,
+)
+from sglang.srt.layers.attention.hsa.ops.extend.reference import (
+    extend_hsa_fwd,
+    extend_local_fwd,
+)
+from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
+from sglang.srt.layers.attention.hsa.ops.select_pages.reference import (
+    compute_logits,
+    select_pages,
+    topk_transform,
+)
+from sglang.test.attention import hsa_oracle as oracle
+from sglang.test.attention.hsa_fixtures import make_batch, slots_of
+
+ATOL = 2e-5
+
+
+def represent(batch, opt):
+    """Representations of every physical page; NaN for the incomplete and the unused."""
+    num_pages = batch.k_buffer.shape[0] // opt.page_size
+    return chunk_repr_fwd(
+        batch.k_buffer, torch.arange(num_pages), page_size=opt.page_size, kind=opt.kind
+    )
+
+
+def run(batch, q, q_lens, opt, *, decode=False, topk=None):
+    """Selection and attention as the backend schedules them; returns (o, selected)."""
+    cu = torch.tensor([0, *itertools.accumulate(q_lens)], dtype=torch.int32)
+    shape = dict(page_size=opt.page_size)
+    math = dict(shape, sm_scale=opt.scale, logit_cap=opt.cap)
+    local = dict(math, window_size=opt.window_size, sink_pages=opt.sink_pages)
+    kv = (batch.k_buffer, batch.v_buffer)
+    if decode:
+        o_local, lse = decode_local_fwd(q, *kv, batch.page_table, batch.seq_lens, **local)
+    else:
+        o_local, lse = extend_local_fwd(
+            q, *kv, batch.page_table, cu, batch.seq_lens, **local
+        )
+    selected, scores = select_pages(
+        q,
+        represent(batch, opt),
+        torch.ones_like(batch.page_table, dtype=torch.bool),
+        batch.page_table,
+        cu,
+        batch.seq_lens,
+        window_size=opt.window_size,
+        sink_pages=opt.sink_pages,
+        topk=opt.topk if topk is None else topk,
+        kind=opt.kind,
+        strategy=opt.strategy,
+        sm_scale=opt.scale,
+        local_lse=lse,
+        **shape,
+    )
+    scores = scores if opt.mode == "score" else None
+    if decode:
+        o_pages, lse_pages = decode_hsa_fwd(
+            q, *kv, selected, batch.page_table, batch.seq_lens, scores=scores, **math
+        )
+    else:
+        o_pages, lse_pages = extend_hsa_fwd(
+            q, *kv, selected, cu, batch.seq_lens, scores=scores, **math
+        )
+    return merge_state(o_local, lse, o_pages, lse_pages)[0], selected
+
+
+def logical(batch, b, physical):
+    """Logical pages of a row of physical ones, without the padding."""
+    table = batch.page_table[b].tolist()
+    return [table.index(p) for p in physical.tolist() if p >= 0]
+
+
+def queries(num_tokens, num_heads, head_dim, seed=1):
+    return torch.randn(
+        num_tokens, num_heads, head_dim, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def small(**kwargs):
+    """Pages of 16 and a window of 40: many pages within a few hundred tokens."""
+    return oracle.Options(
+        **{"page_size": 16, "window_size": 40, "topk": 3, "scale": 0.25, **kwargs}
+    )
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("strategy", SELECTION_STRATEGIES)
+@pytest.mark.parametrize("mode", WEIGHT_MODES)
+def test_extend_and_decode_equal_the_oracle(kind, strategy, mode):
+    opt = small(kind=kind, strategy=strategy, mode=mode)
+    lens = [1, 15, 16, 17, 200, 333]
+    batch = make_batch(lens, page_size=16)
+    q_lens = [1, 15, 3, 17, 200, 5]
+    q = queries(sum(q_lens), 4, 16)
+    o, selected = run(batch, q, q_lens, opt)
+    row = 0
+    for b, (n, m) in enumerate(zip(lens, q_lens)):
+        for i in range(n - m, n):
+            expected = oracle.attend(q[row].double().numpy(), batch.k[b], batch.v[b], i, opt)
+            np.testing.assert_allclose(o[row].numpy(), expected, atol=ATOL, err_msg=f"{b=} {i=}")
+            chosen, _ = oracle.select(q[row].double().numpy(), batch.k[b], i, opt)
+            for g in range(2):
+                assert logical(batch, b, selected[row, g]) == chosen[g], (b, i, g)
+            row += 1
+
+    q = queries(len(lens), 4, 16, seed=2)
+    o, selected = run(batch, q, [1] * len(lens), opt, decode=True)
+    for b, n in enumerate(lens):
+        query = q[b].double().numpy()
+        expected = oracle.attend(query, batch.k[b], batch.v[b], n - 1, opt)
+        np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL, err_msg=f"{b=}")
+        chosen, _ = oracle.select(query, batch.k[b], n - 1, opt)
+        assert {g: logical(batch, b, selected[b, g]) for g in range(2)} == chosen
+
+
+@pytest.mark.parametrize("num_heads,num_kv_heads", [(1, 1), (4, 4), (8, 1), (16, 2), (8, 4)])
+def test_head_groups(num_heads, num_kv_heads):
+    """MHA, GQA and MQA. # trap 20"""
+    opt = small(strategy="softmax_head")
+    batch = make_batch([150, 97], page_size=16, num_kv_heads=num_kv_heads, v_head_dim=24)
+    q = queries(2, num_heads, 16)
+    for decode in (True, False):
+        o, _ = run(batch, q, [1, 1], opt, decode=decode)
+        for b, n in enumerate([150, 97]):
+            expected = oracle.attend(q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt)
+            np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
+
+
+@pytest.mark.parametrize("page_size", [16, 64, 128])
+@pytest.mark.parametrize("cap", [0.0, 5.0])
+def test_all_pages_selected_is_dense_attention(page_size, cap):
+    opt = oracle.Options(page_size=page_size, window_size=512, topk=10**6, scale=0.3, cap=cap)
+    lens = [1, 63, 64, 65, 127, 640, 1000]
+    batch = make_batch(lens, page_size=page_size)
+    q = queries(len(lens), 4, 16)
+    for decode in (True, False):
+        o, _ = run(batch, q, [1] * len(lens), opt, decode=decode)
+        for b, n in enumerate(lens):
+            expected = oracle.dense(q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt)
+            np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
+
+
+@pytest.mark.parametrize("n", [*range(1, 130), 576, 577, 1000])
+def test_short_sequences_are_finite_and_dense(n):
+    """No window or page with an empty key set may leak NaN. # trap 1, 37"""
+    opt = oracle.Options(topk=2, scale=0.3)
+    batch = make_batch([n])
+    q = queries(1, 4, 16)
+    for decode in (True, False):
+        o, selected = run(batch, q, [1], opt, decode=decode)
+        query = q[0].double().numpy()
+        expected = oracle.attend(query, batch.k[0], batch.v[0], n - 1, opt)
+        np.testing.assert_allclose(o[0].numpy(), expected, atol=ATOL)
+        if n <= 512 + 63:
+            assert selected.numel() == 0
+
+
+def test_zero_window_attends_the_own_page_only():
+    opt = small(window_size=0, sink_pages=0, topk=1)
+    batch = make_batch([100], page_size=16)
+    q = queries(1, 4, 16)
+    for decode in (True, False):
+        o, _ = run(batch, q, [1], opt, decode=decode)
+        expected = oracle.attend(q[0].double().numpy(), batch.k[0], batch.v[0], 99, opt)
+        np.testing.assert_allclose(o[0].numpy(), expected, atol=ATOL)
+    assert oracle.local_positions(99, opt) == [96, 97, 98, 99]
+
+
+def test_few_pages_differ_from_dense():
+    opt = small(topk=1)
+    batch = make_batch([400], page_size=16)
+    q = queries(1, 4, 16)
+    o, _ = run(batch, q, [1], opt, decode=True)
+    expected = oracle.dense(q[0].double().numpy(), batch.k[0], batch.v[0], 399, opt)
+    assert np.abs(o[0].numpy() - expected).max() > 100 * ATOL
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_only_selected_pages_reach_the_output(decode):
+    """Changing an unselected page changes no bit of the output; a selected one changes it. # trap 10"""
+    opt = small()
+    batch = make_batch([300], page_size=16)
+    q = queries(1, 4, 16)
+    reprs = represent(batch, opt)  # fixed, so that only attention can tell the difference
+    o, selected = run(batch, q, [1], opt, decode=decode)
+    chosen = {p for g in range(2) for p in logical(batch, 0, selected[0, g])}
+    candidates = set(oracle.candidate_pages(299, opt))
+    assert chosen and candidates - chosen
+    for page in candidates:
+        slots = slots_of(batch, 0, page, 16)
+        values = batch.v_buffer.clone()
+        values[slots] += 3.0
+        changed = batch._replace(v_buffer=values)
+        again, same = run(changed, q, [1], opt, decode=decode)
+        assert torch.equal(represent(changed, opt).nan_to_num(), reprs.nan_to_num())
+        assert torch.equal(same, selected)
+        assert torch.equal(o, again) == (page not in chosen), page
+
+
+def test_ties_go_to_the_smaller_page_and_order_is_ascending():
+    """# trap 38"""
+    logits = torch.tensor([[[1.0, 2.0, 2.0, 2.0, 0.5, float("-inf")]]])
+    page_table = torch.tensor([50, 40, 30, 20, 10, 60], dtype=torch.int32)
+    selected, physical = topk_transform(logits, 2, page_table)
+    assert selected.tolist() == [[[1, 2]]] and physical.tolist() == [[[40, 30]]]
+    selected, physical = topk_transform(logits, 6, page_table)
+    assert selected.tolist() == [[[0, 1, 2, 3, 4, -1]]]
+    assert physical.tolist() == [[[50, 40, 30, 20, 10, -1]]]
+    same = torch.zeros(1, 1, 1000)
+    table = torch.arange(1000)
+    assert topk_transform(same, 7, table)[0].tolist() == [[list(range(7))]]
+
+
+def test_extend_selects_what_decode_selects():
+    """# trap 39"""
+    opt = small(strategy="softmax_head")
+    batch = make_batch([257, 90], page_size=16)
+    q = queries(2, 4, 16)
+    o_decode, decode = run(batch, q, [1, 1], opt, decode=True)
+    o_extend, extend = run(batch, q, [1, 1], opt)
+    assert torch.equal(decode, extend)
+    torch.testing.assert_close(o_decode, o_extend, atol=ATOL, rtol=0)
+
+
+def test_rows_do_not_depend_on_the_batch_or_on_the_cut():
+    """# trap 25"""
+    opt = small()
+    batch = make_batch([333, 40, 150], page_size=16)
+    q_lens = [333, 40, 150]
+    q = queries(sum(q_lens), 4, 16)
+    whole, selected = run(batch, q, q_lens, opt)
+    alone = batch._replace(
+        page_table=batch.page_table[2:], seq_lens=batch.seq_lens[2:], k=batch.k[2:], v=batch.v[2:]
+    )
+    o, pages = run(alone, q[373:], [150], opt)
+    torch.testing.assert_close(o, whole[373:], atol=ATOL, rtol=0)
+    assert torch.equal(pages, selected[373:, :, : pages.shape[-1]])
+    begin = 0
+    for end in (1, 15, 17, 63, 64, 200, 333):  # chunk ends, aligned or not
+        part = batch._replace(
+            page_table=batch.page_table[:1],
+            seq_lens=torch.tensor([end], dtype=torch.int32),
+        )
+        o, pages = run(part, q[begin:end], [end - begin], opt)
+        torch.testing.assert_close(o, whole[begin:end], atol=ATOL, rtol=0)
+        width = pages.shape[-1]
+        assert torch.equal(pages, selected[begin:end, :, :width])
+        assert (selected[begin:end, :, width:] == -1).all()
+        begin = end
+
+
+def test_window_boundary_visibility():
+    """One-hot values show exactly which positions a query sees around the window's edge. # trap 24"""
+    opt = oracle.Options(window_size=512, topk=1, sink_pages=1, scale=0.0)
+    for n in (511, 512, 513, 575, 576, 577, 640, 641):
+        batch = make_batch([n], num_kv_heads=1, v_head_dim=n)
+        values = torch.full_like(batch.v_buffer, float("nan"))
+        slots = torch.cat([slots_of(batch, 0, p, 64) for p in range(batch.page_table.shape[1])])[:n]
+        values[slots] = torch.eye(n).unsqueeze(1)
+        batch = batch._replace(v_buffer=values)
+        for decode in (True, False):
+            o, selected = run(batch, queries(1, 1, 16), [1], opt, decode=decode)
+            expected = set(oracle.local_positions(n - 1, opt))
+            for page in logical(batch, 0, selected[0, 0]) if selected.numel() else []:
+                expected |= set(range(page * 64, page * 64 + 64))
+            assert set(o[0, 0].nonzero().flatten().tolist()) == expected
+
+
+def test_pages_without_a_representation_are_not_selected():
+    opt = small(topk=100)
+    batch = make_batch([200], page_size=16)
+    q = queries(1, 4, 16)
+    valid = torch.ones_like(batch.page_table, dtype=torch.bool)
+    valid[0, 3] = valid[0, 5] = False
+    reprs = represent(batch, opt)
+    reprs[batch.page_table[0, 3]] = float("nan")
+    selected, scores = select_pages(
+        q, reprs, valid, batch.page_table, torch.tensor([0, 1], dtype=torch.int32), batch.seq_lens,
+        page_size=16, window_size=40, sink_pages=1, topk=100,
+        kind=opt.kind, strategy="group", sm_scale=opt.scale,
+    )  # fmt: skip
+    expected = [c for c in oracle.candidate_pages(199, opt) if c not in (3, 5)]
+    assert logical(batch, 0, selected[0, 0]) == expected
+    assert torch.isfinite(scores[:, :, : len(expected)]).all()
+
+
+def test_min_max_is_an_upper_bound_and_mean_a_lower_one():
+    opt = small()
+    batch = make_batch([64], page_size=16)
+    q = queries(5, 2, 16)
+    keys = torch.as_tensor(batch.k[0]).float().view(4, 16, 2, 16)
+    best = torch.einsum("thd,cphd->thcp", q, keys).amax(-1) * opt.scale
+    every = torch.ones(5, 4, dtype=torch.bool)
+    pages = batch.page_table[0]
+    for kind, above in (("min_max", True), ("mean", False)):
+        reprs = chunk_repr_fwd(batch.k_buffer, pages, page_size=16, kind=kind)
+        _, raw = compute_logits(q, reprs, every, kind=kind, strategy="head", sm_scale=opt.scale)
+        assert ((raw >= best - 1e-5) if above else (raw <= best + 1e-5)).all(), kind
+
+
+def test_merge_of_empty_parts():
+    o = torch.randn(2, 3, 4)
+    lse = torch.randn(2, 3)
+    nothing = torch.full((2, 3), float("-inf"))
+    merged, total = merge_state(o, lse, torch.zeros_like(o), nothing)
+    assert torch.equal(merged, o) and torch.equal(total, lse)
+    merged, total = merge_state(torch.zeros_like(o), nothing, torch.zeros_like(o), nothing)
+    assert torch.equal(merged, torch.zeros_like(o)) and torch.equal(total, nothing)
+
+
+def test_scales_dequantise_keys_and_values():
+    opt = small()
+    batch = make_batch([100], page_size=16)
+    q = queries(1, 4, 16)
+    half = batch._replace(k_buffer=batch.k_buffer / 2, v_buffer=batch.v_buffer / 4)
+    kwargs = dict(page_size=16, window_size=40, sink_pages=1, sm_scale=opt.scale)
+    expected, _ = decode_local_fwd(
+        q, batch.k_buffer, batch.v_buffer, batch.page_table, batch.seq_lens, **kwargs
+    )
+    o, _ = decode_local_fwd(
+        q, half.k_buffer, half.v_buffer, half.page_table, half.seq_lens,
+        k_scale=2.0, v_scale=4.0, **kwargs,
+    )  # fmt: skip
+    torch.testing.assert_close(o, expected)
+    pages = batch.page_table[0, :6]
+    torch.testing.assert_close(
+        chunk_repr_fwd(half.k_buffer, pages, page_size=16, kind="mean_var", k_scale=2.0),
+        chunk_repr_fwd(batch.k_buffer, pages, page_size=16, kind="mean_var"),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))
