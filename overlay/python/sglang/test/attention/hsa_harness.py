@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HSAAttnBackend on a real pool, allocator and ForwardBatch, without a model or a scheduler.
+
+The harness feeds random q, k and v through one attention layer at a time, keeps every sequence's keys and values
+in logical order, and so can ask the oracle for the answer of every row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Dict, List, Sequence
+
+import numpy as np
+import torch
+
+from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
+from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.chunk_repr_pool import (
+    HSAPagedTokenToKVPoolAllocator,
+    HSATokenToKVPool,
+)
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.test.attention import hsa_oracle as oracle
+
+
+@dataclasses.dataclass
+class Sequence_:
+    """One request: its row in the request pool and what it has in the cache."""
+
+    row: int
+    length: int = 0
+    k: List[np.ndarray] = dataclasses.field(default_factory=list)
+    v: List[np.ndarray] = dataclasses.field(default_factory=list)
+
+
+class Harness:
+    """A backend with its pool; ``step`` runs one forward pass over some sequences.
+
+    Args:
+        num_pages: pages of the pool.
+        layers: number of attention layers; all use HSA unless ``hsa_layer_ids`` names fewer.
+        options: fields of HSAConfig.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_pages: int = 64,
+        layers: int = 1,
+        num_heads: int = 4,
+        num_kv_heads: int = 2,
+        head_dim: int = 16,
+        logit_cap: float = 0.0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        hsa_layer_ids: Sequence[int] | None = None,
+        seed: int = 0,
+        **options,
+    ):
+        options = {"page_size": 16, "window_size": 40, "topk": 3, **options}
+        self.config = HSAConfig(**{"dense_backend": "torch_native", **options})
+        self.device, self.dtype = device, dtype
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        page_size = self.config.page_size
+        self.pool = HSATokenToKVPool(
+            num_pages * page_size,
+            page_size=page_size,
+            dtype=dtype,
+            head_num=num_kv_heads,
+            head_dim=head_dim,
+            layer_num=layers,
+            device=device,
+            enable_memory_saver=False,
+            hsa_layer_ids=range(layers) if hsa_layer_ids is None else hsa_layer_ids,
+            chunk_repr_kind=self.config.chunk_repr,
+        )
+        for buffer in (*self.pool.k_buffer, *self.pool.v_buffer):
+            buffer.fill_(float("nan"))
+        self.allocator = HSAPagedTokenToKVPoolAllocator(
+            num_pages * page_size, page_size, dtype, device, self.pool, need_sort=False
+        )
+        self.req_to_token_pool = ReqToTokenPool(
+            size=16, max_context_len=num_pages * page_size, device=device, enable_memory_saver=False
+        )
+        fields = {
+            FIELD_PREFIX + f.name: getattr(self.config, f.name)
+            for f in dataclasses.fields(HSAConfig)
+        }
+        runner = SimpleNamespace(
+            token_to_kv_pool=self.pool,
+            req_to_token_pool=self.req_to_token_pool,
+            server_args=SimpleNamespace(**fields),
+            device=device,
+        )
+        self.backend = HSAAttnBackend(runner)
+        self.layers = [
+            RadixAttention(
+                num_heads, head_dim, head_dim**-0.5, num_kv_heads, layer_id=i, logit_cap=logit_cap
+            )
+            for i in range(layers)
+        ]
+        self.oracle = oracle.Options(
+            page_size=page_size,
+            window_size=self.config.effective_window,
+            sink_pages=self.config.sink_pages,
+            topk=self.config.topk,
+            kind=self.config.chunk_repr,
+            strategy=self.config.selection_strategy,
+            mode=self.config.weight_mode,
+            scale=head_dim**-0.5,
+            cap=logit_cap,
+        )
+        self.rng = torch.Generator().manual_seed(seed)
+        self.rows = list(range(16))
+
+    def new_sequence(self) -> Sequence_:
+        return Sequence_(self.rows.pop(0))
+
+    def fork(self, parent: Sequence_, pages: int) -> Sequence_:
+        """A sequence that shares the parent's first pages, as after a radix hit."""
+        length = pages * self.config.page_size
+        child = self.new_sequence()
+        table = self.req_to_token_pool.req_to_token
+        table[child.row, :length] = table[parent.row, :length]
+        child.length = length
+        child.k, child.v = list(parent.k[:length]), list(parent.v[:length])
+        return child
+
+    def free(self, sequence: Sequence_, from_page: int = 0) -> None:
+        """Give the sequence's pages back, poisoned, and forget it."""
+        begin = from_page * self.config.page_size
+        slots = self.req_to_token_pool.req_to_token[sequence.row, begin : sequence.length].long()
+        for buffer in (*self.pool.k_buffer, *self.pool.v_buffer):
+            buffer[slots] = float("nan")
+        self.allocator.free(slots)
+        self.rows.insert(0, sequence.row)
+
+    def pages_of(self, sequence: Sequence_) -> torch.Tensor:
+        """Physical pages ``[ceil(length / page_size)]``."""
+        size = self.config.page_size
+        slots = self.req_to_token_pool.req_to_token[sequence.row, : sequence.length : size]
+        return slots // size
+
+    def batch(self, new: Dict[int, int], sequences: List[Sequence_], decode: bool) -> ForwardBatch:
+        """Allocate ``new[i]`` tokens for sequence i and build the ForwardBatch."""
+        table = self.req_to_token_pool.req_to_token
+        prefix = torch.tensor([s.length for s in sequences])
+        lens = prefix + torch.tensor([new[i] for i in range(len(sequences))])
+        last = torch.tensor(
+            [int(table[s.row, s.length - 1]) if s.length else -1 for s in sequences]
+        )
+        if decode:
+            slots = self.allocator.alloc_decode(
+                lens.to(self.device), lens, last.to(self.device)
+            )
+        else:
+            slots = self.allocator.alloc_extend(
+                prefix.to(self.device), prefix, lens.to(self.device), lens, last.to(self.device),
+                int((lens - prefix).sum()),
+            )  # fmt: skip
+        assert slots is not None, "the harness's pool is full"
+        for s, part in zip(sequences, slots.split((lens - prefix).tolist())):
+            table[s.row, s.length : s.length + len(part)] = part.int()
+            s.length += len(part)
+        extend = dict(
+            extend_prefix_lens=prefix.int().to(self.device),
+            extend_seq_lens=(lens - prefix).int().to(self.device),
+            extend_prefix_lens_cpu=prefix.tolist(),
+            extend_seq_lens_cpu=(lens - prefix).tolist(),
+            extend_num_tokens=len(slots),
+        )
+        return ForwardBatch(
+            forward_mode=ForwardMode.DECODE if decode else ForwardMode.EXTEND,
+            batch_size=len(sequences),
+            input_ids=torch.zeros(len(slots), dtype=torch.int64, device=self.device),
+            req_pool_indices=torch.tensor([s.row for s in sequences], device=self.device),
+            seq_lens=lens.to(self.device),
+            seq_lens_cpu=lens,
+            out_cache_loc=slots,
+            seq_lens_sum=int(lens.sum()),
+            req_to_token_pool=self.req_to_token_pool,
+            token_to_kv_pool=self.pool,
+            attn_backend=self.backend,
+            **({} if decode else extend),
+        )
+
+    def step(
+        self, sequences: List[Sequence_], new: Sequence[int], *, decode: bool = False, layer: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One forward pass through one layer; returns (q, o) ``[T, H_q, D]``, sequences packed."""
+        begin = [s.length for s in sequences]
+        batch = self.batch(dict(enumerate(new)), sequences, decode)
+        total = sum(new)
+        q = torch.randn(total, self.num_heads, self.head_dim, generator=self.rng)
+        k = torch.randn(total, self.num_kv_heads, self.head_dim, generator=self.rng)
+        v = torch.randn(total, self.num_kv_heads, self.head_dim, generator=self.rng)
+        row = 0
+        for s, start, count in zip(sequences, begin, new):
+            # Keys drift from page to page, so that pages differ as those of real text do.
+            page = (start + torch.arange(count)) // self.config.page_size
+            k[row : row + count] += torch.sin(page.float() * 2.3 + s.row)[:, None, None]
+            s.k += list(k[row : row + count].to(self.dtype).double().numpy())
+            s.v += list(v[row : row + count].to(self.dtype).double().numpy())
+            row += count
+        self.backend.init_forward_metadata(batch)
+        q, k, v = (x.to(self.device, self.dtype) for x in (q, k, v))
+        o = self.layers[layer](q.flatten(1), k.flatten(1), v.flatten(1), batch)
+        return q.cpu(), o.view(total, self.num_heads, -1).cpu()
+
+    def expected(
+        self, q: torch.Tensor, sequences: List[Sequence_], new: Sequence[int]
+    ) -> np.ndarray:
+        """The oracle's outputs for the rows of the last step ``[T, H_q, D]``."""
+        rows, row = [], 0
+        for s, count in zip(sequences, new):
+            k, v = np.stack(s.k), np.stack(s.v)
+            for i in range(s.length - count, s.length):
+                rows.append(oracle.attend(q[row].double().numpy(), k, v, i, self.oracle))
+                row += 1
+        return np.stack(rows)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Page representations and versions in the KV pool, the allocator that bumps them, and their price."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.mem_cache import hsa_pool_setup
+from sglang.srt.mem_cache.chunk_repr_pool import (
+    HSAPagedTokenToKVPoolAllocator,
+    HSATokenToKVPool,
+)
+from sglang.srt.mem_cache.hsa_pool_setup import (
+    hsa_layer_ids,
+    kv_pool_class,
+    paged_allocator_class,
+    repr_bytes_per_page,
+)
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+PAGE = 16
+PAGES = 10
+
+
+def make_pool(kind="mean_var", layers=4, hsa_layers=(1, 3), dtype=torch.float32, pages=PAGES):
+    return HSATokenToKVPool(
+        pages * PAGE, page_size=PAGE, dtype=dtype, head_num=2, head_dim=8, layer_num=layers,
+        device="cpu", enable_memory_saver=False, hsa_layer_ids=hsa_layers, chunk_repr_kind=kind,
+    )  # fmt: skip
+
+
+def make_allocator(pool):
+    return HSAPagedTokenToKVPoolAllocator(
+        PAGES * PAGE, PAGE, torch.float32, "cpu", pool, need_sort=False
+    )
+
+
+def bumped(pool, before):
+    """Pages whose version changed since ``before``."""
+    return (pool.page_version != before).nonzero().flatten().tolist()
+
+
+def extend(allocator, prefix, lens, last):
+    prefix, lens, last = map(torch.tensor, (prefix, lens, last))
+    return allocator.alloc_extend(prefix, prefix, lens, lens, last, int((lens - prefix).sum()))
+
+
+def test_buffers_exist_for_hsa_layers_only():
+    pool = make_pool()
+    assert [b.shape for b in pool.chunk_repr_buffer] == [(PAGES + 1, 2, 16)] * 2
+    assert [v.shape for v in pool.chunk_repr_version] == [(PAGES + 1,)] * 2
+    assert pool.page_version.shape == (PAGES + 1,) and pool.page_version.dtype == torch.int32
+    assert [layer for layer in range(4) if pool.has_chunk_repr(layer)] == [1, 3]
+
+
+@pytest.mark.parametrize("kind,dim", [("mean", 8), ("mean_var", 16), ("min_max", 16)])
+def test_save_and_get(kind, dim):
+    pool = make_pool(kind)
+    pages = torch.tensor([7, 2, 5])
+    reprs = torch.randn(3, 2, dim)
+    pool.save_chunk_repr(3, pages, reprs)
+    assert torch.equal(pool.get_chunk_repr(3, pages), reprs)
+    assert torch.equal(pool.get_chunk_repr(3, pages.view(3, 1)), reprs.unsqueeze(1))
+    assert pool.get_chunk_repr(1, pages).isnan().all(), "the other layer has none"
+    assert pool.get_chunk_repr(3, torch.tensor([1, 3])).isnan().all()
+
+
+def test_a_new_pool_has_no_representation():
+    pool = make_pool()
+    assert not pool.chunk_repr_valid(1, torch.arange(PAGES + 1)).any()
+
+
+def test_another_version_is_no_representation():
+    pool = make_pool()
+    page = torch.tensor([4])
+    pool.save_chunk_repr(1, page, torch.ones(1, 2, 16))
+    old = pool.get_page_version(page)
+    pool.bump_page_version(page * PAGE)
+    assert pool.get_chunk_repr(1, page).isnan().all()
+    assert not pool.get_chunk_repr(1, page, old).isnan().any(), "still there for the old version"
+    pool.save_chunk_repr(1, page, torch.ones(1, 2, 16), page_version=old)  # a late writer
+    assert pool.get_chunk_repr(1, page).isnan().all()
+
+
+def test_landmark_reads_the_last_key_and_costs_nothing():
+    pool = make_pool("landmark")
+    assert pool.chunk_repr_buffer == [] and pool.chunk_repr_version == []
+    keys = torch.randn(PAGE, 2, 8)
+    pool.k_buffer[1][3 * PAGE : 4 * PAGE] = keys
+    assert torch.equal(pool.get_chunk_repr(1, torch.tensor([3]))[0], keys[-1])
+
+
+def test_alloc_bumps_the_pages_it_hands_out():
+    pool = make_pool()
+    allocator = make_allocator(pool)
+    before = pool.page_version.clone()
+    slots = allocator.alloc(3 * PAGE)
+    assert bumped(pool, before) == sorted(set((slots // PAGE).tolist()))
+    assert len(bumped(pool, before)) == 3
+
+
+def test_alloc_extend_bumps_only_newly_opened_pages():
+    pool = make_pool()
+    allocator = make_allocator(pool)
+    first = extend(allocator, [0, 0], [20, 16], [-1, -1])
+    before = pool.page_version.clone()
+    # Sequence 0 goes on in mid-page (20 -> 40), sequence 1 opens a page (16 -> 17).
+    more = extend(allocator, [20, 16], [40, 17], [first[19].item(), first[35].item()])
+    opened = {int(slot) // PAGE for slot in more if slot % PAGE == 0}
+    assert bumped(pool, before) == sorted(opened) and len(opened) == 2
+    assert int(first[16]) // PAGE not in opened
+
+
+def test_alloc_decode_bumps_at_page_starts_only():
+    pool = make_pool()
+    allocator = make_allocator(pool)
+    slots = extend(allocator, [0, 0], [15, 16], [-1, -1])
+    before = pool.page_version.clone()
+    lens = torch.tensor([16, 17])
+    out = allocator.alloc_decode(lens, lens, torch.stack([slots[14], slots[30]]))
+    assert bumped(pool, before) == [int(out[1]) // PAGE]
+    assert out[0] == slots[14] + 1
+
+
+def test_no_memory_bumps_nothing():
+    pool = make_pool()
+    allocator = make_allocator(pool)
+    assert allocator.alloc(PAGES * PAGE - PAGE) is not None
+    before = pool.page_version.clone()
+    assert allocator.alloc(2 * PAGE) is None
+    assert extend(allocator, [0], [2 * PAGE], [-1]) is None
+    lens = torch.tensor([17, 17])
+    last = torch.tensor([15, 31])
+    assert allocator.alloc_decode(lens, lens, last) is None
+    assert bumped(pool, before) == [] and allocator.available_size() == PAGE
+
+
+def test_free_and_alloc_again_invalidates():
+    """Memory is not cleared when a page is freed; only its next owner's version protects it. # trap 37"""
+    pool = make_pool()
+    allocator = make_allocator(pool)
+    slots = allocator.alloc(PAGES * PAGE)
+    pages = torch.unique(slots // PAGE)
+    pool.save_chunk_repr(1, pages, torch.ones(PAGES, 2, 16))
+    allocator.free(slots[: 2 * PAGE])
+    again = torch.unique(allocator.alloc(2 * PAGE) // PAGE)
+    assert pool.get_chunk_repr(1, again).isnan().all()
+    kept = torch.tensor([p for p in pages.tolist() if p not in again.tolist()])
+    assert not pool.get_chunk_repr(1, kept).isnan().any()
+
+
+def test_clear_and_restore_keep_versions_apart():
+    pool = make_pool()
+    allocator = make_allocator(pool)
+    state = allocator.backup_state()
+    pages = torch.unique(allocator.alloc(2 * PAGE) // PAGE)
+    pool.save_chunk_repr(1, pages, torch.ones(2, 2, 16))
+    allocator.restore_state(state)  # speculative allocation taken back
+    again = torch.unique(allocator.alloc(2 * PAGE) // PAGE)
+    assert torch.equal(pages, again) and pool.get_chunk_repr(1, again).isnan().all()
+    pool.save_chunk_repr(1, again, torch.ones(2, 2, 16))
+    allocator.clear()
+    assert not pool.chunk_repr_valid(1, torch.arange(PAGES + 1)).any()
+
+
+# Which layers, which classes
+
+
+def fake_runner(attention_backend="hsa", layers="all", sliding=(), **kwargs):
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList(
+        RadixAttention(
+            4, 8, 1.0, 2, layer_id=i, sliding_window_size=128 if i in sliding else -1, **kwargs
+        )
+        for i in range(4)
+    )
+    return SimpleNamespace(
+        model=model,
+        model_config=SimpleNamespace(
+            num_hidden_layers=4, is_multimodal=False, head_dim=8, get_num_kv_heads=lambda tp: 2
+        ),
+        server_args=SimpleNamespace(
+            attention_backend=attention_backend,
+            hsa_layers=layers, hsa_chunk_repr="mean_var", hsa_topk=32, hsa_page_size=64,
+            hsa_selection_strategy="group", hsa_window_size=512, hsa_enable_swa_fusion=True,
+            hsa_weight_mode="mass", hsa_sink_pages=1, hsa_dense_backend=None, hsa_strict=False,
+        ),
+        kv_cache_dtype=torch.bfloat16,
+    )  # fmt: skip
+
+
+def test_sliding_window_layers_keep_no_representations():
+    """# trap 23"""
+    assert hsa_layer_ids(fake_runner()) == (0, 1, 2, 3)
+    assert hsa_layer_ids(fake_runner(sliding=(0, 2))) == (1, 3)
+    assert hsa_layer_ids(fake_runner(sliding=(0, 2), layers="0-1")) == (1,)
+    with pytest.raises(ValueError, match="leaves no layer for HSA"):
+        hsa_layer_ids(fake_runner(sliding=(0, 2), layers="0,2"))
+
+
+@pytest.mark.parametrize(
+    "kwargs", [dict(attn_type=AttentionType.ENCODER_ONLY), dict(is_cross_attention=True)]
+)
+def test_attention_that_is_not_causal_is_refused(kwargs):
+    with pytest.raises(ValueError, match="attention of layers.0, which is not causal"):
+        hsa_layer_ids(fake_runner(**kwargs))
+
+
+def test_other_backends_get_the_stock_classes_and_pay_nothing(monkeypatch):
+    runner = fake_runner("triton")
+    assert kv_pool_class(runner, MHATokenToKVPool) is MHATokenToKVPool
+    assert paged_allocator_class(runner).__name__ == "PagedTokenToKVPoolAllocator"
+    assert hsa_pool_setup.chunk_repr_bytes_per_token(runner) == 0
+
+
+def test_quantised_checkpoints_are_refused():
+    runner = fake_runner()
+    runner.kv_cache_dtype = torch.float8_e4m3fn
+    with pytest.raises(ValueError, match="--kv-cache-dtype bf16"):
+        kv_pool_class(runner, MHATokenToKVPool)
+
+
+# Price
+
+
+@pytest.mark.parametrize("kind", ["mean", "mean_var", "min_max", "landmark"])
+def test_the_price_is_what_the_pool_allocates(kind):
+    """# trap 8"""
+    pages = 1000
+    pool = make_pool(kind, pages=pages)
+    price = repr_bytes_per_page(2, num_kv_heads=2, head_dim=8, kind=kind, itemsize=4)
+    assert pool.get_chunk_repr_size_bytes() == price * (pages + 1)
+    plain = MHATokenToKVPool(
+        pages * PAGE, page_size=PAGE, dtype=torch.float32, head_num=2, head_dim=8, layer_num=4,
+        device="cpu", enable_memory_saver=False,
+    )  # fmt: skip
+    assert pool.mem_usage - plain.mem_usage == pytest.approx(price * (pages + 1) / 2**30)
+
+
+def test_price_per_token_is_rounded_up(monkeypatch):
+    monkeypatch.setattr(hsa_pool_setup, "get_attention_tp_size", lambda: 1)
+    per_token = hsa_pool_setup.chunk_repr_bytes_per_token(fake_runner())
+    per_page = 4 * (2 * 2 * 8 * 2 + 4) + 4
+    assert per_token == -(-per_page // 64) and per_token * 64 >= per_page
+
+
+def test_bytes_of_a_7b_model_at_a_million_tokens():
+    """32 layers, 32 KV heads of 128 in bf16: mean_var is 1/64 of K + V, 7.6 GiB beside 488 GiB. # trap 8"""
+    pages = 1_000_000 // 64
+    size = repr_bytes_per_page(32, 32, 128, "mean_var", itemsize=2) * pages
+    kv = 1_000_000 * 32 * 32 * 128 * 2 * 2
+    assert size == pages * (32 * (32 * 256 * 2 + 4) + 4)
+    assert size / kv == pytest.approx(1 / 64, rel=1e-3)
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))
