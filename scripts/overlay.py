@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Command line of the overlay tool; without a command it applies. See docs/overlay_tool.md."""
+
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("overlay: error: this Python is too old; run with Python 3.10 or later (PYTHON=python3.11)")
+
+import argparse
+import signal
+from pathlib import Path
+
+from overlay_tool import commands, console, develop, drift, lock, sources, status
+from overlay_tool.console import OverlayError
+from overlay_tool.transaction import Interrupted
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage errors are one line too, with exit code 2."""
+
+    def error(self, message):
+        console.fail(f"{message}; see {self.prog} --help")
+        raise SystemExit(2)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="overlay.py", description="Builds a patched SGLang tree from a pin, a series and added files.")
+    commands_of = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str) -> Parser:
+        made = commands_of.add_parser(name, help=text, description=text)
+        made.add_argument("--release", metavar="NAME", help="a release of upstream.lock (default: its default)")
+        made.add_argument("--quiet", action="store_true", help="no step lines")
+        return made
+
+    apply = command("apply", "build the patched tree, or bring it up to date (the default command)")
+    _place(apply)
+    _source(apply)
+    apply.add_argument("--git", metavar="URL", nargs="?", const="", help="clone upstream at the pinned tag")
+    _change(apply)
+    reverse = command("reverse", "turn the tree back into pristine upstream")
+    _place(reverse)
+    _source(reverse)
+    _change(reverse)
+    report = command("status", "state and size of every patch, and edits in the tree")
+    _place(report)
+    report.add_argument("--json", action="store_true")
+    _place(command("verify", "fail unless the tree is exactly pin, series and overlay"))
+    checkout = command("checkout", "make a git repository with one commit per patch")
+    checkout.add_argument("folder", type=Path)
+    checkout.add_argument("--no-patches", action="store_true", help="only the pristine release, to rebase onto")
+    _source(checkout)
+    refresh = command("refresh", "write series, patches and lock from such a repository")
+    refresh.add_argument("folder", type=Path)
+    refresh.add_argument("--base", metavar="REF", help="the pristine commit (default: tag pin, or the release's tag)")
+    refresh.add_argument("--force", action="store_true", help="move hunks that do not stand at their lines in the pin")
+    _source(refresh)
+    drift_report = command("drift", "how each patch stands against other releases")
+    drift_report.add_argument("targets", metavar="RELEASE|DIR", nargs="+")
+    drift_report.add_argument("--json", action="store_true")
+    return parser
+
+
+def _place(parser: Parser) -> None:
+    parser.add_argument("--tree", metavar="DIR", type=Path, help="where the tree stands (default: sglang/)")
+
+
+def _source(parser: Parser) -> None:
+    parser.add_argument("--source", metavar="PATH", type=Path, help="upstream folder, git checkout or archive; only read")
+
+
+def _change(parser: Parser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="do everything but write")
+    parser.add_argument("--force", action="store_true", help="discard edits in the tree")
+
+
+def _run(args: argparse.Namespace, root: Path) -> None:
+    pins = lock.load(root)
+    release = pins.release(args.release)
+    tree = (args.tree or root / "sglang").resolve() if hasattr(args, "tree") else None
+    source = args.source.resolve() if getattr(args, "source", None) else None
+    if args.command == "apply":
+        if source and args.git is not None:
+            raise OverlayError("--source and --git exclude each other", "give one of them")
+        url = args.git or (release.repository if args.git is not None else None)
+        commands.apply(root, tree, release, source, url, args.force, args.dry_run)
+    elif args.command == "reverse":
+        commands.reverse(root, tree, pins, source, args.force, args.dry_run)
+    elif args.command == "status":
+        status.status(root, tree, release, args.json)
+    elif args.command == "verify":
+        status.verify(root, tree, release)
+    elif args.command == "drift":
+        drift.drift(root, release, args.targets, args.json)
+    else:
+        upstream = sources.from_path(source, release) if source else sources.pinned(release)
+        if args.command == "checkout":
+            develop.checkout(root, release, args.folder.resolve(), upstream, not args.no_patches)
+        else:
+            develop.refresh(root, pins, release, args.folder.resolve(), upstream, args.base, args.force)
+
+
+def _interrupt(signum, frame):
+    raise Interrupted("interrupted; the tree is what it was")
+
+
+def main(argv: list[str], root: Path = ROOT) -> int:
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv = ["apply", *argv]
+    args = _parser().parse_args(argv)
+    console.quiet = args.quiet
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
+    try:
+        _run(args, root)
+    except (OverlayError, Interrupted) as failure:
+        console.fail(str(failure))
+        return 1
+    except OSError as error:
+        console.fail(str(console.os_error(error)))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""upstream.lock: which SGLang release is pinned, and the identity of every file that matters."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from .console import OverlayError
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    try:
+        import tomli as tomllib
+    except ImportError:
+        from pip._vendor import tomli as tomllib
+
+FILE_NAME = "upstream.lock"
+_FIELDS = ("version", "tag", "repository", "archive", "sha256", "python", "torch")
+_HEADER = """\
+# SPDX-License-Identifier: Apache-2.0
+# The SGLang release that the series in patches/ is made for. `scripts/overlay.py refresh` writes this file.
+# identity: git blob ids of files that tell this release from its neighbours.
+# files: git blob ids, before and after the series, of every file that it touches.
+"""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One pinned release. `files` maps a path to its blob ids before and after the series."""
+
+    name: str
+    version: str
+    tag: str
+    repository: str
+    archive: str
+    sha256: str
+    python: str
+    torch: str
+    identity: dict[str, str] = field(default_factory=dict)
+    files: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lock:
+    default: str
+    releases: dict[str, Release]
+
+    def release(self, name: str | None) -> Release:
+        """The named release; a name without the leading v is understood too."""
+        wanted = name or self.default
+        for known in self.releases.values():
+            if wanted in (known.name, known.version):
+                return known
+        raise OverlayError(f"{FILE_NAME} has no release {wanted}", f"it knows {', '.join(self.releases)}")
+
+    def with_release(self, release: Release) -> Lock:
+        return replace(self, releases={**self.releases, release.name: release})
+
+
+def load(root: Path) -> Lock:
+    path = root / FILE_NAME
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OverlayError(f"{path} is missing", "run from a complete checkout of this repository") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OverlayError(f"{path} is not valid TOML ({error})", "restore it from git") from None
+
+
+def parse(text: str) -> Lock:
+    data = tomllib.loads(text)
+    releases = {name: _release(name, table) for name, table in data.get("release", {}).items()}
+    if data.get("default") not in releases:
+        raise OverlayError(f"{FILE_NAME} names no default release that it also pins", "restore it from git")
+    return Lock(data["default"], releases)
+
+
+def _release(name: str, table: dict) -> Release:
+    missing = [key for key in _FIELDS if not isinstance(table.get(key), str)]
+    if missing:
+        raise OverlayError(f"{FILE_NAME}: release {name} lacks {', '.join(missing)}", "restore it from git")
+    if not re.fullmatch(r"[0-9a-f]{64}", table["sha256"]):
+        raise OverlayError(f"{FILE_NAME}: release {name} has no valid sha256", "restore it from git")
+    files = {path: (ids["before"], ids["after"]) for path, ids in table.get("files", {}).items()}
+    fields = {key: table[key] for key in _FIELDS}
+    return Release(name=name, identity=dict(table.get("identity", {})), files=files, **fields)
+
+
+def dump(lock: Lock) -> str:
+    """The lock as text; the same lock gives the same bytes."""
+    lines = [_HEADER, f"default = {_quote(lock.default)}"]
+    for release in lock.releases.values():
+        table = f"release.{_quote(release.name)}"
+        lines += ["", f"[{table}]"]
+        lines += [f"{key} = {_quote(getattr(release, key))}" for key in _FIELDS]
+        lines += ["", f"[{table}.identity]"]
+        lines += [f"{_quote(path)} = {_quote(blob)}" for path, blob in sorted(release.identity.items())]
+        lines += ["", f"[{table}.files]"]
+        for path, (before, after) in sorted(release.files.items()):
+            lines.append(f"{_quote(path)} = {{ before = {_quote(before)}, after = {_quote(after)} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
