@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run sgl.Engine on a CPU: ``python engine_client.py JOB.json RESULT.json``.
+
+A request with a list of prompts is one batch; prompts are token ids, decoding is greedy and ignores EOS.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def run(engine, request):
+    wants_prompt = request.get("prompt_logprobs", False)
+    outputs = engine.generate(
+        input_ids=request["prompts"],
+        sampling_params=dict(temperature=0, ignore_eos=True, max_new_tokens=request["max_new_tokens"]),
+        return_logprob=request.get("logprobs", False) or wants_prompt,
+        logprob_start_len=0 if wants_prompt else -1,
+    )
+    result = dict(
+        tokens=[o["output_ids"] for o in outputs],
+        cached=[o["meta_info"]["cached_tokens"] for o in outputs],
+    )
+    for name, key in (("logprobs", "output_token_logprobs"), ("prompt_logprobs", "input_token_logprobs")):
+        if request.get(name):
+            result[name] = [[entry[0] for entry in o["meta_info"][key]] for o in outputs]
+    return result
+
+
+def main(job_path, result_path):
+    import sglang as sgl
+
+    job = json.loads(Path(job_path).read_text())
+    defaults = dict(
+        device="cpu",
+        dtype="float32",
+        max_total_tokens=8192,
+        max_running_requests=8,
+        mem_fraction_static=0.5,
+        log_level="error",
+        random_seed=0,
+    )
+    with sgl.Engine(**{**defaults, **job["engine"]}) as engine:
+        results = [run(engine, request) for request in job["requests"]]
+        state = engine.get_server_info()["internal_states"][0]
+    info = {"hsa_counters": state.get("hsa_counters"), "memory_usage": state["memory_usage"]}
+    Path(result_path).write_text(json.dumps({"results": results, "info": info}, default=float))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
