@@ -191,6 +191,7 @@ ASKED_BY_ARGUMENTS = {
     "diffusion language models": dict(dllm_algorithm="LowConfidence"),
     "data-parallel attention": dict(enable_dp_attention=True, tp_size=2, dp_size=2),
     "context-parallel attention": dict(attn_cp_size=2, tp_size=2),
+    "more tensor-parallel ranks than KV heads": dict(tp_size=4),
     "pipeline parallelism": dict(pp_size=2),
     "embedding models": dict(is_embedding=True),
 }

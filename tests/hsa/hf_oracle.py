@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Hugging Face model whose full-attention layers run the brute-force HSA oracle: the end-to-end reference.
+
+It shares nothing with SGLang: the model, its cache and its sliding-window layers are transformers', and the
+attention is ``sglang.test.attention.hsa_oracle``, one query at a time in float64.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+from sglang.test.attention import hsa_oracle as oracle
+
+NAME = "hsa_oracle"
+
+
+def greedy(
+    path: str | os.PathLike, ids: list[int], new_tokens: int, options: oracle.Options
+) -> list[int]:
+    """Greedy tokens under HSA with the given options (scale and cap come from the model)."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+    def attention(module, query, key, value, mask, scaling, dropout=0.0, softcap=None, sliding_window=None, **_):
+        if sliding_window is not None:
+            # transformers prepares the masks of windowed layers as for eager attention.
+            return eager_attention_forward(
+                module, query, key, value, mask, scaling=scaling, softcap=softcap
+            )
+        layer_options = oracle.dataclasses.replace(options, scale=scaling, cap=softcap or 0.0)
+        q, k, v = (x[0].transpose(0, 1).double().numpy() for x in (query, key, value))
+        first = len(k) - len(q)
+        rows = [oracle.attend(q[i], k, v, first + i, layer_options) for i in range(len(q))]
+        return torch.as_tensor(oracle.np.stack(rows)).float().unsqueeze(0), None
+
+    AttentionInterface.register(NAME, attention)
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    AttentionMaskInterface.register(NAME, eager_mask)
+    model.set_attn_implementation(NAME)
+    out: list[int] = []
+    step, cache = torch.tensor([ids]), None
+    with torch.no_grad():
+        for _ in range(new_tokens):
+            result = model(step, past_key_values=cache, use_cache=True)
+            cache = result.past_key_values
+            step = result.logits[:, -1:].argmax(-1)
+            out.append(int(step))
+    return out

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sgl.Engine with few pages selected: the oracle's tokens, however the scheduler cuts, caches and batches."""
+
+import pytest
+from hf_oracle import greedy
+from tiny_models import build, hf_greedy, prompt_ids
+
+from sglang.test.attention.hsa_oracle import Options
+
+NEW = 48
+LENGTHS = (700, 1500, 130, 64, 1, 333)
+SPARSE = dict(
+    attention_backend="hsa", hsa_topk=2, hsa_window_size=128, hsa_strict=True, max_total_tokens=16384
+)  # fmt: skip
+ORACLE = Options(topk=2, window_size=128)
+SCHEDULES = {
+    "whole": dict(chunked_prefill_size=-1),
+    "chunk-64": dict(chunked_prefill_size=64),
+    "chunk-100-mixed": dict(chunked_prefill_size=100, enable_mixed_chunk=True),
+    "chunk-1000": dict(chunked_prefill_size=1000),
+    "no-radix": dict(chunked_prefill_size=-1, disable_radix_cache=True),
+    "no-overlap-mixed": dict(chunked_prefill_size=256, enable_mixed_chunk=True, disable_overlap_schedule=True),
+}
+
+
+@pytest.fixture(scope="module")
+def path(checkpoints):
+    return build("qwen3", checkpoints)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return [prompt_ids(n, seed=n) for n in LENGTHS]
+
+
+def run_alone_and_batched(run_engine, path, prompts, **engine):
+    """Every prompt alone, all together, and all together once more; returns (tokens, cached, counters)."""
+    requests = [dict(prompts=[p], max_new_tokens=NEW) for p in prompts]
+    requests += [dict(prompts=prompts, max_new_tokens=NEW)] * 2
+    results, info = run_engine(dict(model_path=str(path), **{**SPARSE, **engine}), requests, info=True)
+    alone = [r["tokens"][0] for r in results[: len(prompts)]]
+    return [alone, results[-2]["tokens"], results[-1]["tokens"]], results[-1]["cached"], info["hsa_counters"]
+
+
+@pytest.fixture(scope="module")
+def expected(run_engine, path, prompts):
+    """Tokens of each prompt run alone, cold and in one piece; the first one is checked against the oracle below."""
+    (alone, batched, again), cached, counts = run_alone_and_batched(
+        run_engine, path, prompts, **SCHEDULES["whole"]
+    )
+    assert alone == batched == again
+    assert max(cached) >= 1472 and 0 < counts["pages_selected"] < counts["pages_candidate"]
+    return alone
+
+
+def test_tokens_equal_the_brute_force_model(path, prompts, expected):
+    assert expected[0] == greedy(path, prompts[0], NEW, ORACLE)
+    assert expected[0] != hf_greedy(path, prompts[0], NEW), "selection has to matter for this prompt"
+
+
+@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s != "whole"])
+def test_schedule_does_not_change_tokens(run_engine, path, prompts, expected, schedule):
+    """# trap 25, 26"""
+    tokens, cached, counts = run_alone_and_batched(run_engine, path, prompts, **SCHEDULES[schedule])
+    assert tokens == [expected] * 3
+    assert (max(cached) > 0) == (schedule != "no-radix")
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"] and counts["reprs_healed"] == 0
+
+
+@pytest.mark.parametrize(
+    "options,oracle",
+    [
+        (
+            dict(hsa_selection_strategy="softmax_head", hsa_chunk_repr="min_max", hsa_weight_mode="score"),
+            dict(strategy="softmax_head", kind="min_max", mode="score"),
+        ),
+        (
+            dict(hsa_selection_strategy="head", hsa_chunk_repr="landmark", hsa_sink_pages=0, page_size=32),
+            dict(strategy="head", kind="landmark", sink_pages=0, page_size=32),
+        ),
+    ],
+)
+def test_other_options_equal_the_brute_force_model(run_engine, path, options, oracle):
+    prompt = prompt_ids(500, seed=8)
+    [result] = run_engine(
+        dict(model_path=str(path), **{**SPARSE, **options}), [dict(prompts=[prompt], max_new_tokens=24)]
+    )
+    assert result["tokens"][0] == greedy(path, prompt, 24, Options(**{**vars(ORACLE), **oracle}))
+
+
+def test_layer_lists_and_sliding_window_layers(run_engine, checkpoints):
+    """Gemma2: layers 0 and 2 slide and stay dense; the HSA layers keep their soft cap."""
+    path = build("gemma2", checkpoints)
+    prompt = prompt_ids(500, seed=9)
+    request = dict(prompts=[prompt], max_new_tokens=24)
+    [result], info = run_engine(dict(model_path=str(path), **SPARSE), [request], info=True)
+    assert result["tokens"][0] == greedy(path, prompt, 24, ORACLE)
+    both = info["hsa_counters"]["rows_sparse"]
+    _, info = run_engine(dict(model_path=str(path), **{**SPARSE, "hsa_layers": "3"}), [request], info=True)
+    assert 0 < info["hsa_counters"]["rows_sparse"] == both // 2
