@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree's root as a project: `pip install -e` gives upstream's metadata, and the tool ignores what pip writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import world as worlds
+
+HOOK = """
+import importlib, os, sys
+os.chdir(sys.argv[1])
+sys.path.insert(0, sys.argv[1])
+backend = importlib.import_module("_sglang_build")
+print("result:", getattr(backend, sys.argv[2])(*sys.argv[3:]))
+"""
+
+
+@pytest.fixture
+def tree(world) -> Path:
+    """The synthetic tree with the real root project, below a git repository with a tag of its own."""
+    for name in ("pyproject.toml", "_sglang_build.py"):
+        shutil.copy(worlds.REPOSITORY / "overlay" / name, world.root / "overlay" / name)
+    worlds.run_git(world.root, "init", "--quiet")
+    worlds.commit(world.root, "parent")
+    worlds.run_git(world.root, "tag", "v1.0.0")
+    assert world.run("apply") == 0
+    return world.tree
+
+
+def hook(tree: Path, name: str, *args: str) -> str:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SETUPTOOLS_SCM")}
+    done = subprocess.run([sys.executable, "-c", HOOK, str(tree), name, *args], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.rsplit("result: ", 1)[1].strip()
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_metadata_is_upstreams(tree, tmp_path, kind):
+    (tmp_path / "meta").mkdir()
+    folder = hook(tree, f"prepare_metadata_for_build_{kind}", str(tmp_path / "meta"))
+    metadata = Parser().parsestr((tmp_path / "meta" / folder / "METADATA").read_text())
+    assert (metadata["Name"], metadata["Version"]) == ("sglang", worlds.VERSION)
+    assert metadata.get_all("Requires-Dist") == ["first-need>=1", "second-need"]
+    assert "sglang = sglang:main" in (tmp_path / "meta" / folder / "entry_points.txt").read_text()
+
+
+def test_an_editable_installation_is_found_before_the_folder_next_to_it(tree, world, tmp_path):
+    """From the repository's root, `sglang` is also the name of a folder without __init__.py."""
+    wheel = hook(tree, "build_editable", str(tmp_path))
+    site = tmp_path / "site"
+    shutil.unpack_archive(tmp_path / wheel, site, "zip")
+    code = f"import site; site.addsitedir({str(site)!r}); import sglang; print(sglang.__file__)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=world.root, capture_output=True, text=True)
+    assert done.stdout.strip() == str(tree / "python/sglang/__init__.py"), done.stderr
+
+
+def test_what_pip_writes_is_no_edit(tree, world, tmp_path):
+    hook(tree, "build_editable", str(tmp_path))
+    assert b"as shipped" not in (tree / "python/sglang/_version.py").read_bytes()
+    assert world.run("verify") == 0 and world.run("apply") == 0
+    assert world.run("reverse") == 0
+    assert world.files() == worlds.PRISTINE

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The repository's own series and lock. The last two tests use the pinned archive, which the tool obtains itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+import world as worlds
+from overlay_tool import fetch, lock, series, sources
+from overlay_tool.archives import read_archive
+from overlay_tool.diff import DiffReader
+from overlay_tool.lock import tomllib
+from world import REPOSITORY, World
+
+PIN = lock.load(REPOSITORY).release(None)
+PATCHES = series.load(REPOSITORY, PIN.name)
+each_patch = pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
+
+
+def test_there_are_patches():
+    """Without any, every test per patch would pass without having looked at one."""
+    assert PATCHES
+
+
+def test_lock_is_canonical():
+    text = (REPOSITORY / lock.FILE_NAME).read_text(encoding="utf-8")
+    assert lock.dump(lock.parse(text)) == text
+
+
+def test_series_and_folder_agree():
+    folder = series.folder(REPOSITORY, PIN.name)
+    assert sorted(series.names(REPOSITORY, PIN.name)) == sorted(path.name for path in folder.glob("*.patch"))
+    assert (folder / "series").read_text(encoding="utf-8") == series.series_text(PATCHES)
+
+
+def test_lock_covers_exactly_the_touched_files():
+    assert set().union(*(patch.paths for patch in PATCHES)) == set(PIN.files)
+    assert all(before != after for before, after in PIN.files.values())
+
+
+def test_lock_and_patches_agree_on_every_blob():
+    ids = {}
+    for patch in PATCHES:
+        for diff in patch.files:
+            if diff.old_path and diff.old_path in ids and diff.old_id:
+                assert diff.old_id == ids[diff.old_path][1], (patch.name, diff.old_path)
+            if diff.new_path == diff.old_path and diff.new_id:
+                before = ids[diff.new_path][0] if diff.new_path in ids else diff.old_id
+                ids[diff.new_path] = (before, diff.new_id)
+    assert ids and all(PIN.files[path] == pair for path, pair in ids.items())
+
+
+def test_status_prints_the_number_of_patched_lines(capfd, tmp_path):
+    assert World(REPOSITORY).run("status", "--json", "--tree", str(tmp_path / "none")) == 0
+    report = json.loads(capfd.readouterr().out)
+    changed = [line for patch in PATCHES for line in added_and_removed(patch.data)]
+    assert report["patched_lines"] == len(changed) > 0
+
+
+def added_and_removed(data: bytes) -> list[bytes]:
+    """Counted without the tool's reader, except for where the diff starts."""
+    lines = data[data.index(b"\ndiff --git ") :].split(b"\n")
+    return [line for line in lines if re.match(rb"\+(?!\+\+ )|-(?!-- )", line)]
+
+
+@each_patch
+def test_header_is_complete(patch):
+    assert series.header_problems(patch.message) == []
+    assert patch.subject and not re.match(r"(fixup|squash)!", patch.subject)
+
+
+@each_patch
+def test_export_is_plain(patch):
+    assert patch.data.startswith(series.ZERO_COMMIT)
+    assert b"\n-- \n" not in patch.data and b"\nSubject: [PATCH " not in patch.data
+    assert re.fullmatch(r"\d{4}-[a-z0-9_.-]+\.patch", patch.name)
+    modified = [diff for diff in patch.files if diff.hunks]
+    assert all(len(diff.old_id) == len(diff.new_id) == 40 for diff in modified)
+
+
+@each_patch
+def test_line_endings_are_lf(patch):
+    """CR may only stand in lines of an upstream file that has them."""
+    reader = DiffReader(patch.name, patch.data)
+    assert not any(line.endswith(b"\r") for line in reader.lines if line[:1] not in (b" ", b"+", b"-"))
+
+
+@pytest.fixture(scope="module")
+def pristine():
+    """The pinned archive, from the cache or through pip: without it these tests fail rather than skip."""
+    return sources.pinned(PIN)
+
+
+def test_git_am_accepts_the_series_in_order(pristine, tmp_path):
+    repository = World(REPOSITORY)
+    assert repository.run("checkout", str(tmp_path / "dev")) == 0
+    count = subprocess.run(
+        ["git", "rev-list", "--count", "pin..HEAD"], cwd=tmp_path / "dev", capture_output=True, text=True, check=True
+    )
+    assert int(count.stdout) == len(PATCHES)
+    for path, (_, after) in PIN.files.items():
+        listed = worlds.run_git(tmp_path / "dev", "ls-tree", "HEAD", "--", path).split()
+        assert (listed[2] if listed else "0" * 40) == after
+
+
+def test_applies_exactly_and_reverses_to_the_last_byte(pristine, tmp_path):
+    repository, tree = World(REPOSITORY), ["--tree", str(tmp_path / "tree")]
+    assert repository.run("apply", *tree) == 0
+    assert repository.run("verify", *tree) == 0
+    assert repository.run("reverse", *tree) == 0
+    repository.tree = tmp_path / "tree"
+    assert repository.files() == pristine.files
+
+
+def test_root_project_asks_for_what_upstream_asks_for():
+    upstream = read_archive(PIN.archive, fetch.pinned_archive(PIN))["pyproject.toml"].data.decode()
+    root = (REPOSITORY / "overlay/pyproject.toml").read_text(encoding="utf-8")
+    assert tomllib.loads(root)["build-system"]["requires"] == tomllib.loads(upstream)["build-system"]["requires"]
