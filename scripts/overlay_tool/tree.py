@@ -126,5 +126,9 @@ def write_entry(root: Path, path: str, entry: Entry) -> None:
         target.symlink_to(os.fsdecode(entry.data))
         return
     mode = 0o777 if entry.mode == EXECUTABLE else 0o666
-    with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
-        out.write(entry.data)
+    try:
+        with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
+            out.write(entry.data)
+    except OSError as error:
+        error.filename = error.filename or str(target)  # a full disk is reported without a name
+        raise

@@ -96,11 +96,8 @@ def test_chat_request_selects_pages_and_counts_them(server):
 @pytest.mark.parametrize(
     "args,message",
     [
-        (["--page-size", "1"], "--page-size 1 is not valid with HSA"),
-        (["--hsa-page-size", "32", "--page-size", "64"], "--page-size 64 and --hsa-page-size 32 differ"),
         (["--prefill-attention-backend", "triton"], "would never write page representations"),
         (["--hsa-layers", "0,9"], "names layer 9, but the model has layers 0-1"),
-        (["--enable-hierarchical-cache"], "does not support hierarchical cache"),
     ],
 )
 def test_start_up_refuses_with_the_reason(checkpoints, child_env, args, message):

@@ -20,13 +20,13 @@ def test_builds_exactly_pin_series_and_overlay(world):
 
 
 def test_sdist_lands_in_upstreams_layout(world):
-    world.run("apply")
+    assert world.run("apply") == 0
     assert (world.tree / "python/pyproject.toml").read_bytes() == worlds.PYPROJECT
     assert (world.tree / "pyproject.toml").read_bytes() == worlds.OVERLAY["pyproject.toml"]
 
 
 def test_keeps_crlf_missing_newline_and_executable_bit(world):
-    world.run("apply")
+    assert world.run("apply") == 0
     package = world.tree / "python/sglang"
     assert (package / "crlf.py").read_bytes().count(b"\r\n") == 30
     assert b"seven\r\n" in (package / "crlf.py").read_bytes()
@@ -35,7 +35,7 @@ def test_keeps_crlf_missing_newline_and_executable_bit(world):
 
 
 def test_second_apply_changes_nothing(world, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     before, inode = world.everything(), world.tree.stat().st_ino
     capfd.readouterr()
     assert world.run("apply") == 0
@@ -45,7 +45,7 @@ def test_second_apply_changes_nothing(world, capfd):
 
 @pytest.mark.parametrize("change", ["overlay changed", "overlay added", "overlay removed"])
 def test_apply_follows_the_overlay(world, change):
-    world.run("apply")
+    assert world.run("apply") == 0
     folder = world.root / "overlay/python/sglang/added"
     if change == "overlay changed":
         replace(folder / "__init__.py", b"1", b"2")
@@ -61,7 +61,7 @@ def test_apply_follows_the_overlay(world, change):
 
 
 def test_apply_follows_the_series(world, dev):
-    world.run("apply")
+    assert world.run("apply") == 0
     replace(dev / "python/sglang/fresh.py", b"True", b"False")
     worlds.commit(dev, "[Core] Change what was added")
     assert world.run("refresh", str(dev)) == 0
@@ -70,7 +70,7 @@ def test_apply_follows_the_series(world, dev):
 
 
 def test_update_needs_no_archive(world):
-    world.run("apply")
+    assert world.run("apply") == 0
     for archive in (world.root / "cache").rglob("*.tar.gz"):
         archive.unlink()
     replace(world.root / "overlay/python/sglang/added/__init__.py", b"1", b"2")
@@ -86,7 +86,7 @@ def test_dry_run_writes_nothing(world, capfd):
 
 
 def test_dry_run_leaves_an_outdated_tree(world):
-    world.run("apply")
+    assert world.run("apply") == 0
     replace(world.root / "overlay/python/sglang/added/__init__.py", b"1", b"2")
     before = world.everything()
     assert world.run("apply", "--dry-run") == 0
@@ -95,7 +95,7 @@ def test_dry_run_leaves_an_outdated_tree(world):
 
 def test_generated_files_are_nobodys_edits(world):
     """pip writes _version.py and *.egg-info, Python writes caches; neither stops or survives as an edit."""
-    world.run("apply")
+    assert world.run("apply") == 0
     worlds.write(world.tree, {
         "python/sglang/_version.py": b"version = 'regenerated'\n",
         "python/sglang.egg-info/PKG-INFO": b"regenerated\n",
@@ -111,7 +111,7 @@ def test_generated_files_are_nobodys_edits(world):
 
 
 def test_manifest_records_every_file_of_ours(world):
-    world.run("apply")
+    assert world.run("apply") == 0
     manifest = json.loads((world.tree / ".overlay/manifest.json").read_text())
     assert manifest["version"] == worlds.VERSION
     assert set(manifest["written"]) == set(world.release().files) | set(worlds.OVERLAY)

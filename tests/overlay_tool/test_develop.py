@@ -38,7 +38,7 @@ def test_checkout_is_deterministic(world, tmp_path):
 
 
 def test_checkout_arrives_at_what_apply_builds(world, tmp_path):
-    world.run("apply")
+    assert world.run("apply") == 0
     world.run("checkout", str(tmp_path / "made"))
     for path in world.release().files:
         made, built = tmp_path / "made" / path, world.tree / path

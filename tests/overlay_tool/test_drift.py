@@ -46,14 +46,14 @@ def test_conflict(world, tmp_path, capfd):
 
 
 def test_already_upstream(world, tmp_path, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     taken = {path: world.files()[path] for path in (CRLF, "python/sglang/run.sh")}
     rows = drift(world, tmp_path, capfd, taken)
     assert [row["verdict"] for row in rows] == ["exact", "already upstream", "exact"]
 
 
 def test_half_taken_is_a_conflict(world, tmp_path, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     rows = drift(world, tmp_path, capfd, {CRLF: world.files()[CRLF]})
     assert rows[1]["verdict"] == "conflict" and rows[1]["details"] == [f"{CRLF}:6 already upstream"]
 

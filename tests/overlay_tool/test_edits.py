@@ -27,7 +27,7 @@ def outdate(world) -> None:
 @pytest.mark.parametrize("outdated", [False, True])
 @pytest.mark.parametrize("path", EDITS.values(), ids=EDITS)
 def test_apply_refuses_edited_files(world, error_line, path, outdated):
-    world.run("apply")
+    assert world.run("apply") == 0
     edit(world, path)
     if outdated:
         outdate(world)
@@ -40,7 +40,7 @@ def test_apply_refuses_edited_files(world, error_line, path, outdated):
 
 @pytest.mark.parametrize("path", EDITS.values(), ids=EDITS)
 def test_apply_force_discards_edits_and_names_them(world, capfd, path):
-    world.run("apply")
+    assert world.run("apply") == 0
     edit(world, path)
     assert world.run("apply", "--force") == 0
     assert f"discarding edits: {path}" in capfd.readouterr().err
@@ -49,7 +49,7 @@ def test_apply_force_discards_edits_and_names_them(world, capfd, path):
 
 @pytest.mark.parametrize("path", EDITS.values(), ids=EDITS)
 def test_reverse_refuses_edited_files(world, error_line, path):
-    world.run("apply")
+    assert world.run("apply") == 0
     edit(world, path)
     before = world.everything()
     assert world.run("reverse") == 1
@@ -59,28 +59,28 @@ def test_reverse_refuses_edited_files(world, error_line, path):
 
 @pytest.mark.parametrize("path", EDITS.values(), ids=EDITS)
 def test_reverse_force_restores_upstream(world, path):
-    world.run("apply")
+    assert world.run("apply") == 0
     edit(world, path)
     assert world.run("reverse", "--force") == 0
     assert world.files() == PRISTINE
 
 
 def test_removed_files_count_as_edits(world, error_line):
-    world.run("apply")
+    assert world.run("apply") == 0
     (world.tree / "python/sglang/bare.txt").unlink()
     assert world.run("apply") == 1
     assert "python/sglang/bare.txt (removed)" in error_line()
 
 
 def test_a_changed_executable_bit_counts_as_an_edit(world, error_line):
-    world.run("apply")
+    assert world.run("apply") == 0
     (world.tree / "python/sglang/alpha.py").chmod(0o755)
     assert world.run("apply") == 1
     assert "python/sglang/alpha.py" in error_line()
 
 
 def test_added_files_do_not_disturb_a_current_tree(world, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     worlds.write(world.tree, {"notes.txt": b"mine\n"})
     assert world.run("apply") == 0
     assert "notes.txt" in capfd.readouterr().err
@@ -89,7 +89,7 @@ def test_added_files_do_not_disturb_a_current_tree(world, capfd):
 
 @pytest.mark.parametrize("command", ["apply", "reverse"])
 def test_added_files_stop_a_replacement(world, error_line, command):
-    world.run("apply")
+    assert world.run("apply") == 0
     worlds.write(world.tree, {"notes.txt": b"mine\n"})
     outdate(world)
     assert world.run(command) == 1
@@ -106,21 +106,21 @@ def test_a_foreign_tree_is_not_overwritten(world, error_line):
 
 def test_half_applied_by_hand_is_refused(world, error_line):
     """One file of a patch taken back: drifted, and named."""
-    world.run("apply")
+    assert world.run("apply") == 0
     replace(world.tree / "python/sglang/bare.txt", b"changed", b"last")
     assert world.run("apply") == 1
     assert "python/sglang/bare.txt" in error_line()
 
 
 def test_a_damaged_manifest_is_one_line(world, error_line):
-    world.run("apply")
+    assert world.run("apply") == 0
     (world.tree / ".overlay/manifest.json").write_text("{")
     assert world.run("apply") == 1
     assert "manifest.json is damaged" in error_line()
 
 
 def test_damaged_pristine_content_is_not_restored(world, error_line):
-    world.run("apply")
+    assert world.run("apply") == 0
     for path in (world.tree / ".overlay/pristine").iterdir():
         path.write_bytes(b"rotten")
     before = world.everything()

@@ -54,7 +54,7 @@ def outdate(world) -> None:
     + [("reverse", point) for point in POINTS if point not in ("written", "verified")],
 )
 def test_killed_run_leaves_the_old_or_the_new_tree(world, command, point):
-    world.run("apply")
+    assert world.run("apply") == 0
     if command == "apply":
         outdate(world)
     old = world.everything()
@@ -81,7 +81,7 @@ def test_killed_first_run_leaves_no_tree(world):
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("point", POINTS)
 def test_interrupted_run_says_which_tree_stands(world, point, number):
-    world.run("apply")
+    assert world.run("apply") == 0
     outdate(world)
     old = world.everything()
     done = subprocess.run(driver(world, point, number, "apply"), capture_output=True, text=True)
@@ -99,7 +99,7 @@ def test_interrupted_run_says_which_tree_stands(world, point, number):
 @pytest.mark.parametrize("exists", [False, True])
 def test_disk_full_in_the_middle(world, monkeypatch, error_line, code, text, exists):
     if exists:
-        world.run("apply")
+        assert world.run("apply") == 0
         outdate(world)
     old = world.everything()
     fail_after(monkeypatch, 5, code)
@@ -109,7 +109,7 @@ def test_disk_full_in_the_middle(world, monkeypatch, error_line, code, text, exi
 
 
 def test_disk_full_while_reversing(world, monkeypatch, error_line):
-    world.run("apply")
+    assert world.run("apply") == 0
     old = world.everything()
     fail_after(monkeypatch, 5, errno.ENOSPC)
     assert world.run("reverse") == 1
@@ -136,7 +136,7 @@ def test_read_only_folder(world, monkeypatch, error_line, code):
     def refuse(path, *args, **kwargs):
         raise OSError(code, os.strerror(code), str(path))
 
-    world.run("apply")
+    assert world.run("apply") == 0
     outdate(world)
     old = world.everything()
     monkeypatch.setattr(transaction.Path, "mkdir", refuse)
@@ -158,7 +158,7 @@ def test_read_only_folder_for_real(world, error_line):
 
 def test_read_only_files_and_folders_in_the_tree_are_replaced(world):
     """A tree is exchanged as a whole, so read-only parts neither stop it nor survive half."""
-    world.run("apply")
+    assert world.run("apply") == 0
     outdate(world)
     (world.tree / "python/sglang/alpha.py").chmod(0o444)
     (world.tree / "python/sglang").chmod(0o555)
@@ -179,7 +179,7 @@ def test_a_write_that_does_not_reach_the_disk_is_noticed(world, monkeypatch, err
 
 
 def test_a_failing_second_rename_puts_the_tree_back(world, monkeypatch, error_line):
-    world.run("apply")
+    assert world.run("apply") == 0
     outdate(world)
     old, original = world.everything(), transaction.Path.rename
 
@@ -196,7 +196,7 @@ def test_a_failing_second_rename_puts_the_tree_back(world, monkeypatch, error_li
 
 
 def test_two_runs_at_a_time(world, error_line):
-    world.run("apply")
+    assert world.run("apply") == 0
     outdate(world)
     first = subprocess.Popen(driver(world, "verified", "wait", "apply"), stdout=subprocess.PIPE, text=True)
     try:
@@ -216,7 +216,7 @@ def test_two_runs_at_a_time(world, error_line):
 
 
 def test_a_tree_set_aside_between_two_renames_comes_back(world):
-    world.run("apply")
+    assert world.run("apply") == 0
     os.rename(world.tree, world.tree.with_name(".sglang.overlay-old"))
     assert world.run("reverse") == 0
     assert world.files() == PRISTINE and world.leftovers() == []

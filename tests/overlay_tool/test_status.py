@@ -35,47 +35,47 @@ def test_not_applied_without_a_tree(world, capfd):
 
 
 def test_applied_and_after_reverse(world, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     assert states(world, capfd) == ["applied"] * 3
-    world.run("reverse")
+    assert world.run("reverse") == 0
     assert states(world, capfd) == ["not applied"] * 3
 
 
 def test_half_applied_is_drifted(world, capfd):
     """One of the two files of the second patch is as upstream has it."""
-    world.run("apply")
+    assert world.run("apply") == 0
     replace(world.tree / "python/sglang/run.sh", b"two", b"one")
     assert states(world, capfd) == ["applied", "drifted", "applied"]
 
 
 def test_one_of_two_hunks_is_drifted(world, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     replace(world.tree / "python/sglang/alpha.py", b"line fifty\n", b"line 50\n")
     assert states(world, capfd)[0] == "drifted"
 
 
 def test_a_moved_hunk_is_drifted(world, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     replace(world.tree / "python/sglang/alpha.py", b"line 2\n", b"line 2\nmine\n")
     assert states(world, capfd) == ["drifted", "applied", "applied"]
 
 
 def test_an_edit_beside_the_hunks_is_applied_but_reported(world, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     replace(world.tree / "python/sglang/alpha.py", b"line 30\n", b"mine\n")
     assert states(world, capfd) == ["applied"] * 3
     assert report(world, capfd)["edits"] == ["python/sglang/alpha.py"]
 
 
 def test_a_patch_taken_out_by_hand_is_not_applied(world, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     replace(world.tree / "python/sglang/run.sh", b"two", b"one")
     replace(world.tree / "python/sglang/crlf.py", b"seven\r", b"line 7\r")
     assert states(world, capfd) == ["applied", "not applied", "applied"]
 
 
 def test_a_file_renamed_by_hand_is_drifted(world, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     (world.tree / "python/sglang/new_name.py").rename(world.tree / "python/sglang/elsewhere.py")
     assert states(world, capfd) == ["applied", "applied", "drifted"]
 
@@ -90,7 +90,7 @@ def test_counts_patched_lines(world, capfd):
 
 
 def test_table_names_state_and_edits(world, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     worlds.write(world.tree, {"notes.txt": b"mine\n"})
     world.run("status")
     text = capfd.readouterr().out
@@ -98,7 +98,7 @@ def test_table_names_state_and_edits(world, capfd):
 
 
 def test_verify_accepts_a_fresh_tree(world, capfd):
-    world.run("apply")
+    assert world.run("apply") == 0
     assert world.run("verify") == 0
     assert "8 patched files, 2 overlay files and 12 upstream files" in capfd.readouterr().out
 
@@ -107,7 +107,7 @@ def test_verify_accepts_a_fresh_tree(world, capfd):
     "path", ["python/sglang/alpha.py", "python/sglang/__init__.py", "python/sglang/added/__init__.py"]
 )
 def test_verify_refuses_edits(world, error_line, path):
-    world.run("apply")
+    assert world.run("apply") == 0
     with open(world.tree / path, "ab") as out:
         out.write(b"mine\n")
     assert world.run("verify") == 1
@@ -115,7 +115,7 @@ def test_verify_refuses_edits(world, error_line, path):
 
 
 def test_verify_refuses_an_outdated_tree(world, error_line):
-    world.run("apply")
+    assert world.run("apply") == 0
     worlds.write(world.root / "overlay", {"python/sglang/added/later.py": b"1\n"})
     assert world.run("verify") == 1
     assert "python/sglang/added/later.py" in error_line()
@@ -128,7 +128,7 @@ def test_verify_refuses_a_tree_without_manifest(world, error_line):
 
 
 def test_status_and_verify_write_nothing(world):
-    world.run("apply")
+    assert world.run("apply") == 0
     before = world.everything()
     world.run("status")
     world.run("verify")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -89,14 +90,14 @@ OVERLAY = {
 
 def tar_bytes(files: dict[str, Entry], top: str = f"sglang-{VERSION}", extra=()) -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+    with tarfile.open(fileobj=out, mode="w") as archive:
         for path, entry in files.items():
             member = tarfile.TarInfo(f"{top}/{path}")
             member.size, member.mode = len(entry.data), 0o755 if entry.mode == "100755" else 0o644
             archive.addfile(member, io.BytesIO(entry.data))
         for member in extra:
             archive.addfile(member, io.BytesIO(b"x" * member.size))
-    return out.getvalue()
+    return gzip.compress(out.getvalue(), mtime=0)  # without a time, so that the same files are the same archive
 
 
 def zip_bytes(files: dict[str, Entry], top: str = "") -> bytes:

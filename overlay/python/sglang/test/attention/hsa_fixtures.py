@@ -98,3 +98,14 @@ def write_model_config(folder: Path, **fields) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
+
+
+def write_random_model(folder: Path, **fields) -> str:
+    """A Qwen3 checkpoint with random float32 weights, sharp enough that attention matters."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    write_model_config(folder, initializer_range=0.15, **fields)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    model.save_pretrained(folder)
+    return str(folder)
