@@ -57,7 +57,8 @@ def test_an_editable_installation_is_found_before_the_folder_next_to_it(tree, wo
     site = tmp_path / "site"
     shutil.unpack_archive(tmp_path / wheel, site, "zip")
     code = f"import site; site.addsitedir({str(site)!r}); import sglang; print(sglang.__file__)"
-    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=world.root, capture_output=True, text=True)
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=world.root, env=env, capture_output=True, text=True)
     assert done.stdout.strip() == str(tree / "python/sglang/__init__.py"), done.stderr
 
 

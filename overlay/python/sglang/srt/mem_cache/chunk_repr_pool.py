@@ -101,6 +101,10 @@ class ChunkReprMixin:
         keys = self.get_key_buffer(layer_id)
         return keys.view(-1, self.page_size, *keys.shape[1:])[:, -1]
 
+    def chunk_repr_stamp(self, layer_id: int) -> torch.Tensor:
+        """Version that each representation of a layer was written for ``[num_pages]`` int32."""
+        return self.chunk_repr_version[self._ordinal[layer_id]]
+
     def save_chunk_repr(
         self,
         layer_id: int,

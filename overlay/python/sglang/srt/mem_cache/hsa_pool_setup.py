@@ -43,7 +43,9 @@ def kv_pool_class(
     )
 
 
-def paged_allocator_class(runner: ModelRunner) -> Callable[..., PagedTokenToKVPoolAllocator]:
+def paged_allocator_class(
+    runner: ModelRunner,
+) -> Callable[..., PagedTokenToKVPoolAllocator]:
     """Constructor of the paged allocator."""
     return (
         HSAPagedTokenToKVPoolAllocator

@@ -48,12 +48,17 @@ def alloc_extend_torch(
     # Per token: its request, and its position in that request.
     request = torch.repeat_interleave(extend_lens, output_size=num_tokens)  # [N] int64
     start = extend_lens.cumsum(0) - extend_lens  # [B] int64
-    position = torch.arange(num_tokens, device=out_indices.device) + (prefix_lens - start)[request]  # [N] int64
+    position = (
+        torch.arange(num_tokens, device=out_indices.device)
+        + (prefix_lens - start)[request]
+    )  # [N] int64
 
     # Tokens in the old page follow the last slot; this also fills the rest, which is overwritten below.
     out_indices.copy_((last_loc + 1 - prefix_lens)[request] + position)
 
-    page_of_request = position // page_size - pages_before[request]  # [N] int64, negative: the old page
+    page_of_request = (
+        position // page_size - pages_before[request]
+    )  # [N] int64, negative: the old page
     in_new_page = page_of_request >= 0  # [N] bool
     first_page = new_pages.cumsum(0) - new_pages  # [B] int64
     page = free_pages[(first_page[request] + page_of_request)[in_new_page]]  # [M] int64

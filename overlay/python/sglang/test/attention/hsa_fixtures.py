@@ -45,7 +45,9 @@ def make_batch(
     num_pages = sum(counts) + 3
     v_head_dim = v_head_dim or head_dim
     k_buffer = torch.full((num_pages * page_size, num_kv_heads, head_dim), float("nan"))
-    v_buffer = torch.full((num_pages * page_size, num_kv_heads, v_head_dim), float("nan"))
+    v_buffer = torch.full(
+        (num_pages * page_size, num_kv_heads, v_head_dim), float("nan")
+    )
     free = (torch.randperm(num_pages - 1, generator=rng) + 1).tolist()
     page_table = torch.zeros((len(seq_lens), max(counts)), dtype=torch.int32)
     keys, values = [], []

@@ -16,6 +16,7 @@ import torch
 
 from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
+from sglang.srt.layers.attention.hsa.decode_kernels import DecodeKernels
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.chunk_repr_pool import (
     HSAPagedTokenToKVPoolAllocator,
@@ -42,6 +43,7 @@ class Harness:
     Args:
         num_pages: pages of the pool.
         layers: number of attention layers; all use HSA unless ``hsa_layer_ids`` names fewer.
+        decode_kernels: decode on the Triton kernels on any device.
         options: fields of HSAConfig.
     """
 
@@ -58,12 +60,17 @@ class Harness:
         dtype: torch.dtype = torch.float32,
         hsa_layer_ids: Sequence[int] | None = None,
         seed: int = 0,
+        decode_kernels: bool = False,
         **options,
     ):
         options = {"page_size": 16, "window_size": 40, "topk": 3, **options}
         self.config = HSAConfig(**{"dense_backend": "torch_native", **options})
         self.device, self.dtype = device, dtype
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.num_heads, self.num_kv_heads, self.head_dim = (
+            num_heads,
+            num_kv_heads,
+            head_dim,
+        )
         page_size = self.config.page_size
         self.pool = HSATokenToKVPool(
             num_pages * page_size,
@@ -83,25 +90,44 @@ class Harness:
             num_pages * page_size, page_size, dtype, device, self.pool, need_sort=False
         )
         self.req_to_token_pool = ReqToTokenPool(
-            size=16, max_context_len=num_pages * page_size, device=device, enable_memory_saver=False
+            size=16,
+            max_context_len=num_pages * page_size,
+            device=device,
+            enable_memory_saver=False,
         )
         fields = {
             FIELD_PREFIX + f.name: getattr(self.config, f.name)
             for f in dataclasses.fields(HSAConfig)
         }
+        self.layers = [
+            RadixAttention(
+                num_heads,
+                head_dim,
+                head_dim**-0.5,
+                num_kv_heads,
+                layer_id=i,
+                logit_cap=logit_cap,
+            )
+            for i in range(layers)
+        ]
         runner = SimpleNamespace(
+            model=torch.nn.ModuleList(self.layers),
             token_to_kv_pool=self.pool,
             req_to_token_pool=self.req_to_token_pool,
             server_args=SimpleNamespace(**fields),
             device=device,
         )
         self.backend = HSAAttnBackend(runner)
-        self.layers = [
-            RadixAttention(
-                num_heads, head_dim, head_dim**-0.5, num_kv_heads, layer_id=i, logit_cap=logit_cap
+        if (
+            decode_kernels and self.backend.decode_kernels is None
+        ):  # under the Triton interpreter
+            self.backend.decode_kernels = DecodeKernels(
+                self.pool,
+                self.req_to_token_pool,
+                self.config,
+                num_heads,
+                self.backend.counters,
             )
-            for i in range(layers)
-        ]
         self.oracle = oracle.Options(
             page_size=page_size,
             window_size=self.config.effective_window,
@@ -132,7 +158,9 @@ class Harness:
     def free(self, sequence: Sequence_, from_page: int = 0) -> None:
         """Give the sequence's pages back, poisoned, and forget it."""
         begin = from_page * self.config.page_size
-        slots = self.req_to_token_pool.req_to_token[sequence.row, begin : sequence.length].long()
+        slots = self.req_to_token_pool.req_to_token[
+            sequence.row, begin : sequence.length
+        ].long()
         for buffer in (*self.pool.k_buffer, *self.pool.v_buffer):
             buffer[slots] = float("nan")
         self.allocator.free(slots)
@@ -141,10 +169,14 @@ class Harness:
     def pages_of(self, sequence: Sequence_) -> torch.Tensor:
         """Physical pages ``[ceil(length / page_size)]``."""
         size = self.config.page_size
-        slots = self.req_to_token_pool.req_to_token[sequence.row, : sequence.length : size]
+        slots = self.req_to_token_pool.req_to_token[
+            sequence.row, : sequence.length : size
+        ]
         return slots // size
 
-    def batch(self, new: Dict[int, int], sequences: List[Sequence_], decode: bool) -> ForwardBatch:
+    def batch(
+        self, new: Dict[int, int], sequences: List[Sequence_], decode: bool
+    ) -> ForwardBatch:
         """Allocate ``new[i]`` tokens for sequence i and build the ForwardBatch."""
         table = self.req_to_token_pool.req_to_token
         prefix = torch.tensor([s.length for s in sequences])
@@ -176,7 +208,9 @@ class Harness:
             forward_mode=ForwardMode.DECODE if decode else ForwardMode.EXTEND,
             batch_size=len(sequences),
             input_ids=torch.zeros(len(slots), dtype=torch.int64, device=self.device),
-            req_pool_indices=torch.tensor([s.row for s in sequences], device=self.device),
+            req_pool_indices=torch.tensor(
+                [s.row for s in sequences], device=self.device
+            ),
             seq_lens=lens.to(self.device),
             seq_lens_cpu=lens,
             out_cache_loc=slots,
@@ -188,7 +222,12 @@ class Harness:
         )
 
     def step(
-        self, sequences: List[Sequence_], new: Sequence[int], *, decode: bool = False, layer: int = 0
+        self,
+        sequences: List[Sequence_],
+        new: Sequence[int],
+        *,
+        decode: bool = False,
+        layer: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One forward pass through one layer; returns (q, o) ``[T, H_q, D]``, sequences packed."""
         begin = [s.length for s in sequences]
@@ -218,6 +257,8 @@ class Harness:
         for s, count in zip(sequences, new):
             k, v = np.stack(s.k), np.stack(s.v)
             for i in range(s.length - count, s.length):
-                rows.append(oracle.attend(q[row].double().numpy(), k, v, i, self.oracle))
+                rows.append(
+                    oracle.attend(q[row].double().numpy(), k, v, i, self.oracle)
+                )
                 row += 1
         return np.stack(rows)

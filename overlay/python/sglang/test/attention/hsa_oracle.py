@@ -40,9 +40,7 @@ def local_positions(i: int, opt: Options) -> List[int]:
 
 def candidate_pages(i: int, opt: Options) -> List[int]:
     return [
-        c
-        for c in range(window_start(i, opt) // opt.page_size)
-        if c >= opt.sink_pages
+        c for c in range(window_start(i, opt) // opt.page_size) if c >= opt.sink_pages
     ]
 
 
@@ -54,9 +52,7 @@ def raw_score(q: np.ndarray, keys: np.ndarray, opt: Options) -> float:
         second = float((q**2) @ keys.var(0))
         return opt.scale * float(q @ keys.mean(0)) + 0.5 * opt.scale**2 * second
     if opt.kind == "min_max":
-        return opt.scale * float(
-            np.maximum(q * keys.min(0), q * keys.max(0)).sum()
-        )
+        return opt.scale * float(np.maximum(q * keys.min(0), q * keys.max(0)).sum())
     if opt.kind == "landmark":
         return opt.scale * float(q @ keys[-1])
     raise ValueError(opt.kind)
@@ -86,7 +82,10 @@ def select(
     size = opt.page_size
     raw = np.array(
         [
-            [raw_score(q[h], k[c * size : (c + 1) * size, h // group], opt) for c in pages]
+            [
+                raw_score(q[h], k[c * size : (c + 1) * size, h // group], opt)
+                for c in pages
+            ]
             for h in range(num_heads)
         ]
     ).reshape(num_heads, len(pages))

@@ -28,14 +28,20 @@ def complete_pages(harness, sequence):
 @pytest.mark.parametrize("weight_mode", ["mass", "score"])
 def test_prefill_and_decode(strategy, chunk_repr, weight_mode):
     h = Harness(
-        selection_strategy=strategy, chunk_repr=chunk_repr, weight_mode=weight_mode, strict=True
+        selection_strategy=strategy,
+        chunk_repr=chunk_repr,
+        weight_mode=weight_mode,
+        strict=True,
     )
     sequences = [h.new_sequence() for _ in range(3)]
     check(h, sequences, [130, 15, 64])
     for _ in range(20):  # crosses page boundaries in every sequence
         check(h, sequences, [1, 1, 1], decode=True)
     counts = h.backend.counters.snapshot()
-    assert counts["rows_sparse"] > 0 and counts["pages_selected"] < counts["pages_candidate"]
+    assert (
+        counts["rows_sparse"] > 0
+        and counts["pages_selected"] < counts["pages_candidate"]
+    )
     assert counts["reprs_healed"] == 0
 
 
@@ -54,7 +60,9 @@ def test_mixed_batch_of_chunks_and_decoding_rows():
     check(h, [old], [150])
     for _ in range(5):
         new = h.new_sequence()
-        check(h, [old, new], [1, 70])  # a mixed batch is an extend with rows of one token
+        check(
+            h, [old, new], [1, 70]
+        )  # a mixed batch is an extend with rows of one token
 
 
 def test_pages_generated_in_batched_decode_are_represented():
@@ -91,7 +99,9 @@ def test_shared_prefix_is_represented_once():
     for _ in range(20):
         check(h, [child, other, parent], [1, 1, 1], decode=True)
     counts = h.backend.counters.snapshot()
-    own = sum(s.length // 16 - shared for s, shared in ((child, 9), (other, 6), (parent, 10)))
+    own = sum(
+        s.length // 16 - shared for s, shared in ((child, 9), (other, 6), (parent, 10))
+    )
     assert counts["reprs_written"] - before == own and counts["reprs_healed"] == 0
 
 
@@ -129,7 +139,9 @@ def test_strict_mode_stops_on_a_page_that_stays_invalid(monkeypatch):
     h.step([s], [150])
     h.pool.chunk_repr_version[0][complete_pages(h, s)[3].long()] -= 1
     monkeypatch.setattr(h.backend, "_write_representations", lambda layer: None)
-    with pytest.raises(RuntimeError, match="layer 0 has complete pages without a valid"):
+    with pytest.raises(
+        RuntimeError, match="layer 0 has complete pages without a valid"
+    ):
         h.step([s], [1], decode=True)
 
 
@@ -141,7 +153,9 @@ def test_a_writer_stamps_the_version_its_batch_was_built_with():
     batch = h.batch({0: 1}, [s], decode=True)
     h.backend.init_forward_metadata(batch)
     page = h.pages_of(s)[3]
-    h.pool.bump_page_version(page.long().view(1) * 16)  # the allocator, on another stream
+    h.pool.bump_page_version(
+        page.long().view(1) * 16
+    )  # the allocator, on another stream
     x = torch.randn(1, 2 * 16)
     h.layers[0](torch.randn(1, 4 * 16), x, x.clone(), batch)
     assert not h.pool.chunk_repr_valid(0, page)

@@ -68,13 +68,17 @@ def generate(model_path, prompts, **engine):
         for _ in range(2):
             outputs = llm.generate(
                 input_ids=prompts,
-                sampling_params=dict(temperature=0, ignore_eos=True, max_new_tokens=NEW),
+                sampling_params=dict(
+                    temperature=0, ignore_eos=True, max_new_tokens=NEW
+                ),
                 return_logprob=True,
                 logprob_start_len=0,
             )
             for o in outputs:
                 info = o["meta_info"]
-                entries = info["input_token_logprobs"][1:] + info["output_token_logprobs"]
+                entries = (
+                    info["input_token_logprobs"][1:] + info["output_token_logprobs"]
+                )
                 answers.append(np.array([entry[0] for entry in entries]))
         state = llm.get_server_info()["internal_states"][0]
     return answers, state.get("hsa_counters")
@@ -95,7 +99,10 @@ def test_every_page_selected_equals_the_dense_backend(model_path, backend):
     for got, expected in zip(hsa, dense):
         tolerance = 0.15 if ON_GPU else 2e-3
         np.testing.assert_allclose(got[keep], expected[keep], atol=tolerance)
-    assert counts["rows_sparse"] > 0 and counts["pages_selected"] == counts["pages_candidate"]
+    assert (
+        counts["rows_sparse"] > 0
+        and counts["pages_selected"] == counts["pages_candidate"]
+    )
     assert os.environ.get("TRITON_INTERPRET") == (None if ON_GPU else "1")
 
 

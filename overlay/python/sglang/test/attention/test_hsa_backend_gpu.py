@@ -27,13 +27,18 @@ def test_prefill_and_decode_equal_the_oracle(dtype, heads, kv_heads, head_dim):
     sample = slice(None, None, 37)
     q = q.to(dtype)
     expected = h.expected(q, sequences, [700, 65, 300])
-    np.testing.assert_allclose(o.float().numpy()[sample], expected[sample], atol=TOLERANCE[dtype])
+    np.testing.assert_allclose(
+        o.float().numpy()[sample], expected[sample], atol=TOLERANCE[dtype]
+    )
     for _ in range(3):
         q, o = h.step(sequences, [1, 1, 1], decode=True)
         expected = h.expected(q.to(dtype), sequences, [1, 1, 1])
         np.testing.assert_allclose(o.float().numpy(), expected, atol=TOLERANCE[dtype])
     counts = h.backend.counters.snapshot()
-    assert counts["rows_sparse"] > 0 and counts["pages_selected"] == counts["pages_candidate"]
+    assert (
+        counts["rows_sparse"] > 0
+        and counts["pages_selected"] == counts["pages_candidate"]
+    )
 
 
 def test_few_pages_equal_the_oracle():

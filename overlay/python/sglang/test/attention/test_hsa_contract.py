@@ -20,6 +20,7 @@ from sglang.srt.layers.attention.hsa.layout import (
     num_candidate_pages,
     window_start_page,
 )
+from sglang.srt.layers.attention.hsa.server_args import HSAServerArgs
 from sglang.srt.server_args import ServerArgs
 from sglang.test.attention import hsa_oracle as oracle
 from sglang.test.attention.hsa_fixtures import write_model_config
@@ -32,7 +33,10 @@ def model_path(tmp_path_factory):
 
 def server_args(model_path, **kwargs):
     defaults = dict(
-        model_path=model_path, device="cpu", attention_backend="hsa", skip_tokenizer_init=True
+        model_path=model_path,
+        device="cpu",
+        attention_backend="hsa",
+        skip_tokenizer_init=True,
     )
     return ServerArgs(**{**defaults, **kwargs})
 
@@ -50,7 +54,9 @@ def test_window_sinks_and_candidates_partition_the_past(window, page_size, sinks
         assert start * page_size == oracle.window_start(i, opt)
         local = oracle.local_positions(i, opt)
         pages = oracle.candidate_pages(i, opt)
-        candidates = [j for c in pages for j in range(c * page_size, (c + 1) * page_size)]
+        candidates = [
+            j for c in pages for j in range(c * page_size, (c + 1) * page_size)
+        ]
         assert sorted(local + candidates) == list(range(i + 1))
         assert num_candidate_pages(i, window, page_size, sinks) == len(pages)
         # Every candidate page is complete, and lies wholly left of the window that was asked for.
@@ -62,7 +68,10 @@ def test_first_query_with_a_candidate():
     position = torch.arange(2000)
     count = num_candidate_pages(position, 512, 64, 0)
     assert count.nonzero()[0].item() == 575
-    assert num_candidate_pages(574, 512, 64, 0) == 0 and num_candidate_pages(575, 512, 64, 0) == 1
+    assert (
+        num_candidate_pages(574, 512, 64, 0) == 0
+        and num_candidate_pages(575, 512, 64, 0) == 1
+    )
 
 
 # Options
@@ -86,8 +95,12 @@ def test_command_line_sets_every_field(model_path):
     for name, value in given.items():
         argv += [option(name), value]
     argv += ["--no-hsa-enable-swa-fusion", "--hsa-strict", "--skip-tokenizer-init"]
-    config = HSAConfig.from_server_args(ServerArgs.from_cli_args(parser.parse_args(argv)))
-    assert config == HSAConfig(7, 32, "head", "0,2-3", 100, False, "min_max", "score", 2, "triton", True)
+    config = HSAConfig.from_server_args(
+        ServerArgs.from_cli_args(parser.parse_args(argv))
+    )
+    assert config == HSAConfig(
+        7, 32, "head", "0,2-3", 100, False, "min_max", "score", 2, "triton", True
+    )
     assert config.effective_window == 0
 
 
@@ -98,11 +111,17 @@ def test_nothing_changes_for_other_backends(model_path):
     assert all(getattr(args, name) is None for name in names)
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(HSAConfig)])
+@pytest.mark.parametrize(
+    "name", [field.name for field in dataclasses.fields(HSAConfig)]
+)
 def test_options_without_hsa_are_refused(model_path, name):
     value = getattr(HSAConfig(), name) or "triton"
-    with pytest.raises(ValueError, match=f"{option(name)}.*only --attention-backend hsa"):
-        server_args(model_path, attention_backend="triton", **{FIELD_PREFIX + name: value})
+    with pytest.raises(
+        ValueError, match=f"{option(name)}.*only --attention-backend hsa"
+    ):
+        server_args(
+            model_path, attention_backend="triton", **{FIELD_PREFIX + name: value}
+        )
 
 
 @pytest.mark.parametrize(
@@ -160,20 +179,39 @@ def test_layers_are_the_eligible_ones_that_are_named():
         select_layers("0,2", {1, 3}, 4)
 
 
-@pytest.mark.parametrize("size,aligned", [(64, 64), (100, 64), (1000, 960), (10, 64), (-1, -1)])
+@pytest.mark.parametrize(
+    "size,aligned", [(64, 64), (100, 64), (1000, 960), (10, 64), (-1, -1)]
+)
 def test_chunked_prefill_ends_on_page_boundaries(model_path, size, aligned):
-    assert server_args(model_path, chunked_prefill_size=size).chunked_prefill_size == aligned
+    assert (
+        server_args(model_path, chunked_prefill_size=size).chunked_prefill_size
+        == aligned
+    )
 
 
-def test_cuda_graphs_are_off(model_path):
+def test_cuda_graphs_are_for_decode_on_the_kernels(model_path):
     args = server_args(model_path)
-    assert args.disable_cuda_graph and args.disable_piecewise_cuda_graph
+    assert args.disable_piecewise_cuda_graph
+
+    def graphs_after(**changed):
+        stand_in = SimpleNamespace(
+            **{**vars(args), "device": "cuda", "disable_cuda_graph": False, **changed}
+        )
+        HSAServerArgs._limit_cuda_graphs_for_hsa(stand_in)
+        return not stand_in.disable_cuda_graph
+
+    assert graphs_after()
+    assert not graphs_after(hsa_selection_strategy="softmax_head")
+    assert not graphs_after(hsa_weight_mode="score")
+    assert not graphs_after(disable_cuda_graph=True)
 
 
 # Refusals
 
 ASKED_BY_ARGUMENTS = {
-    "a different backend for prefill or decode": dict(prefill_attention_backend="triton"),
+    "a different backend for prefill or decode": dict(
+        prefill_attention_backend="triton"
+    ),
     "query-dependent page representations": dict(hsa_chunk_repr="prior"),
     "quantised KV cache": dict(kv_cache_dtype="fp8_e4m3"),
     "double sparsity": dict(enable_double_sparsity=True),
@@ -200,7 +238,9 @@ ASKED_BY_MODEL = {
     "multi-head latent attention": dict(attention_arch=SimpleNamespace(name="MLA")),
     "encoder-decoder models": dict(is_encoder_decoder=True),
     "linear-attention hybrids": dict(
-        hf_text_config=SimpleNamespace(layer_types=["linear_attention", "full_attention"])
+        hf_text_config=SimpleNamespace(
+            layer_types=["linear_attention", "full_attention"]
+        )
     ),
     "hybrid sliding-window memory": dict(is_hybrid_swa=True),
     "chunked local attention": dict(attention_chunk_size=8192),
@@ -217,7 +257,10 @@ def test_refused_arguments(model_path, feature):
     with pytest.raises(ValueError) as error:
         server_args(model_path, **ASKED_BY_ARGUMENTS[feature])
     text = str(error.value)
-    assert f"--attention-backend hsa does not support {feature} (" in text and "\n" not in text
+    assert (
+        f"--attention-backend hsa does not support {feature} (" in text
+        and "\n" not in text
+    )
 
 
 @pytest.mark.parametrize("feature", ASKED_BY_MODEL)
@@ -230,7 +273,9 @@ def test_refused_models(model_path, feature):
         refusals.check(args, changed)
 
 
-@pytest.mark.parametrize("pair", [("triton", "hsa"), ("hsa", "triton"), ("hsa", None), (None, "hsa")])
+@pytest.mark.parametrize(
+    "pair", [("triton", "hsa"), ("hsa", "triton"), ("hsa", None), (None, "hsa")]
+)
 def test_mixed_backend_pairs_are_refused(model_path, pair):
     """With another backend for prefill, no representation would ever be written."""
     prefill, decode = pair

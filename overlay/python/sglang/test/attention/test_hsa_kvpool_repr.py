@@ -24,7 +24,9 @@ PAGE = 16
 PAGES = 10
 
 
-def make_pool(kind="mean_var", layers=4, hsa_layers=(1, 3), dtype=torch.float32, pages=PAGES):
+def make_pool(
+    kind="mean_var", layers=4, hsa_layers=(1, 3), dtype=torch.float32, pages=PAGES
+):
     return HSATokenToKVPool(
         pages * PAGE, page_size=PAGE, dtype=dtype, head_num=2, head_dim=8, layer_num=layers,
         device="cpu", enable_memory_saver=False, hsa_layer_ids=hsa_layers, chunk_repr_kind=kind,
@@ -44,14 +46,19 @@ def bumped(pool, before):
 
 def extend(allocator, prefix, lens, last):
     prefix, lens, last = map(torch.tensor, (prefix, lens, last))
-    return allocator.alloc_extend(prefix, prefix, lens, lens, last, int((lens - prefix).sum()))
+    return allocator.alloc_extend(
+        prefix, prefix, lens, lens, last, int((lens - prefix).sum())
+    )
 
 
 def test_buffers_exist_for_hsa_layers_only():
     pool = make_pool()
     assert [b.shape for b in pool.chunk_repr_buffer] == [(PAGES + 1, 2, 16)] * 2
     assert [v.shape for v in pool.chunk_repr_version] == [(PAGES + 1,)] * 2
-    assert pool.page_version.shape == (PAGES + 1,) and pool.page_version.dtype == torch.int32
+    assert (
+        pool.page_version.shape == (PAGES + 1,)
+        and pool.page_version.dtype == torch.int32
+    )
     assert [layer for layer in range(4) if pool.has_chunk_repr(layer)] == [1, 3]
 
 
@@ -79,8 +86,12 @@ def test_another_version_is_no_representation():
     old = pool.get_page_version(page)
     pool.bump_page_version(page * PAGE)
     assert pool.get_chunk_repr(1, page).isnan().all()
-    assert not pool.get_chunk_repr(1, page, old).isnan().any(), "still there for the old version"
-    pool.save_chunk_repr(1, page, torch.ones(1, 2, 16), page_version=old)  # a late writer
+    assert (
+        not pool.get_chunk_repr(1, page, old).isnan().any()
+    ), "still there for the old version"
+    pool.save_chunk_repr(
+        1, page, torch.ones(1, 2, 16), page_version=old
+    )  # a late writer
     assert pool.get_chunk_repr(1, page).isnan().all()
 
 
@@ -172,7 +183,13 @@ def fake_runner(attention_backend="hsa", layers="all", sliding=(), **kwargs):
     model = torch.nn.Module()
     model.layers = torch.nn.ModuleList(
         RadixAttention(
-            4, 8, 1.0, 2, layer_id=i, sliding_window_size=128 if i in sliding else -1, **kwargs
+            4,
+            8,
+            1.0,
+            2,
+            layer_id=i,
+            sliding_window_size=128 if i in sliding else -1,
+            **kwargs,
         )
         for i in range(4)
     )
@@ -201,7 +218,8 @@ def test_sliding_window_layers_keep_no_representations():
 
 
 @pytest.mark.parametrize(
-    "kwargs", [dict(attn_type=AttentionType.ENCODER_ONLY), dict(is_cross_attention=True)]
+    "kwargs",
+    [dict(attn_type=AttentionType.ENCODER_ONLY), dict(is_cross_attention=True)],
 )
 def test_attention_that_is_not_causal_is_refused(kwargs):
     with pytest.raises(ValueError, match="attention of layers.0, which is not causal"):
@@ -236,7 +254,9 @@ def test_the_price_is_what_the_pool_allocates(kind):
         pages * PAGE, page_size=PAGE, dtype=torch.float32, head_num=2, head_dim=8, layer_num=4,
         device="cpu", enable_memory_saver=False,
     )  # fmt: skip
-    assert pool.mem_usage - plain.mem_usage == pytest.approx(price * (pages + 1) / 2**30)
+    assert pool.mem_usage - plain.mem_usage == pytest.approx(
+        price * (pages + 1) / 2**30
+    )
 
 
 def test_price_per_token_is_rounded_up(monkeypatch):

@@ -46,7 +46,9 @@ def run(batch, q, q_lens, opt, *, decode=False, topk=None):
     local = dict(math, window_size=opt.window_size, sink_pages=opt.sink_pages)
     kv = (batch.k_buffer, batch.v_buffer)
     if decode:
-        o_local, lse = decode_local_fwd(q, *kv, batch.page_table, batch.seq_lens, **local)
+        o_local, lse = decode_local_fwd(
+            q, *kv, batch.page_table, batch.seq_lens, **local
+        )
     else:
         o_local, lse = extend_local_fwd(
             q, *kv, batch.page_table, cu, batch.seq_lens, **local
@@ -111,8 +113,12 @@ def test_extend_and_decode_equal_the_oracle(kind, strategy, mode):
     row = 0
     for b, (n, m) in enumerate(zip(lens, q_lens)):
         for i in range(n - m, n):
-            expected = oracle.attend(q[row].double().numpy(), batch.k[b], batch.v[b], i, opt)
-            np.testing.assert_allclose(o[row].numpy(), expected, atol=ATOL, err_msg=f"{b=} {i=}")
+            expected = oracle.attend(
+                q[row].double().numpy(), batch.k[b], batch.v[b], i, opt
+            )
+            np.testing.assert_allclose(
+                o[row].numpy(), expected, atol=ATOL, err_msg=f"{b=} {i=}"
+            )
             chosen, _ = oracle.select(q[row].double().numpy(), batch.k[b], i, opt)
             for g in range(2):
                 assert logical(batch, b, selected[row, g]) == chosen[g], (b, i, g)
@@ -128,30 +134,40 @@ def test_extend_and_decode_equal_the_oracle(kind, strategy, mode):
         assert {g: logical(batch, b, selected[b, g]) for g in range(2)} == chosen
 
 
-@pytest.mark.parametrize("num_heads,num_kv_heads", [(1, 1), (4, 4), (8, 1), (16, 2), (8, 4)])
+@pytest.mark.parametrize(
+    "num_heads,num_kv_heads", [(1, 1), (4, 4), (8, 1), (16, 2), (8, 4)]
+)
 def test_head_groups(num_heads, num_kv_heads):
     """MHA, GQA and MQA. # trap 20"""
     opt = small(strategy="softmax_head")
-    batch = make_batch([150, 97], page_size=16, num_kv_heads=num_kv_heads, v_head_dim=24)
+    batch = make_batch(
+        [150, 97], page_size=16, num_kv_heads=num_kv_heads, v_head_dim=24
+    )
     q = queries(2, num_heads, 16)
     for decode in (True, False):
         o, _ = run(batch, q, [1, 1], opt, decode=decode)
         for b, n in enumerate([150, 97]):
-            expected = oracle.attend(q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt)
+            expected = oracle.attend(
+                q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt
+            )
             np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
 
 
 @pytest.mark.parametrize("page_size", [16, 64, 128])
 @pytest.mark.parametrize("cap", [0.0, 5.0])
 def test_all_pages_selected_is_dense_attention(page_size, cap):
-    opt = oracle.Options(page_size=page_size, window_size=512, topk=10**6, scale=0.3, cap=cap)
+    opt = oracle.Options(
+        page_size=page_size, window_size=512, topk=10**6, scale=0.3, cap=cap
+    )
     lens = [1, 63, 64, 65, 127, 640, 1000]
     batch = make_batch(lens, page_size=page_size)
     q = queries(len(lens), 4, 16)
     for decode in (True, False):
         o, _ = run(batch, q, [1] * len(lens), opt, decode=decode)
         for b, n in enumerate(lens):
-            expected = oracle.dense(q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt)
+            expected = oracle.dense(
+                q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt
+            )
             np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
 
 
@@ -196,7 +212,9 @@ def test_only_selected_pages_reach_the_output(decode):
     opt = small()
     batch = make_batch([300], page_size=16)
     q = queries(1, 4, 16)
-    reprs = represent(batch, opt)  # fixed, so that only attention can tell the difference
+    reprs = represent(
+        batch, opt
+    )  # fixed, so that only attention can tell the difference
     o, selected = run(batch, q, [1], opt, decode=decode)
     chosen = {p for g in range(2) for p in logical(batch, 0, selected[0, g])}
     candidates = set(oracle.candidate_pages(299, opt))
@@ -245,7 +263,10 @@ def test_rows_do_not_depend_on_the_batch_or_on_the_cut():
     q = queries(sum(q_lens), 4, 16)
     whole, selected = run(batch, q, q_lens, opt)
     alone = batch._replace(
-        page_table=batch.page_table[2:], seq_lens=batch.seq_lens[2:], k=batch.k[2:], v=batch.v[2:]
+        page_table=batch.page_table[2:],
+        seq_lens=batch.seq_lens[2:],
+        k=batch.k[2:],
+        v=batch.v[2:],
     )
     o, pages = run(alone, q[373:], [150], opt)
     torch.testing.assert_close(o, whole[373:], atol=ATOL, rtol=0)
@@ -270,7 +291,9 @@ def test_window_boundary_visibility():
     for n in (511, 512, 513, 575, 576, 577, 640, 641):
         batch = make_batch([n], num_kv_heads=1, v_head_dim=n)
         values = torch.full_like(batch.v_buffer, float("nan"))
-        slots = torch.cat([slots_of(batch, 0, p, 64) for p in range(batch.page_table.shape[1])])[:n]
+        slots = torch.cat(
+            [slots_of(batch, 0, p, 64) for p in range(batch.page_table.shape[1])]
+        )[:n]
         values[slots] = torch.eye(n).unsqueeze(1)
         batch = batch._replace(v_buffer=values)
         for decode in (True, False):
@@ -309,7 +332,9 @@ def test_min_max_is_an_upper_bound_and_mean_a_lower_one():
     pages = batch.page_table[0]
     for kind, above in (("min_max", True), ("mean", False)):
         reprs = chunk_repr_fwd(batch.k_buffer, pages, page_size=16, kind=kind)
-        _, raw = compute_logits(q, reprs, every, kind=kind, strategy="head", sm_scale=opt.scale)
+        _, raw = compute_logits(
+            q, reprs, every, kind=kind, strategy="head", sm_scale=opt.scale
+        )
         assert ((raw >= best - 1e-5) if above else (raw <= best + 1e-5)).all(), kind
 
 
@@ -319,7 +344,9 @@ def test_merge_of_empty_parts():
     nothing = torch.full((2, 3), float("-inf"))
     merged, total = merge_state(o, lse, torch.zeros_like(o), nothing)
     assert torch.equal(merged, o) and torch.equal(total, lse)
-    merged, total = merge_state(torch.zeros_like(o), nothing, torch.zeros_like(o), nothing)
+    merged, total = merge_state(
+        torch.zeros_like(o), nothing, torch.zeros_like(o), nothing
+    )
     assert torch.equal(merged, torch.zeros_like(o)) and torch.equal(total, nothing)
 
 
@@ -339,7 +366,9 @@ def test_scales_dequantise_keys_and_values():
     torch.testing.assert_close(o, expected)
     pages = batch.page_table[0, :6]
     torch.testing.assert_close(
-        chunk_repr_fwd(half.k_buffer, pages, page_size=16, kind="mean_var", k_scale=2.0),
+        chunk_repr_fwd(
+            half.k_buffer, pages, page_size=16, kind="mean_var", k_scale=2.0
+        ),
         chunk_repr_fwd(batch.k_buffer, pages, page_size=16, kind="mean_var"),
     )
 

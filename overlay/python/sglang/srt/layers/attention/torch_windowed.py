@@ -43,16 +43,31 @@ def windowed_attention(
         block = query[:, start : start + Q_BLOCK]
         first = kv_len - q_len + start  # position of the block's first query
         last = first + block.shape[1] - 1
-        kv_begin = max(0, first - sliding_window_size) if sliding_window_size >= 0 else 0
+        kv_begin = (
+            max(0, first - sliding_window_size) if sliding_window_size >= 0 else 0
+        )
         kv_end = last + 1 if causal else kv_len
 
-        q_pos = torch.arange(first, last + 1, device=query.device).unsqueeze(1)  # [L', 1]
+        q_pos = torch.arange(first, last + 1, device=query.device).unsqueeze(
+            1
+        )  # [L', 1]
         kv_pos = torch.arange(kv_begin, kv_end, device=query.device)  # [S']
-        visible = kv_pos <= q_pos if causal else torch.ones_like(kv_pos <= q_pos)  # [L', S'] bool
+        visible = (
+            kv_pos <= q_pos if causal else torch.ones_like(kv_pos <= q_pos)
+        )  # [L', S'] bool
         if sliding_window_size >= 0:
             visible &= kv_pos >= q_pos - sliding_window_size
         attend = _capped_attention if logit_cap > 0 else _plain_attention
-        blocks.append(attend(block, key[:, kv_begin:kv_end], value[:, kv_begin:kv_end], visible, scaling, logit_cap))
+        blocks.append(
+            attend(
+                block,
+                key[:, kv_begin:kv_end],
+                value[:, kv_begin:kv_end],
+                visible,
+                scaling,
+                logit_cap,
+            )
+        )
     return torch.cat(blocks, dim=1)
 
 

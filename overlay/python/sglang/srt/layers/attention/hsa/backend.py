@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Tuple
 
 import torch
@@ -10,7 +11,9 @@ import torch
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.hsa import counters as hsa_counters
+from sglang.srt.layers.attention.hsa import decode_kernels
 from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.decode_kernels import DecodeKernels
 from sglang.srt.layers.attention.hsa.metadata import HSAMetadata, build_metadata
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
 from sglang.srt.layers.attention.hsa.ops.decode.reference import (
@@ -23,12 +26,14 @@ from sglang.srt.layers.attention.hsa.ops.extend.reference import (
 )
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
 from sglang.srt.layers.attention.hsa.selector import HSASelector
+from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
 
 if TYPE_CHECKING:
-    from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
 
 
 class HSAAttnBackend(AttentionBackend):
@@ -36,7 +41,8 @@ class HSAAttnBackend(AttentionBackend):
 
     Each HSA layer writes K and V, represents the pages that became complete, selects pages for every query and
     attends sinks, selected pages and window under one softmax. Other layers, and batches in which no query has
-    a page to select, go to the dense backend.
+    a page to select, go to the dense backend. Decode on a CUDA device runs on Triton kernels, eagerly or in a
+    CUDA graph; everything else on the torch references.
 
     Args:
         model_runner: its server arguments chose HSA, and its pool keeps representations.
@@ -58,11 +64,53 @@ class HSAAttnBackend(AttentionBackend):
         self.selector = HSASelector(self.config)
         self.counters = hsa_counters.HSACounters(model_runner.device)
         hsa_counters.register(self.counters)
+        self.decode_kernels = self._make_decode_kernels(model_runner)
+        self.has_dense_layers = self.pool.layer_num > len(self.pool.hsa_layer_ids)
         self.forward_metadata: HSAMetadata | None = None
 
+    def _make_decode_kernels(self, model_runner: ModelRunner) -> DecodeKernels | None:
+        if torch.device(model_runner.device).type != "cuda":
+            return None
+        if reason := decode_kernels.unsupported(self.config):
+            logger.warning(f"HSA decodes on the torch reference ops: {reason}.")
+            return None
+        return DecodeKernels(
+            self.pool,
+            model_runner.req_to_token_pool,
+            self.config,
+            num_heads_of(model_runner.model, self.pool.hsa_layer_ids[0]),
+            self.counters,
+        )
+
     def init_forward_metadata(self, forward_batch: ForwardBatch):
-        self.dense.init_forward_metadata(forward_batch)
-        self.forward_metadata = build_metadata(forward_batch, self.pool, self.config)
+        on_kernels = (
+            self.decode_kernels is not None and forward_batch.forward_mode.is_decode()
+        )
+        if self.has_dense_layers or not on_kernels:
+            self.dense.init_forward_metadata(forward_batch)
+        self.forward_metadata = (
+            None
+            if on_kernels
+            else build_metadata(forward_batch, self.pool, self.config)
+        )
+
+    # CUDA graphs hold decode on the kernels, whose buffers are static and which read the graph runner's own
+    # tensors of lengths and request indices: only the dense layers have anything to prepare.
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
+        if self.has_dense_layers:
+            self.dense.init_cuda_graph_state(max_bs, max_num_tokens)
+
+    def init_forward_metadata_capture_cuda_graph(self, *args, **kwargs):
+        if self.has_dense_layers:
+            self.dense.init_forward_metadata_capture_cuda_graph(*args, **kwargs)
+
+    def init_forward_metadata_replay_cuda_graph(self, *args, **kwargs):
+        if self.has_dense_layers:
+            self.dense.init_forward_metadata_replay_cuda_graph(*args, **kwargs)
+
+    def get_cuda_graph_seq_len_fill_value(self):
+        return 1
 
     def support_triton(self):
         return self.dense.support_triton()
@@ -77,9 +125,24 @@ class HSAAttnBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs,
     ) -> torch.Tensor:
-        return self._forward(
-            self.dense.forward_decode, q, k, v, layer, forward_batch, save_kv_cache, kwargs
-        )
+        if self.decode_kernels is None or not self.pool.has_chunk_repr(layer.layer_id):
+            return self._forward(
+                self.dense.forward_decode,
+                q,
+                k,
+                v,
+                layer,
+                forward_batch,
+                save_kv_cache,
+                kwargs,
+            )
+        _refuse_layer_inputs(layer, kwargs)
+        if layer.layer_id == self.pool.hsa_layer_ids[0]:
+            self.decode_kernels.begin(forward_batch)
+        if save_kv_cache and k is not None:
+            self.pool.set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
+        q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        return self.decode_kernels.attend(q, layer, forward_batch.seq_lens).flatten(1)
 
     def forward_extend(
         self,
@@ -92,7 +155,14 @@ class HSAAttnBackend(AttentionBackend):
         **kwargs,
     ) -> torch.Tensor:
         return self._forward(
-            self.dense.forward_extend, q, k, v, layer, forward_batch, save_kv_cache, kwargs
+            self.dense.forward_extend,
+            q,
+            k,
+            v,
+            layer,
+            forward_batch,
+            save_kv_cache,
+            kwargs,
         )
 
     def _forward(
@@ -103,12 +173,7 @@ class HSAAttnBackend(AttentionBackend):
             return dense_forward(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
             )
-        if kwargs:
-            raise NotImplementedError(
-                f"layer {layer.layer_id} passes {', '.join(kwargs)} to its attention, which HSA does not support; "
-                "exclude the layer with --hsa-layers."
-            )
-
+        _refuse_layer_inputs(layer, kwargs)
         md = self.forward_metadata
         self.counters.add("rows_dense", md.rows - md.sparse_rows)
         if md.max_candidates == 0:
@@ -176,7 +241,14 @@ class HSAAttnBackend(AttentionBackend):
             scores = None
         if decode:
             o_pages, lse_pages = decode_hsa_fwd(
-                q, k_buffer, v_buffer, selected, table, seq_lens, scores=scores, **attention
+                q,
+                k_buffer,
+                v_buffer,
+                selected,
+                table,
+                seq_lens,
+                scores=scores,
+                **attention,
             )
         else:
             o_pages, lse_pages = extend_hsa_fwd(
@@ -218,6 +290,23 @@ class HSAAttnBackend(AttentionBackend):
         return selected, scores
 
 
+def num_heads_of(model: torch.nn.Module, layer_id: int) -> int:
+    """Query heads of an attention layer on this rank."""
+    return next(
+        module.tp_q_head_num
+        for module in model.modules()
+        if isinstance(module, RadixAttention) and module.layer_id == layer_id
+    )
+
+
+def _refuse_layer_inputs(layer: RadixAttention, kwargs: dict) -> None:
+    if kwargs:
+        raise NotImplementedError(
+            f"layer {layer.layer_id} passes {', '.join(kwargs)} to its attention, which HSA does not support; "
+            "exclude the layer with --hsa-layers."
+        )
+
+
 def _distinct_pages(
     md: HSAMetadata, missing: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -229,7 +318,9 @@ def _distinct_pages(
     todo = md.page_completed_now | missing
     page_ids, inverse = torch.unique(md.real_page_table[todo], return_inverse=True)
     healed = torch.zeros_like(page_ids, dtype=torch.bool)
-    healed[inverse] = missing[todo]  # shared pages agree: they were complete for all or for none
+    healed[inverse] = missing[
+        todo
+    ]  # shared pages agree: they were complete for all or for none
     versions = torch.empty_like(page_ids, dtype=torch.int32)
     versions[inverse] = md.page_version[todo]
     return page_ids, healed, versions

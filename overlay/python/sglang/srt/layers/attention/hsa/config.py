@@ -124,7 +124,9 @@ def parse_layers(text: str) -> Optional[FrozenSet[int]]:
     return frozenset(layers)
 
 
-def select_layers(text: str, eligible: Iterable[int], num_layers: int) -> Tuple[int, ...]:
+def select_layers(
+    text: str, eligible: Iterable[int], num_layers: int
+) -> Tuple[int, ...]:
     """Layers that use HSA, ascending: those named by ``--hsa-layers`` that are eligible.
 
     Args:

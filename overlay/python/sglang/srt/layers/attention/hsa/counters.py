@@ -19,25 +19,29 @@ COUNTERS = {
     "reprs_healed": "Page representations recomputed from the cache because none was valid.",
 }
 
+INDEX = {name: i for i, name in enumerate(COUNTERS)}
+
 
 class HSACounters:
     """Counters of one attention backend, summed over layers since start-up.
 
     Args:
         device: device that the counts are kept on.
+
+    Attributes:
+        values: the counts in the order of COUNTERS ``[len(COUNTERS)]`` int64; kernels add to them.
     """
 
     def __init__(self, device: torch.device | str):
-        self._values = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
-        self._index = {name: i for i, name in enumerate(COUNTERS)}
+        self.values = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
 
     def add(self, name: str, amount: torch.Tensor | int) -> None:
         """Add a count, a device scalar or an int, without a host sync."""
-        self._values[self._index[name]] += amount
+        self.values[INDEX[name]] += amount
 
     def snapshot(self) -> Dict[str, int]:
         """Counts by name; waits for the device."""
-        return dict(zip(COUNTERS, self._values.tolist()))
+        return dict(zip(COUNTERS, self.values.tolist()))
 
 
 # The scheduler's process has one model and so one set of counters; its info and metrics hooks look here.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
+from sglang.srt.layers.attention.hsa.ops.page_table.reference import build_page_table
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -74,7 +75,7 @@ def build_metadata(
     max_seqlen_k = int(seq_lens_cpu.max())
     req_to_token = forward_batch.req_to_token_pool.req_to_token
     page_table_1 = req_to_token[forward_batch.req_pool_indices, :max_seqlen_k]
-    real_page_table = page_table_1[:, ::page_size] // page_size
+    real_page_table = build_page_table(page_table_1, page_size)
 
     page = torch.arange(real_page_table.shape[1], device=device)
     complete = page < (seq_lens // page_size).unsqueeze(1)
@@ -107,6 +108,4 @@ def build_metadata(
 
 
 def _prefix_sums(lens: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(
-        torch.cumsum(lens, dim=0, dtype=torch.int32), (1, 0)
-    )
+    return torch.nn.functional.pad(torch.cumsum(lens, dim=0, dtype=torch.int32), (1, 0))

@@ -111,7 +111,7 @@ class HSAServerArgs:
             self.hsa_dense_backend = self._default_hsa_dense_backend()
         HSAConfig.from_server_args(self)  # checks the values
         refusals.check(self, self.get_model_config())
-        self._disable_cuda_graphs_for_hsa()
+        self._limit_cuda_graphs_for_hsa()
         self._align_chunked_prefill_to_hsa_pages()
 
     def _refuse_unused_hsa_options(self) -> None:
@@ -138,9 +138,7 @@ class HSAServerArgs:
         page_size = asked if asked is not None else alias
         if page_size is None:
             page_size = HSAConfig.page_size
-            logger.info(
-                f"HSA selects whole pages: page_size is set to {page_size}."
-            )
+            logger.info(f"HSA selects whole pages: page_size is set to {page_size}.")
         self.page_size = self.hsa_page_size = page_size
 
     def _default_hsa_dense_backend(self) -> str:
@@ -151,13 +149,16 @@ class HSAServerArgs:
         )
         return best if best in DENSE_BACKENDS else "triton"
 
-    def _disable_cuda_graphs_for_hsa(self) -> None:
-        if not self.disable_cuda_graph:
-            logger.warning(
-                "Cuda graph is disabled because of using HSA attention backend"
-            )
-        self.disable_cuda_graph = True
+    def _limit_cuda_graphs_for_hsa(self) -> None:
+        """Decode graphs need the decode kernels; prefill runs on ops that read lengths on the host."""
         self.disable_piecewise_cuda_graph = True
+        if self.device == "cpu" or self.disable_cuda_graph:
+            return
+        from sglang.srt.layers.attention.hsa.decode_kernels import unsupported
+
+        if reason := unsupported(HSAConfig.from_server_args(self)):
+            logger.warning(f"Cuda graph is disabled because with HSA {reason}.")
+            self.disable_cuda_graph = True
 
     def _align_chunked_prefill_to_hsa_pages(self) -> None:
         """Prefill chunks end on page boundaries; SGLang asserts it for every page size."""

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HSA's decode kernels alone, in a CUDA graph: microseconds per layer and share of the measured copy bandwidth.
+
+First checks each shape against the torch references. Ends in one JSON line.
+
+    python benchmarks/bench_decode_kernels.py --lengths 8192 65536 --batches 1 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+
+import torch
+
+from sglang.srt.layers.attention.hsa.counters import HSACounters
+from sglang.srt.layers.attention.hsa.decode_kernels import programs_per_row
+from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS, DecodeWorkspace, decode_hsa
+from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
+from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
+from sglang.srt.layers.attention.hsa.ops.select_pages.kernel import (
+    MAX_PROGRAMS_PER_ROW,
+    SelectPagesWorkspace,
+    select_pages_decode,
+)
+
+PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
+
+
+def microseconds(launch, repeats: int = 20, inner: int = 20) -> tuple[float, float]:
+    """Median and spread of one launch sequence, replayed ``inner`` times from a graph."""
+    launch()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(inner):
+            launch()
+    times = []
+    for _ in range(repeats + 2):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3 / inner)
+    times = times[2:]
+    return statistics.median(times), max(times) - min(times)
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second of a large device copy, read plus written."""
+    x = torch.randn(1 << 28, device="cuda")
+    y = torch.empty_like(x)
+    us, _ = microseconds(lambda: y.copy_(x), inner=4)
+    return 2 * x.numel() * 4 / us * 1e6
+
+
+def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, bandwidth: float) -> dict:
+    torch.manual_seed(0)
+    pages = length // PAGE
+    num_pages = batch * pages + 1
+    k, v = (torch.randn(num_pages * PAGE, kv_heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    table = (torch.randperm(num_pages - 1, device="cuda") + 1).view(batch, pages).int()
+    reprs = torch.randn(num_pages, kv_heads, 2 * dim, device="cuda", dtype=torch.bfloat16)
+    version = torch.ones(num_pages, dtype=torch.int32, device="cuda")
+    lens = torch.full((batch,), length, dtype=torch.int64, device="cuda")
+    q = torch.randn(batch, heads, dim, device="cuda", dtype=torch.bfloat16)
+    selected = torch.empty(batch, kv_heads, TOPK, dtype=torch.int32, device="cuda")
+    out = torch.empty_like(q)
+    counters = HSACounters("cuda")
+    select_workspace = SelectPagesWorkspace(batch, kv_heads, pages, "cuda")
+    decode_workspace = DecodeWorkspace(batch, heads, kv_heads, dim, "cuda")
+    shape = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS, sm_scale=dim**-0.5)
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    rows = batch * kv_heads
+
+    def select():
+        select_pages_decode(
+            q, reprs, version, version, table, lens, selected, select_workspace, counters.values,
+            kind="mean_var", strategy="group",
+            programs_per_row=programs_per_row(processors, rows, MAX_PROGRAMS_PER_ROW), **shape,
+        )  # fmt: skip
+
+    def attend():
+        decode_hsa(
+            q, k, v, selected, table, lens, out, decode_workspace,
+            splits=programs_per_row(processors, rows, MAX_SPLITS), **shape,
+        )  # fmt: skip
+
+    def both():
+        select()
+        attend()
+
+    both()
+    math = dict(page_size=PAGE, sm_scale=dim**-0.5)
+    local = decode_local_fwd(q, k, v, table, lens, window_size=WINDOW, sink_pages=SINKS, **math)
+    expected, _ = merge_state(*local, *decode_hsa_fwd(q, k, v, selected, table, lens, **math))
+    error = float((out.float() - expected).norm() / expected.norm())
+    if not error < 1e-2:
+        raise SystemExit(f"bench_decode_kernels: wrong result at {length=} {batch=}: relative error {error}")
+
+    attended = SINKS + TOPK + WINDOW // PAGE + 1
+    attend_bytes = batch * kv_heads * attended * PAGE * dim * 2 * 2
+    select_bytes = batch * kv_heads * pages * 2 * dim * 2
+    select_us, _ = microseconds(select)
+    attend_us, _ = microseconds(attend)
+    both_us, spread = microseconds(both)
+    return dict(
+        length=length, batch=batch, heads=heads, kv_heads=kv_heads, dim=dim, error=round(error, 5),
+        select_us=round(select_us, 2), attend_us=round(attend_us, 2), both_us=round(both_us, 2),
+        spread_us=round(spread, 2),
+        select_share=round(select_bytes / select_us * 1e6 / bandwidth, 3),
+        attend_share=round(attend_bytes / attend_us * 1e6 / bandwidth, 3),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[8192, 32768, 65536, 131072, 524288])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    args = parser.parse_args()
+    bandwidth = copy_bandwidth()
+    rows = []
+    for heads, kv_heads, dim in ((16, 2, 64), (32, 8, 128)):
+        for batch in args.batches:
+            for length in args.lengths:
+                if batch * length * kv_heads * dim > 1 << 32:
+                    continue
+                rows.append(bench(length, batch, heads, kv_heads, dim, bandwidth))
+                print(rows[-1], flush=True)
+    print(json.dumps(dict(gpu=torch.cuda.get_device_name(), copy_tb_s=round(bandwidth / 1e12, 2), rows=rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode step time through sgl.Engine: HSA against dense backends, same process tree, same geometry, random weights.
+
+The step is the slope between two output lengths of the same cached prompt. Each HSA arm fails unless its counters
+say that pages were selected. Ends in one JSON line.
+
+    python benchmarks/bench_decode_step.py --backends hsa flashinfer --lengths 8192 32768 --batches 1 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import geometries
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--geometry", default="345m", choices=geometries.GEOMETRIES)
+    parser.add_argument("--backends", nargs="+", default=["hsa", "flashinfer"])
+    parser.add_argument("--dense", default="flashinfer", help="HSA's dense backend (default: %(default)s)")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[8192, 32768])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1])
+    parser.add_argument("--steps", type=int, nargs=2, default=[32, 160], metavar=("FEW", "MANY"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--topk", type=int, default=32)
+    return parser.parse_args()
+
+
+def measure(engine, length: int, batch: int, args: argparse.Namespace) -> dict:
+    """Median and spread of the step time in milliseconds."""
+    prompts = [[(7 * i + 13 * b) % 50000 + 10 for i in range(length)] for b in range(batch)]
+
+    def seconds(new: int) -> float:
+        begin = time.perf_counter()
+        engine.generate(input_ids=prompts, sampling_params=dict(temperature=0, ignore_eos=True, max_new_tokens=new))
+        return time.perf_counter() - begin
+
+    begin = time.perf_counter()
+    seconds(1)  # fills the radix cache
+    prefill = time.perf_counter() - begin
+    seconds(args.steps[0])
+    few, many = args.steps
+    steps = [(seconds(many) - seconds(few)) / (many - few) * 1e3 for _ in range(args.repeats)]
+    return dict(
+        length=length,
+        batch=batch,
+        prefill_s=round(prefill, 3),
+        step_ms=round(statistics.median(steps), 4),
+        spread_ms=round(max(steps) - min(steps), 4),
+    )
+
+
+def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
+    import sglang as sgl
+
+    tokens = max(args.lengths) + args.steps[1] + 128
+    options = dict(attention_backend=backend, page_size=64)
+    if backend == "hsa":
+        options.update(hsa_dense_backend=args.dense, hsa_topk=args.topk)
+    with sgl.Engine(
+        model_path=model,
+        load_format="dummy",
+        dtype="bfloat16",
+        skip_tokenizer_init=True,
+        context_length=tokens,
+        max_running_requests=max(args.batches),
+        cuda_graph_max_bs=max(args.batches),
+        max_total_tokens=max(n * b for n in args.lengths for b in args.batches) + 1024 * max(args.batches),
+        chunked_prefill_size=8192,
+        disable_piecewise_cuda_graph=True,
+        sampling_backend="pytorch",
+        grammar_backend="none",
+        log_level="error",
+        **options,
+    ) as engine:
+        rows = []
+        for length in args.lengths:
+            for batch in args.batches:
+                row = dict(backend=backend, **measure(engine, length, batch, args))
+                rows.append(row)
+                print(row, flush=True)
+                engine.flush_cache()
+        counters = engine.get_server_info()["internal_states"][0].get("hsa_counters")
+    if backend == "hsa":
+        print("counters", counters, flush=True)
+        if not (counters["rows_sparse"] and counters["pages_selected"] < counters["pages_candidate"]):
+            raise SystemExit("bench_decode_step: the HSA arm selected nothing; nothing was measured")
+    return rows
+
+
+def main() -> None:
+    import torch
+    import triton
+
+    args = parse_arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        model = geometries.write_config(args.geometry, Path(folder))
+        rows = [row for backend in args.backends for row in run(backend, model, args)]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    provenance = dict(
+        command=" ".join(sys.argv),
+        commit=commit,
+        gpu=torch.cuda.get_device_name(),
+        torch=torch.__version__,
+        triton=triton.__version__,
+        geometry=args.geometry,
+        repeats=args.repeats,
+    )
+    print(json.dumps(dict(provenance, rows=rows)))
+
+
+if __name__ == "__main__":
+    main()

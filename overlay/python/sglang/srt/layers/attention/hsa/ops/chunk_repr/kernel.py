@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton kernel of the chunk_repr op: page representations and their version stamps, predicated on the device."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+
+
+@triton.jit
+def _represent(keys, KIND: tl.constexpr, PAGE_SIZE: tl.constexpr):
+    """Both halves of E of one page and head from its keys ``[P, D]`` float32."""
+    first = tl.sum(keys, axis=0) / PAGE_SIZE
+    second = first
+    if KIND == "mean_var":
+        centred = keys - first[None, :]
+        second = tl.sum(centred * centred, axis=0) / PAGE_SIZE
+    if KIND == "min_max":
+        first = tl.min(keys, axis=0)
+        second = tl.max(keys, axis=0)
+    return first, second
+
+
+@triton.jit
+def _write_previous_page_kernel(
+    k_ptrs,
+    repr_ptrs,
+    stamp_ptrs,
+    page_version,
+    page_table,
+    seq_lens,
+    written,
+    k_scale,
+    stride_k_slot,
+    stride_k_head,
+    stride_repr_page,
+    stride_repr_head,
+    stride_table,
+    K_DTYPE: tl.constexpr,
+    REPR_DTYPE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    b = tl.program_id(0)
+    g = tl.program_id(1)
+    layer = tl.program_id(2)
+    committed = tl.load(seq_lens + b) - 1  # tokens whose keys earlier passes wrote
+    if (committed > 0) & (committed % PAGE_SIZE == 0):
+        logical = committed // PAGE_SIZE - 1
+        page = tl.load(page_table + b.to(tl.int64) * stride_table + logical).to(
+            tl.int64
+        )
+        k = tl.load(k_ptrs + layer).to(tl.pointer_type(K_DTYPE))
+        e = tl.load(repr_ptrs + layer).to(tl.pointer_type(REPR_DTYPE))
+        stamp = tl.load(stamp_ptrs + layer).to(tl.pointer_type(tl.int32))
+        d = tl.arange(0, BLOCK_D)
+        in_head = d < HEAD_DIM
+        slot = page * PAGE_SIZE + tl.arange(0, PAGE_SIZE)
+        keys = tl.load(
+            k + slot[:, None] * stride_k_slot + g * stride_k_head + d[None, :],
+            mask=in_head[None, :],
+            other=0.0,
+        )
+        first, second = _represent(keys.to(tl.float32) * k_scale, KIND, PAGE_SIZE)
+        target = e + page * stride_repr_page + g * stride_repr_head + d
+        tl.store(target, first.to(REPR_DTYPE), mask=in_head)
+        if WIDTH == 2:
+            tl.store(target + HEAD_DIM, second.to(REPR_DTYPE), mask=in_head)
+        if g == 0:
+            tl.store(stamp + page, tl.load(page_version + page))
+            tl.atomic_add(written, tl.full((), 1, tl.int64))
+
+
+TL_DTYPES = {
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+
+
+def write_previous_page(
+    k_ptrs: torch.Tensor,
+    repr_ptrs: torch.Tensor,
+    stamp_ptrs: torch.Tensor,
+    k_like: torch.Tensor,
+    repr_like: torch.Tensor,
+    page_version: torch.Tensor,
+    page_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    written: torch.Tensor,
+    *,
+    page_size: int,
+    kind: str,
+    k_scale: float = 1.0,
+) -> None:
+    """Represent the page that each sequence completed in its previous pass, for all layers in one launch.
+
+    In decode a page becomes a candidate at the earliest one step after its last token was written, so this runs
+    at the start of a pass and needs no launch per layer.
+
+    Args:
+        k_ptrs, repr_ptrs, stamp_ptrs: addresses of each layer's keys, representations and stamps ``[L]`` uint64.
+        k_like, repr_like: any layer's keys ``[num_slots, H_kv, D]`` and representations
+            ``[num_pages, H_kv, repr_dim]``, for dtype and strides.
+        page_version: current versions ``[num_pages]`` int32.
+        page_table: physical page of each logical page ``[B, max_pages]`` int32.
+        seq_lens: ``[B]``, the new token included; rows of 1 (padding) write nothing.
+        written: count of representations written, one int64, added to.
+    """
+    head_dim = k_like.shape[-1]
+    _write_previous_page_kernel[(len(seq_lens), k_like.shape[1], len(k_ptrs))](
+        k_ptrs,
+        repr_ptrs,
+        stamp_ptrs,
+        page_version,
+        page_table,
+        seq_lens,
+        written,
+        k_scale,
+        k_like.stride(0),
+        k_like.stride(1),
+        repr_like.stride(0),
+        repr_like.stride(1),
+        page_table.stride(0),
+        K_DTYPE=TL_DTYPES[k_like.dtype],
+        REPR_DTYPE=TL_DTYPES[repr_like.dtype],
+        HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        PAGE_SIZE=page_size,
+        KIND=kind,
+        WIDTH=KINDS[kind].width,
+    )

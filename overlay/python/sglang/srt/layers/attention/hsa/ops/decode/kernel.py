@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton kernel of the decode op: sinks, selected pages and window under one softmax, in one launch.
+
+The pages of one sequence and KV head form one list: sinks, selected, window. Several programs share the list, each
+attends its part for all query heads of the KV head at once, and the one that finishes last merges the parts.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+
+MAX_SPLITS = 16
+
+
+@triton.jit
+def _decode_hsa_kernel(
+    q,
+    k_buffer,
+    v_buffer,
+    selected,
+    page_table,
+    seq_lens,
+    out,
+    lse_out,
+    part_o,
+    part_lse,
+    arrivals,
+    sm_scale,
+    logit_cap,
+    k_scale,
+    v_scale,
+    stride_q_row,
+    stride_q_head,
+    stride_k_slot,
+    stride_k_head,
+    stride_v_slot,
+    stride_v_head,
+    stride_selected_row,
+    stride_selected_head,
+    stride_table,
+    stride_out_row,
+    stride_out_head,
+    stride_lse_row,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    V_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    TOPK: tl.constexpr,
+    CAP: tl.constexpr,
+    SPLITS: tl.constexpr,
+    MERGE_SPLITS: tl.constexpr,
+    MERGE_G: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row = tl.program_id(0)
+    split = tl.program_id(1)
+    b = row // KV_HEADS
+    g = row % KV_HEADS
+    position = tl.load(seq_lens + b) - 1
+    start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
+    table_row = page_table + b.to(tl.int64) * stride_table
+    selected_row = (
+        selected + b.to(tl.int64) * stride_selected_row + g * stride_selected_head
+    )
+
+    head = tl.arange(0, BLOCK_G)
+    d = tl.arange(0, BLOCK_D)
+    dv = tl.arange(0, BLOCK_V)
+    offset = tl.arange(0, PAGE_SIZE)
+    in_group = head < GROUP
+    q_ptr = (
+        q
+        + b.to(tl.int64) * stride_q_row
+        + (g * GROUP + head[:, None]) * stride_q_head
+        + d[None, :]
+    )
+    query = tl.load(q_ptr, mask=in_group[:, None] & (d[None, :] < HEAD_DIM), other=0.0)
+
+    # The last page of the window is the query's own; the list is as long as this row needs.
+    window_pages = position // PAGE_SIZE - start + 1
+    chosen = tl.minimum(tl.maximum(start - SINKS, 0), TOPK)
+    pages = SINKS + chosen + window_pages
+    per_split = tl.cdiv(pages, SPLITS)
+    top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_G,), tl.float32)
+    acc = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
+    for unit in range(split * per_split, tl.minimum((split + 1) * per_split, pages)):
+        logical = unit
+        if unit >= SINKS + chosen:
+            logical = start + unit - (SINKS + chosen)
+        attended = unit < tl.minimum(start, SINKS)  # a sink left of the window
+        if unit >= SINKS:
+            attended = unit >= SINKS + chosen  # the window
+        page = tl.full((), -1, tl.int32)
+        if attended:
+            page = tl.load(table_row + logical).to(tl.int32)
+        if (unit >= SINKS) & (unit < SINKS + chosen):
+            page = tl.load(selected_row + unit - SINKS)
+        if page >= 0:
+            # Only the query's own page holds slots past the query.
+            visible = (unit < SINKS + chosen) | (
+                logical * PAGE_SIZE + offset <= position
+            )
+            slot = page.to(tl.int64) * PAGE_SIZE + offset
+            k_ptr = (
+                k_buffer
+                + slot[None, :] * stride_k_slot
+                + g * stride_k_head
+                + d[:, None]
+            )
+            key = tl.load(
+                k_ptr, mask=visible[None, :] & (d[:, None] < HEAD_DIM), other=0.0
+            )
+            logits = tl.dot(query, key.to(query.dtype), input_precision=PRECISION) * (
+                sm_scale * k_scale
+            )
+            if CAP:
+                # tanh(x) = 1 - 2 / (exp(2 x) + 1)
+                logits = logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
+            logits = tl.where(visible[None, :], logits, float("-inf"))
+            new_top = tl.maximum(top, tl.max(logits, axis=1))
+            rescale = tl.exp(
+                top - new_top
+            )  # every page has a visible key, so new_top is finite
+            p = tl.exp(logits - new_top[:, None])
+            v_ptr = (
+                v_buffer
+                + slot[:, None] * stride_v_slot
+                + g * stride_v_head
+                + dv[None, :]
+            )
+            value = tl.load(
+                v_ptr, mask=visible[:, None] & (dv[None, :] < V_DIM), other=0.0
+            )
+            acc = acc * rescale[:, None] + tl.dot(
+                p.to(query.dtype), value.to(query.dtype), input_precision=PRECISION
+            )
+            total = total * rescale + tl.sum(p, axis=1)
+            top = new_top
+
+    part = row.to(tl.int64) * SPLITS + split
+    norm = tl.where(total > 0, total, 1.0)
+    o_ptr = part_o + (part * GROUP + head[:, None]) * V_DIM + dv[None, :]
+    tl.store(o_ptr, acc / norm[:, None], mask=in_group[:, None] & (dv[None, :] < V_DIM))
+    tl.store(part_lse + part * GROUP + head, top + tl.log(total), mask=in_group)
+
+    # The last program to arrive merges the parts.
+    tl.debug_barrier()
+    if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == SPLITS - 1:
+        tl.store(arrivals + row, 0)  # ready for the next launch
+        n = tl.arange(0, MERGE_SPLITS)
+        first = row.to(tl.int64) * SPLITS
+        for h0 in tl.static_range(0, GROUP, MERGE_G):
+            h = h0 + tl.arange(0, MERGE_G)
+            live = (n[:, None] < SPLITS) & (h[None, :] < GROUP)
+            at = (first + n[:, None]) * GROUP + h[None, :]  # [splits, heads]
+            lse = tl.load(
+                part_lse + at, mask=live, other=float("-inf"), cache_modifier=".cg"
+            )
+            highest = tl.max(lse, axis=0)
+            # A head of padding has no part at all; measure it against 0 to avoid -inf - -inf.
+            highest = tl.where(highest == float("-inf"), 0.0, highest)
+            weight = tl.exp(lse - highest[None, :])
+            mass = tl.sum(weight, axis=0)
+            o = tl.load(
+                part_o + at[:, :, None] * V_DIM + dv[None, None, :],
+                mask=live[:, :, None] & (dv[None, None, :] < V_DIM),
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            share = weight / tl.where(mass > 0, mass, 1.0)[None, :]
+            merged = tl.sum(o * share[:, :, None], axis=0) * v_scale  # [heads, V]
+            out_ptr = (
+                out
+                + b.to(tl.int64) * stride_out_row
+                + (g * GROUP + h[:, None]) * stride_out_head
+                + dv[None, :]
+            )
+            tl.store(
+                out_ptr,
+                merged.to(out.dtype.element_ty),
+                mask=(h[:, None] < GROUP) & (dv[None, :] < V_DIM),
+            )
+            if HAS_LSE:
+                lse_ptr = lse_out + b.to(tl.int64) * stride_lse_row + g * GROUP + h
+                tl.store(lse_ptr, highest + tl.log(mass), mask=h < GROUP)
+
+
+class DecodeWorkspace:
+    """Scratch of ``decode_hsa``, allocated once and reused by every layer.
+
+    Args:
+        max_rows: largest batch size.
+        num_heads: query heads on this rank.
+        num_kv_heads: KV heads on this rank.
+        v_head_dim: dimensions of a value.
+        device: CUDA device, or ``cpu`` under the Triton interpreter.
+    """
+
+    def __init__(
+        self, max_rows: int, num_heads: int, num_kv_heads: int, v_head_dim: int, device
+    ):
+        parts = max_rows * num_heads * MAX_SPLITS
+        self.part_o = torch.empty(
+            parts * v_head_dim, dtype=torch.float32, device=device
+        )
+        self.part_lse = torch.empty(parts, dtype=torch.float32, device=device)
+        self.arrivals = torch.zeros(
+            max_rows * num_kv_heads, dtype=torch.int32, device=device
+        )
+
+
+def decode_hsa(
+    q: torch.Tensor,
+    k_buffer: torch.Tensor,
+    v_buffer: torch.Tensor,
+    selected_pages: torch.Tensor,
+    page_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    out: torch.Tensor,
+    workspace: DecodeWorkspace,
+    *,
+    page_size: int,
+    window_size: int,
+    sink_pages: int,
+    sm_scale: float,
+    logit_cap: float = 0.0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    splits: int = MAX_SPLITS,
+    lse: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """Attention of one new token per sequence over sinks, selected pages and window.
+
+    Args:
+        q: queries ``[B, H_q, D]``, last dimension contiguous.
+        k_buffer, v_buffer: ``[num_slots, H_kv, D]``, ``[num_slots, H_kv, D_v]``; the new tokens are written.
+        selected_pages: physical pages ``[B, H_kv, K]`` int32, -1 for none; K may be 0.
+        page_table: physical page of each logical page ``[B, max_pages]`` int32.
+        seq_lens: ``[B]`` int32, the new token included, at least 1.
+        out: ``[B, H_q, D_v]``, written whole.
+        workspace: scratch for at least this batch.
+        splits: programs that share one sequence and KV head, 1 to MAX_SPLITS.
+        lse: ``[B, H_q]`` float32, written if given.
+
+    Returns:
+        ``out``.
+    """
+    batch, num_heads, head_dim = q.shape
+    num_kv_heads, v_dim = v_buffer.shape[1:]
+    group = num_heads // num_kv_heads
+    block_v = triton.next_power_of_2(v_dim)
+    merge_splits = triton.next_power_of_2(splits)
+    _decode_hsa_kernel[(batch * num_kv_heads, splits)](
+        q,
+        k_buffer,
+        v_buffer,
+        selected_pages,
+        page_table,
+        seq_lens,
+        out,
+        lse,
+        workspace.part_o,
+        workspace.part_lse,
+        workspace.arrivals,
+        sm_scale,
+        logit_cap,
+        k_scale,
+        v_scale,
+        q.stride(0),
+        q.stride(1),
+        k_buffer.stride(0),
+        k_buffer.stride(1),
+        v_buffer.stride(0),
+        v_buffer.stride(1),
+        selected_pages.stride(0),
+        selected_pages.stride(1),
+        page_table.stride(0),
+        out.stride(0),
+        out.stride(1),
+        0 if lse is None else lse.stride(0),
+        KV_HEADS=num_kv_heads,
+        GROUP=group,
+        BLOCK_G=max(16, triton.next_power_of_2(group)),  # tl.dot needs 16 rows
+        HEAD_DIM=head_dim,
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        V_DIM=v_dim,
+        BLOCK_V=max(16, block_v),
+        PAGE_SIZE=page_size,
+        WINDOW=max(window_size, 1),
+        SINKS=sink_pages,
+        TOPK=selected_pages.shape[-1],
+        CAP=logit_cap > 0,
+        SPLITS=splits,
+        MERGE_SPLITS=merge_splits,
+        MERGE_G=min(
+            triton.next_power_of_2(group), max(1, 8192 // (merge_splits * block_v))
+        ),
+        HAS_LSE=lse is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=4,
+        num_stages=3,
+    )
+    return out

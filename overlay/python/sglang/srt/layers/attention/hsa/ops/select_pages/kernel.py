@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton kernel of the select_pages op for decode: scores, top-k and logical-to-physical in one launch.
+
+Several programs share the candidate pages of one sequence and KV head. Each writes the scores of its pages; the
+one that finishes last ranks them all. Work follows the sequence's length: lengths are run-time values, and the
+grid depends on neither length nor context limit, so a captured CUDA graph serves every batch of its size.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang.srt.layers.attention.hsa.counters import INDEX
+
+# Pages ranked in registers when there are few; with more, the width that the context limit needs.
+SMALL_WIDTH = 1024
+PAGES_PER_STEP = 32
+MAX_PROGRAMS_PER_ROW = 32
+
+
+@triton.jit
+def _features(q, scale, KIND: tl.constexpr):
+    """Query features of one head (see ``chunk_repr``): the factors of E's first and second half."""
+    if KIND == "mean_var":
+        first, second = scale * q, 0.5 * scale * scale * q * q
+    elif KIND == "min_max":
+        first, second = scale * tl.minimum(q, 0.0), scale * tl.maximum(q, 0.0)
+    else:
+        first, second = scale * q, 0.0 * q
+    return first, second
+
+
+@triton.jit
+def _rank_and_store(
+    scores_row,
+    table_row,
+    out_row,
+    count,
+    TOPK: tl.constexpr,
+    TOPK_BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Store the physical pages of the TOPK best of ``count`` scores, ascending, -1 padded."""
+    index = tl.arange(0, WIDTH)
+    live = index < count
+    # Written by other programs of this launch: .cg reads past the L1 cache.
+    score = tl.load(
+        scores_row + index, mask=live, other=float("-inf"), cache_modifier=".cg"
+    )
+    # Unsigned keys in the order of the scores; -inf (not selectable) maps below every finite score.
+    bits = score.to(tl.int32, bitcast=True)
+    flip = tl.where(bits < 0, -1, -2147483648)
+    key = (bits ^ flip).to(tl.uint32, bitcast=True)
+    # The TOPK-th largest key, from its highest bit down.
+    threshold = tl.full((), 0, tl.uint32)
+    bit = tl.full((), 2147483648, tl.uint32)
+    for _ in range(32):
+        trial = threshold | bit
+        enough = tl.sum((key >= trial).to(tl.int32)) >= TOPK
+        threshold = tl.where(enough, trial, threshold)
+        bit = bit >> 1
+    above = key > threshold
+    tie = key == threshold
+    room = TOPK - tl.sum(above.to(tl.int32))
+    # Ties go to the smaller logical page.
+    chosen = (above | (tie & (tl.cumsum(tie.to(tl.int32)) <= room))) & (
+        score > float("-inf")
+    )
+    rank = tl.cumsum(chosen.to(tl.int32)) - 1
+    page = tl.load(table_row + index, mask=chosen, other=0)
+    tl.store(out_row + rank, page, mask=chosen)
+    slot = tl.arange(0, TOPK_BLOCK)
+    found = tl.sum(chosen.to(tl.int32))
+    tl.store(
+        out_row + slot,
+        tl.full((TOPK_BLOCK,), -1, tl.int32),
+        mask=(slot >= found) & (slot < TOPK),
+    )
+    return found
+
+
+@triton.jit
+def _select_pages_kernel(
+    q,
+    repr_buffer,
+    repr_version,
+    page_version,
+    page_table,
+    seq_lens,
+    out,
+    scores,
+    arrivals,
+    counters,
+    sm_scale,
+    stride_q_row,
+    stride_q_head,
+    stride_repr_page,
+    stride_repr_head,
+    stride_table,
+    stride_out_row,
+    stride_out_head,
+    stride_scores,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    TOPK: tl.constexpr,
+    TOPK_BLOCK: tl.constexpr,
+    KIND: tl.constexpr,
+    HEAD_MAX: tl.constexpr,
+    HAS_VERSIONS: tl.constexpr,
+    PAGES: tl.constexpr,
+    SMALL: tl.constexpr,
+    LARGE: tl.constexpr,
+    ROWS_DENSE: tl.constexpr,
+    ROWS_SPARSE: tl.constexpr,
+    PAGES_CANDIDATE: tl.constexpr,
+    PAGES_SELECTED: tl.constexpr,
+):
+    row = tl.program_id(0)
+    share = tl.program_id(1)
+    shares = tl.num_programs(1)
+    b = row // KV_HEADS
+    g = row % KV_HEADS
+    position = tl.load(seq_lens + b) - 1
+    start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
+    count = tl.maximum(start - SINKS, 0)
+    table_row = page_table + b.to(tl.int64) * stride_table + SINKS
+    out_row = out + b.to(tl.int64) * stride_out_row + g * stride_out_head
+    scores_row = scores + row.to(tl.int64) * stride_scores
+
+    d = tl.arange(0, BLOCK_D)
+    in_head = d < HEAD_DIM
+    q_row = q + b.to(tl.int64) * stride_q_row + (g * GROUP).to(tl.int64) * stride_q_head
+    per_share = tl.cdiv(tl.cdiv(count, shares), PAGES) * PAGES
+    begin = share * per_share
+    end = tl.minimum(begin + per_share, count)
+    if (
+        not HEAD_MAX
+    ):  # the strategy group: the heads' features add up before they meet E
+        first = tl.zeros((BLOCK_D,), tl.float32)
+        second = tl.zeros((BLOCK_D,), tl.float32)
+        for h in tl.static_range(GROUP):
+            head = tl.load(q_row + h * stride_q_head + d, mask=in_head, other=0.0).to(
+                tl.float32
+            )
+            f, s = _features(head, sm_scale, KIND)
+            first += f
+            second += s
+    for lo in range(begin, end, PAGES):
+        index = lo + tl.arange(0, PAGES)
+        live = index < end
+        page = tl.load(table_row + index, mask=live, other=0).to(tl.int64)
+        valid = live
+        if HAS_VERSIONS:
+            stamp = tl.load(repr_version + page, mask=live, other=0)
+            valid = live & (stamp == tl.load(page_version + page, mask=live, other=0))
+        e_ptr = (
+            repr_buffer
+            + page[:, None] * stride_repr_page
+            + g * stride_repr_head
+            + d[None, :]
+        )
+        mask = valid[:, None] & in_head[None, :]
+        e_first = tl.load(e_ptr, mask=mask, other=0.0).to(tl.float32)
+        if KIND == "mean_var" or KIND == "min_max":
+            e_second = tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0).to(tl.float32)
+        else:
+            e_second = tl.zeros((PAGES, BLOCK_D), tl.float32)
+        if HEAD_MAX:
+            score = tl.full((PAGES,), float("-inf"), tl.float32)
+            for h in tl.static_range(GROUP):
+                head = tl.load(
+                    q_row + h * stride_q_head + d, mask=in_head, other=0.0
+                ).to(tl.float32)
+                f, s = _features(head, sm_scale, KIND)
+                raw = tl.sum(e_first * f[None, :] + e_second * s[None, :], axis=1)
+                score = tl.maximum(score, raw)
+        else:
+            score = tl.sum(
+                e_first * first[None, :] + e_second * second[None, :], axis=1
+            )
+        tl.store(scores_row + index, tl.where(valid, score, float("-inf")), mask=live)
+
+    # The last program to arrive sees all scores.
+    tl.debug_barrier()
+    if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == shares - 1:
+        tl.store(arrivals + row, 0)  # ready for the next launch
+        if count <= SMALL:
+            found = _rank_and_store(
+                scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, SMALL
+            )
+        else:
+            found = _rank_and_store(
+                scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, LARGE
+            )
+        if count > 0:
+            tl.atomic_add(counters + PAGES_CANDIDATE, count.to(tl.int64))
+            tl.atomic_add(counters + PAGES_SELECTED, found.to(tl.int64))
+        # Rows of length 1 pad the batch of a CUDA graph.
+        if (g == 0) & (position > 0):
+            tl.atomic_add(
+                counters + tl.where(count > 0, ROWS_SPARSE, ROWS_DENSE),
+                tl.full((), 1, tl.int64),
+            )
+
+
+class SelectPagesWorkspace:
+    """Scratch of ``select_pages_decode``, allocated once and reused by every layer.
+
+    Args:
+        max_rows: largest batch size.
+        num_kv_heads: KV heads on this rank.
+        max_pages: pages of the longest sequence.
+        device: CUDA device, or ``cpu`` under the Triton interpreter.
+    """
+
+    def __init__(self, max_rows: int, num_kv_heads: int, max_pages: int, device):
+        self.max_pages = max_pages
+        rows = max_rows * num_kv_heads
+        self.scores = torch.empty((rows, max_pages), dtype=torch.float32, device=device)
+        self.arrivals = torch.zeros(rows, dtype=torch.int32, device=device)
+
+
+def select_pages_decode(
+    q: torch.Tensor,
+    repr_buffer: torch.Tensor,
+    repr_version: Optional[torch.Tensor],
+    page_version: torch.Tensor,
+    page_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    out: torch.Tensor,
+    workspace: SelectPagesWorkspace,
+    counters: torch.Tensor,
+    *,
+    page_size: int,
+    window_size: int,
+    sink_pages: int,
+    kind: str,
+    strategy: str,
+    sm_scale: float,
+    programs_per_row: int,
+) -> torch.Tensor:
+    """Select pages for one new token per sequence.
+
+    Args:
+        q: queries ``[B, H_q, D]``.
+        repr_buffer: representations by physical page ``[num_pages, H_kv, repr_dim]``, last dimension contiguous.
+        repr_version: version each was written for ``[num_pages]`` int32; None for a kind that is not stored.
+        page_version: current versions ``[num_pages]`` int32.
+        page_table: physical page of each logical page ``[B, max_pages]`` int32.
+        seq_lens: ``[B]`` int32, the new token included.
+        out: ``[B, H_kv, topk]`` int32, written whole: physical pages ascending by logical page, -1 padded.
+        workspace: scratch for at least this batch.
+        counters: ``HSACounters.values``, added to.
+        strategy: ``group`` or ``head``.
+        programs_per_row: programs that share one sequence and KV head, 1 to MAX_PROGRAMS_PER_ROW.
+
+    Returns:
+        ``out``.
+    """
+    if strategy not in ("group", "head"):
+        raise ValueError(f"the select_pages kernel has no strategy {strategy!r}")
+    batch, num_heads, head_dim = q.shape
+    num_kv_heads = repr_buffer.shape[1]
+    topk = out.shape[-1]
+    _select_pages_kernel[(batch * num_kv_heads, programs_per_row)](
+        q,
+        repr_buffer,
+        repr_version,
+        page_version,
+        page_table,
+        seq_lens,
+        out,
+        workspace.scores,
+        workspace.arrivals,
+        counters,
+        sm_scale,
+        q.stride(0),
+        q.stride(1),
+        repr_buffer.stride(0),
+        repr_buffer.stride(1),
+        page_table.stride(0),
+        out.stride(0),
+        out.stride(1),
+        workspace.scores.stride(0),
+        KV_HEADS=num_kv_heads,
+        GROUP=num_heads // num_kv_heads,
+        HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        PAGE_SIZE=page_size,
+        WINDOW=max(window_size, 1),
+        SINKS=sink_pages,
+        TOPK=topk,
+        TOPK_BLOCK=triton.next_power_of_2(topk),
+        KIND=kind,
+        HEAD_MAX=strategy == "head",
+        HAS_VERSIONS=repr_version is not None,
+        PAGES=PAGES_PER_STEP,
+        SMALL=min(SMALL_WIDTH, triton.next_power_of_2(workspace.max_pages)),
+        LARGE=triton.next_power_of_2(workspace.max_pages),
+        ROWS_DENSE=INDEX["rows_dense"],
+        ROWS_SPARSE=INDEX["rows_sparse"],
+        PAGES_CANDIDATE=INDEX["pages_candidate"],
+        PAGES_SELECTED=INDEX["pages_selected"],
+        num_warps=4,
+    )
+    return out

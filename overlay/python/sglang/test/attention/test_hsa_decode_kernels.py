@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decode path on its Triton kernels against the oracle: on a CUDA device, or under TRITON_INTERPRET=1."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.decode_kernels import unsupported
+from sglang.test.attention import hsa_oracle
+from sglang.test.attention.hsa_harness import Harness
+
+ON_GPU = torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(
+    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs a CUDA device or TRITON_INTERPRET=1",
+)
+DEVICE = "cuda" if ON_GPU else "cpu"
+ATOL = 1e-4 if ON_GPU else 3e-5
+
+
+def harness(**options):
+    return Harness(device=DEVICE, decode_kernels=True, **options)
+
+
+def check(h, sequences, **kwargs):
+    q, o = h.step(sequences, [1] * len(sequences), decode=True, **kwargs)
+    expected = h.expected(q, sequences, [1] * len(sequences))
+    np.testing.assert_allclose(o.float().numpy(), expected, atol=ATOL)
+
+
+@pytest.mark.parametrize("chunk_repr", ["mean", "mean_var", "min_max", "landmark"])
+@pytest.mark.parametrize("strategy", ["group", "head"])
+def test_every_kind_and_strategy(chunk_repr, strategy):
+    h = harness(chunk_repr=chunk_repr, selection_strategy=strategy)
+    sequences = [h.new_sequence() for _ in range(3)]
+    h.step(sequences, [130, 15, 64])
+    for _ in range(18):  # crosses page boundaries in every sequence
+        check(h, sequences)
+    counts = h.backend.counters.snapshot()
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+    assert counts["reprs_healed"] == 0
+
+
+@pytest.mark.parametrize(
+    "heads,kv_heads,head_dim,page_size,window,sinks,topk,cap",
+    [
+        (1, 1, 16, 16, 1, 0, 1, 0.0),
+        (4, 4, 80, 32, 0, 2, 2, 0.0),
+        (16, 1, 64, 64, 100, 1, 64, 5.0),
+        (6, 2, 96, 16, 33, 3, 4, 0.0),
+        (8, 2, 128, 128, 130, 1, 2, 0.0),
+        (2, 1, 256, 16, 40, 0, 3, 0.0),
+    ],
+)
+def test_shapes(heads, kv_heads, head_dim, page_size, window, sinks, topk, cap):
+    """Head dims 16 to 256, groups 1 to 16, pages 16 to 128. # trap 20"""
+    h = harness(
+        num_pages=40, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, logit_cap=cap,
+        page_size=page_size, window_size=window, sink_pages=sinks, topk=topk,
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(2)]
+    h.step(sequences, [8 * page_size + 5, 1])
+    for _ in range(3):
+        check(h, sequences)
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65, 127, 200])
+def test_odd_lengths(length):
+    """No empty part may leak NaN; unused slots hold NaN. # trap 1"""
+    h = harness()
+    s = h.new_sequence()
+    h.step([s], [length])
+    check(h, [s])
+
+
+def test_every_page_selected_is_dense():
+    h = harness(topk=10**6)
+    s = h.new_sequence()
+    h.step([s], [300])
+    for _ in range(2):
+        check(h, [s])
+    counts = h.backend.counters.snapshot()
+    assert counts["pages_selected"] == counts["pages_candidate"] > 0
+
+
+def test_pages_generated_in_batched_decode_are_represented():
+    """The page that a step completes is represented at the start of the next one, in every layer. # trap 2, 3, 4"""
+    h = harness(num_pages=100, layers=2, window_size=1, sink_pages=0)
+    sequences = [h.new_sequence() for _ in range(3)]
+    h.step(sequences, [14, 15, 16])
+    for _ in range(20):
+        check(h, sequences)
+    for s in sequences:
+        committed = s.length - 1
+        pages = h.pages_of(s)[: committed // 16]
+        assert (
+            h.pool.chunk_repr_valid(0, pages).all()
+            and h.pool.chunk_repr_valid(1, pages).all()
+        )
+
+
+def test_kernel_and_reference_select_the_same_pages():
+    h = harness(num_pages=128, topk=7)
+    sequences = [h.new_sequence() for _ in range(2)]
+    h.step(sequences, [900, 333])
+    q, o = h.step(sequences, [1, 1], decode=True)
+    for row, s in enumerate(sequences):
+        chosen, _ = hsa_oracle.select(
+            q[row].double().numpy(), np.stack(s.k), s.length - 1, h.oracle
+        )
+        table = h.pages_of(s).tolist()
+        for g in range(2):
+            got = h.backend.decode_kernels.selected[row, g].tolist()
+            assert [table.index(page) for page in got if page >= 0] == chosen[g]
+
+
+def test_padded_rows_of_a_graph_are_harmless():
+    """Rows of length 1 that point anywhere count nothing and write no representation."""
+    h = harness()
+    s = h.new_sequence()
+    h.step([s], [100])
+    batch = h.batch({0: 1}, [s], decode=True)
+    before = h.backend.counters.snapshot()
+    stamps = h.pool.chunk_repr_version[0].clone()
+    batch.batch_size = 3
+    batch.req_pool_indices = torch.tensor([s.row, 0, 9], device=DEVICE)
+    batch.seq_lens = torch.tensor([101, 1, 1], device=DEVICE)
+    batch.out_cache_loc = torch.cat(
+        [batch.out_cache_loc, batch.out_cache_loc.new_zeros(2)]
+    )
+    h.backend.init_forward_metadata(batch)
+    x = torch.randn(3, 32, device=DEVICE)
+    o = h.layers[0](torch.randn(3, 64, device=DEVICE), x, x.clone(), batch)
+    assert torch.isfinite(o[0]).all()
+    after = h.backend.counters.snapshot()
+    assert (
+        after["rows_sparse"] - before["rows_sparse"] == 1
+        and after["rows_dense"] == before["rows_dense"]
+    )
+    assert torch.equal(h.pool.chunk_repr_version[0], stamps)
+
+
+def test_invalid_pages_are_passed_over():
+    h = harness(topk=100)
+    s = h.new_sequence()
+    h.step([s], [200])
+    bad = h.pages_of(s)[3]
+    h.pool.chunk_repr_version[0][bad] -= 1
+    h.pool.chunk_repr_buffer[0][bad] = float("nan")
+    _, o = h.step([s], [1], decode=True)
+    assert bad not in h.backend.decode_kernels.selected[0] and torch.isfinite(o).all()
+
+
+def test_what_the_kernels_refuse():
+    assert unsupported(HSAConfig()) is None
+    softmax_head = HSAConfig(selection_strategy="softmax_head")
+    assert "no softmax_head strategy" in unsupported(softmax_head)
+    assert "no score weights" in unsupported(HSAConfig(weight_mode="score"))
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "dtype,tolerance", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=str
+)
+def test_half_precision_at_real_shapes(dtype, tolerance):
+    h = Harness(
+        num_pages=300, num_heads=16, num_kv_heads=2, head_dim=64, device="cuda", dtype=dtype,
+        page_size=64, window_size=512, topk=10**6,
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(3)]
+    h.step(sequences, [9000, 65, 4000])
+    for _ in range(3):
+        q, o = h.step(sequences, [1, 1, 1], decode=True)
+        expected = h.expected(q.to(dtype), sequences, [1, 1, 1])
+        np.testing.assert_allclose(o.float().numpy(), expected, atol=tolerance)
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))

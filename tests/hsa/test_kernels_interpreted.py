@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels' own tests, under the interpreter, on hosts without a GPU."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import sglang
+
+KERNEL_TESTS = ("test_hsa_decode_kernels.py",)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels' tests run on the GPU itself")
+@pytest.mark.parametrize("name", KERNEL_TESTS)
+def test_kernels(child, name):
+    """A child process, because TRITON_INTERPRET has to be set before Triton is imported."""
+    path = Path(sglang.__file__).parent / "test" / "attention" / name
+    output = child(["-m", "pytest", "-q", "-p", "no:cacheprovider", path], TRITON_INTERPRET="1")
+    passed = re.search(r"(\d+) passed", output)
+    assert passed and int(passed[1]) >= 30, output[-2000:]
