@@ -14,6 +14,9 @@ import triton
 import triton.language as tl
 
 MAX_SPLITS = 16
+# Pages in flight, as far as they fit into the shared memory that the pipeline may take.
+MAX_STAGES = 3
+SHARED_BYTES = 200_000
 
 
 @triton.jit
@@ -67,7 +70,7 @@ def _decode_hsa_kernel(
     split = tl.program_id(1)
     b = row // KV_HEADS
     g = row % KV_HEADS
-    position = tl.load(seq_lens + b) - 1
+    position = tl.load(seq_lens + b).to(tl.int32) - 1
     start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
     table_row = page_table + b.to(tl.int64) * stride_table
     selected_row = (
@@ -96,58 +99,44 @@ def _decode_hsa_kernel(
     total = tl.zeros((BLOCK_G,), tl.float32)
     acc = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
     for unit in range(split * per_split, tl.minimum((split + 1) * per_split, pages)):
-        logical = unit
-        if unit >= SINKS + chosen:
-            logical = start + unit - (SINKS + chosen)
-        attended = unit < tl.minimum(start, SINKS)  # a sink left of the window
-        if unit >= SINKS:
-            attended = unit >= SINKS + chosen  # the window
-        page = tl.full((), -1, tl.int32)
-        if attended:
-            page = tl.load(table_row + logical).to(tl.int32)
-        if (unit >= SINKS) & (unit < SINKS + chosen):
-            page = tl.load(selected_row + unit - SINKS)
-        if page >= 0:
-            # Only the query's own page holds slots past the query.
-            visible = (unit < SINKS + chosen) | (
-                logical * PAGE_SIZE + offset <= position
-            )
-            slot = page.to(tl.int64) * PAGE_SIZE + offset
-            k_ptr = (
-                k_buffer
-                + slot[None, :] * stride_k_slot
-                + g * stride_k_head
-                + d[:, None]
-            )
-            key = tl.load(
-                k_ptr, mask=visible[None, :] & (d[:, None] < HEAD_DIM), other=0.0
-            )
-            logits = tl.dot(query, key.to(query.dtype), input_precision=PRECISION) * (
-                sm_scale * k_scale
-            )
-            if CAP:
-                # tanh(x) = 1 - 2 / (exp(2 x) + 1)
-                logits = logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
-            logits = tl.where(visible[None, :], logits, float("-inf"))
-            new_top = tl.maximum(top, tl.max(logits, axis=1))
-            rescale = tl.exp(
-                top - new_top
-            )  # every page has a visible key, so new_top is finite
-            p = tl.exp(logits - new_top[:, None])
-            v_ptr = (
-                v_buffer
-                + slot[:, None] * stride_v_slot
-                + g * stride_v_head
-                + dv[None, :]
-            )
-            value = tl.load(
-                v_ptr, mask=visible[:, None] & (dv[None, :] < V_DIM), other=0.0
-            )
-            acc = acc * rescale[:, None] + tl.dot(
-                p.to(query.dtype), value.to(query.dtype), input_precision=PRECISION
-            )
-            total = total * rescale + tl.sum(p, axis=1)
-            top = new_top
+        # No branch: the loads of the next pages must be free to start early.
+        in_window = unit >= SINKS + chosen
+        logical = tl.where(in_window, start + unit - (SINKS + chosen), unit)
+        from_table = in_window | (unit < tl.minimum(start, SINKS))
+        from_selection = (unit >= SINKS) & (unit < SINKS + chosen)
+        page = tl.maximum(
+            tl.load(table_row + logical, mask=from_table, other=-1),
+            tl.load(selected_row + unit - SINKS, mask=from_selection, other=-1),
+        )
+        # Only the query's own page holds slots past the query.
+        visible = (page >= 0) & (
+            from_selection | (logical * PAGE_SIZE + offset <= position)
+        )
+        slot = tl.maximum(page, 0).to(tl.int64) * PAGE_SIZE + offset
+        k_ptr = (
+            k_buffer + slot[None, :] * stride_k_slot + g * stride_k_head + d[:, None]
+        )
+        key = tl.load(k_ptr, mask=visible[None, :] & (d[:, None] < HEAD_DIM), other=0.0)
+        v_ptr = (
+            v_buffer + slot[:, None] * stride_v_slot + g * stride_v_head + dv[None, :]
+        )
+        value = tl.load(v_ptr, mask=visible[:, None] & (dv[None, :] < V_DIM), other=0.0)
+        logits = tl.dot(query, key.to(query.dtype), input_precision=PRECISION)
+        logits = logits * (sm_scale * k_scale)
+        if CAP:
+            # tanh(x) = 1 - 2 / (exp(2 x) + 1)
+            logits = logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
+        logits = tl.where(visible[None, :], logits, float("-inf"))
+        new_top = tl.maximum(top, tl.max(logits, axis=1))
+        # Nothing visible yet: measure against 0, since -inf - -inf is NaN.
+        origin = tl.where(new_top == float("-inf"), 0.0, new_top)
+        rescale = tl.exp(top - origin)
+        p = tl.exp(logits - origin[:, None])
+        acc = acc * rescale[:, None] + tl.dot(
+            p.to(query.dtype), value.to(query.dtype), input_precision=PRECISION
+        )
+        total = total * rescale + tl.sum(p, axis=1)
+        top = new_top
 
     part = row.to(tl.int64) * SPLITS + split
     norm = tl.where(total > 0, total, 1.0)
@@ -262,6 +251,7 @@ def decode_hsa(
     group = num_heads // num_kv_heads
     block_v = triton.next_power_of_2(v_dim)
     merge_splits = triton.next_power_of_2(splits)
+    page_bytes = page_size * (head_dim + v_dim) * k_buffer.element_size()
     _decode_hsa_kernel[(batch * num_kv_heads, splits)](
         q,
         k_buffer,
@@ -310,6 +300,6 @@ def decode_hsa(
         HAS_LSE=lse is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
-        num_stages=3,
+        num_stages=max(1, min(MAX_STAGES, SHARED_BYTES // page_bytes)),
     )
     return out

@@ -15,9 +15,12 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.counters import INDEX
+from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
+    DIGITS,
+    PAIRWISE,
+    store_best,
+)
 
-# Pages ranked in registers when there are few; with more, the width that the context limit needs.
-SMALL_WIDTH = 1024
 PAGES_PER_STEP = 32
 MAX_PROGRAMS_PER_ROW = 32
 
@@ -35,52 +38,62 @@ def _features(q, scale, KIND: tl.constexpr):
 
 
 @triton.jit
-def _rank_and_store(
-    scores_row,
+def _score_pages(
+    index,
+    reachable,
+    repr_buffer,
+    repr_version,
+    page_version,
     table_row,
-    out_row,
-    count,
-    TOPK: tl.constexpr,
-    TOPK_BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr,
+    q_row,
+    first,
+    second,
+    sm_scale,
+    stride_q_head,
+    stride_repr_page,
+    stride_repr_head,
+    g,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr,
+    HEAD_MAX: tl.constexpr,
+    HAS_VERSIONS: tl.constexpr,
+    PAGES: tl.constexpr,
 ):
-    """Store the physical pages of the TOPK best of ``count`` scores, ascending, -1 padded."""
-    index = tl.arange(0, WIDTH)
-    live = index < count
-    # Written by other programs of this launch: .cg reads past the L1 cache.
-    score = tl.load(
-        scores_row + index, mask=live, other=float("-inf"), cache_modifier=".cg"
+    """Scores of the pages ``index`` ``[PAGES]``, -inf for a page without a valid representation.
+
+    The loads depend on ``reachable`` (inside the table) only, not on the length: they start while it is read.
+    """
+    d = tl.arange(0, BLOCK_D)
+    in_head = d < HEAD_DIM
+    page = tl.load(table_row + index, mask=reachable, other=0).to(tl.int64)
+    e_ptr = (
+        repr_buffer
+        + page[:, None] * stride_repr_page
+        + g * stride_repr_head
+        + d[None, :]
     )
-    # Unsigned keys in the order of the scores; -inf (not selectable) maps below every finite score.
-    bits = score.to(tl.int32, bitcast=True)
-    flip = tl.where(bits < 0, -1, -2147483648)
-    key = (bits ^ flip).to(tl.uint32, bitcast=True)
-    # The TOPK-th largest key, from its highest bit down.
-    threshold = tl.full((), 0, tl.uint32)
-    bit = tl.full((), 2147483648, tl.uint32)
-    for _ in range(32):
-        trial = threshold | bit
-        enough = tl.sum((key >= trial).to(tl.int32)) >= TOPK
-        threshold = tl.where(enough, trial, threshold)
-        bit = bit >> 1
-    above = key > threshold
-    tie = key == threshold
-    room = TOPK - tl.sum(above.to(tl.int32))
-    # Ties go to the smaller logical page.
-    chosen = (above | (tie & (tl.cumsum(tie.to(tl.int32)) <= room))) & (
-        score > float("-inf")
-    )
-    rank = tl.cumsum(chosen.to(tl.int32)) - 1
-    page = tl.load(table_row + index, mask=chosen, other=0)
-    tl.store(out_row + rank, page, mask=chosen)
-    slot = tl.arange(0, TOPK_BLOCK)
-    found = tl.sum(chosen.to(tl.int32))
-    tl.store(
-        out_row + slot,
-        tl.full((TOPK_BLOCK,), -1, tl.int32),
-        mask=(slot >= found) & (slot < TOPK),
-    )
-    return found
+    mask = reachable[:, None] & in_head[None, :]
+    e_first = tl.load(e_ptr, mask=mask, other=0.0).to(tl.float32)
+    if KIND == "mean_var" or KIND == "min_max":
+        e_second = tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0).to(tl.float32)
+    else:
+        e_second = tl.zeros((PAGES, BLOCK_D), tl.float32)
+    if HEAD_MAX:
+        score = tl.full((PAGES,), float("-inf"), tl.float32)
+        for h in tl.static_range(GROUP):
+            head = tl.load(q_row + h * stride_q_head + d, mask=in_head, other=0.0)
+            f, s = _features(head.to(tl.float32), sm_scale, KIND)
+            raw = tl.sum(e_first * f[None, :] + e_second * s[None, :], axis=1)
+            score = tl.maximum(score, raw)
+    else:
+        score = tl.sum(e_first * first[None, :] + e_second * second[None, :], axis=1)
+    if HAS_VERSIONS:
+        stamp = tl.load(repr_version + page, mask=reachable, other=0)
+        current = tl.load(page_version + page, mask=reachable, other=0)
+        score = tl.where(stamp == current, score, float("-inf"))
+    return score
 
 
 @triton.jit
@@ -96,6 +109,7 @@ def _select_pages_kernel(
     arrivals,
     counters,
     sm_scale,
+    table_width,
     stride_q_row,
     stride_q_head,
     stride_repr_page,
@@ -118,6 +132,7 @@ def _select_pages_kernel(
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
     SMALL: tl.constexpr,
+    MEDIUM: tl.constexpr,
     LARGE: tl.constexpr,
     ROWS_DENSE: tl.constexpr,
     ROWS_SPARSE: tl.constexpr,
@@ -129,7 +144,7 @@ def _select_pages_kernel(
     shares = tl.num_programs(1)
     b = row // KV_HEADS
     g = row % KV_HEADS
-    position = tl.load(seq_lens + b) - 1
+    position = tl.load(seq_lens + b).to(tl.int32) - 1
     start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
     count = tl.maximum(start - SINKS, 0)
     table_row = page_table + b.to(tl.int64) * stride_table + SINKS
@@ -139,66 +154,81 @@ def _select_pages_kernel(
     d = tl.arange(0, BLOCK_D)
     in_head = d < HEAD_DIM
     q_row = q + b.to(tl.int64) * stride_q_row + (g * GROUP).to(tl.int64) * stride_q_head
-    per_share = tl.cdiv(tl.cdiv(count, shares), PAGES) * PAGES
-    begin = share * per_share
-    end = tl.minimum(begin + per_share, count)
-    if (
-        not HEAD_MAX
-    ):  # the strategy group: the heads' features add up before they meet E
-        first = tl.zeros((BLOCK_D,), tl.float32)
-        second = tl.zeros((BLOCK_D,), tl.float32)
+    # The strategy group: the heads' features add up before they meet E.
+    first = tl.zeros((BLOCK_D,), tl.float32)
+    second = tl.zeros((BLOCK_D,), tl.float32)
+    if not HEAD_MAX:
         for h in tl.static_range(GROUP):
-            head = tl.load(q_row + h * stride_q_head + d, mask=in_head, other=0.0).to(
-                tl.float32
-            )
-            f, s = _features(head, sm_scale, KIND)
+            head = tl.load(q_row + h * stride_q_head + d, mask=in_head, other=0.0)
+            f, s = _features(head.to(tl.float32), sm_scale, KIND)
             first += f
             second += s
-    for lo in range(begin, end, PAGES):
+    index = share * PAGES + tl.arange(0, PAGES)
+    score = _score_pages(
+        index,
+        index < table_width - SINKS,
+        repr_buffer,
+        repr_version,
+        page_version,
+        table_row,
+        q_row,
+        first,
+        second,
+        sm_scale,
+        stride_q_head,
+        stride_repr_page,
+        stride_repr_head,
+        g,
+        GROUP,
+        HEAD_DIM,
+        BLOCK_D,
+        KIND,
+        HEAD_MAX,
+        HAS_VERSIONS,
+        PAGES,
+    )
+    tl.store(scores_row + index, score, mask=index < count)
+    for lo in range((share + shares) * PAGES, count, shares * PAGES):
         index = lo + tl.arange(0, PAGES)
-        live = index < end
-        page = tl.load(table_row + index, mask=live, other=0).to(tl.int64)
-        valid = live
-        if HAS_VERSIONS:
-            stamp = tl.load(repr_version + page, mask=live, other=0)
-            valid = live & (stamp == tl.load(page_version + page, mask=live, other=0))
-        e_ptr = (
-            repr_buffer
-            + page[:, None] * stride_repr_page
-            + g * stride_repr_head
-            + d[None, :]
+        score = _score_pages(
+            index,
+            index < count,
+            repr_buffer,
+            repr_version,
+            page_version,
+            table_row,
+            q_row,
+            first,
+            second,
+            sm_scale,
+            stride_q_head,
+            stride_repr_page,
+            stride_repr_head,
+            g,
+            GROUP,
+            HEAD_DIM,
+            BLOCK_D,
+            KIND,
+            HEAD_MAX,
+            HAS_VERSIONS,
+            PAGES,
         )
-        mask = valid[:, None] & in_head[None, :]
-        e_first = tl.load(e_ptr, mask=mask, other=0.0).to(tl.float32)
-        if KIND == "mean_var" or KIND == "min_max":
-            e_second = tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0).to(tl.float32)
-        else:
-            e_second = tl.zeros((PAGES, BLOCK_D), tl.float32)
-        if HEAD_MAX:
-            score = tl.full((PAGES,), float("-inf"), tl.float32)
-            for h in tl.static_range(GROUP):
-                head = tl.load(
-                    q_row + h * stride_q_head + d, mask=in_head, other=0.0
-                ).to(tl.float32)
-                f, s = _features(head, sm_scale, KIND)
-                raw = tl.sum(e_first * f[None, :] + e_second * s[None, :], axis=1)
-                score = tl.maximum(score, raw)
-        else:
-            score = tl.sum(
-                e_first * first[None, :] + e_second * second[None, :], axis=1
-            )
-        tl.store(scores_row + index, tl.where(valid, score, float("-inf")), mask=live)
+        tl.store(scores_row + index, score, mask=index < count)
 
     # The last program to arrive sees all scores.
     tl.debug_barrier()
     if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == shares - 1:
         tl.store(arrivals + row, 0)  # ready for the next launch
         if count <= SMALL:
-            found = _rank_and_store(
+            found = store_best(
                 scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, SMALL
             )
+        elif count <= MEDIUM:
+            found = store_best(
+                scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, MEDIUM
+            )
         else:
-            found = _rank_and_store(
+            found = store_best(
                 scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, LARGE
             )
         if count > 0:
@@ -271,6 +301,7 @@ def select_pages_decode(
     batch, num_heads, head_dim = q.shape
     num_kv_heads = repr_buffer.shape[1]
     topk = out.shape[-1]
+    widest = triton.next_power_of_2(workspace.max_pages)
     _select_pages_kernel[(batch * num_kv_heads, programs_per_row)](
         q,
         repr_buffer,
@@ -283,6 +314,7 @@ def select_pages_decode(
         workspace.arrivals,
         counters,
         sm_scale,
+        page_table.shape[1],
         q.stride(0),
         q.stride(1),
         repr_buffer.stride(0),
@@ -304,12 +336,13 @@ def select_pages_decode(
         HEAD_MAX=strategy == "head",
         HAS_VERSIONS=repr_version is not None,
         PAGES=PAGES_PER_STEP,
-        SMALL=min(SMALL_WIDTH, triton.next_power_of_2(workspace.max_pages)),
-        LARGE=triton.next_power_of_2(workspace.max_pages),
+        SMALL=min(PAIRWISE.value, widest),
+        MEDIUM=min(DIGITS.value, widest),
+        LARGE=widest,
         ROWS_DENSE=INDEX["rows_dense"],
         ROWS_SPARSE=INDEX["rows_sparse"],
         PAGES_CANDIDATE=INDEX["pages_candidate"],
         PAGES_SELECTED=INDEX["pages_selected"],
-        num_warps=4,
+        num_warps=4 if widest <= 4096 else 8,
     )
     return out
