@@ -184,6 +184,7 @@ class Harness:
             req_to_token_pool=self.req_to_token_pool,
             token_to_kv_pool=self.pool,
             attn_backend=self.backend,
+            page_handouts=self.allocator.page_handouts,
             **({} if decode else extend),
         )
 

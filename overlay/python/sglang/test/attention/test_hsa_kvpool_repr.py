@@ -51,7 +51,7 @@ def test_buffers_exist_for_hsa_layers_only():
     pool = make_pool()
     assert [b.shape for b in pool.chunk_repr_buffer] == [(PAGES + 1, 2, 16)] * 2
     assert [v.shape for v in pool.chunk_repr_version] == [(PAGES + 1,)] * 2
-    assert pool.page_version.shape == (PAGES + 1,) and pool.page_version.dtype == torch.int32
+    assert pool.page_version.shape == (PAGES + 1,) and pool.page_version.dtype == torch.int64
     assert [layer for layer in range(4) if pool.has_chunk_repr(layer)] == [1, 3]
 
 
@@ -187,7 +187,7 @@ def fake_runner(attention_backend="hsa", layers="all", sliding=(), **kwargs):
             hsa_selection_strategy="group", hsa_window_size=512, hsa_enable_swa_fusion=True,
             hsa_weight_mode="mass", hsa_sink_pages=1, hsa_dense_backend=None, hsa_strict=False,
         ),
-        kv_cache_dtype=torch.bfloat16,
+        kv_cache_dtype=torch.bfloat16, dtype=torch.bfloat16,
     )  # fmt: skip
 
 
@@ -215,9 +215,9 @@ def test_other_backends_get_the_stock_classes_and_pay_nothing(monkeypatch):
     assert hsa_pool_setup.chunk_repr_bytes_per_token(runner) == 0
 
 
-def test_quantised_checkpoints_are_refused():
+def test_checkpoints_with_four_bit_keys_are_refused():
     runner = fake_runner()
-    runner.kv_cache_dtype = torch.float8_e4m3fn
+    runner.kv_cache_dtype = torch.uint8
     with pytest.raises(ValueError, match="--kv-cache-dtype bf16"):
         kv_pool_class(runner, MHATokenToKVPool)
 
@@ -242,7 +242,7 @@ def test_the_price_is_what_the_pool_allocates(kind):
 def test_price_per_token_is_rounded_up(monkeypatch):
     monkeypatch.setattr(hsa_pool_setup, "get_attention_tp_size", lambda: 1)
     per_token = hsa_pool_setup.chunk_repr_bytes_per_token(fake_runner())
-    per_page = 4 * (2 * 2 * 8 * 2 + 4) + 4
+    per_page = 4 * (2 * 2 * 8 * 2 + 8) + 8
     assert per_token == -(-per_page // 64) and per_token * 64 >= per_page
 
 
@@ -251,7 +251,7 @@ def test_bytes_of_a_7b_model_at_a_million_tokens():
     pages = 1_000_000 // 64
     size = repr_bytes_per_page(32, 32, 128, "mean_var", itemsize=2) * pages
     kv = 1_000_000 * 32 * 32 * 128 * 2 * 2
-    assert size == pages * (32 * (32 * 256 * 2 + 4) + 4)
+    assert size == pages * (32 * (32 * 256 * 2 + 8) + 8)
     assert size / kv == pytest.approx(1 / 64, rel=1e-3)
 
 

@@ -10,6 +10,7 @@ import torch
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.hsa import counters as hsa_counters
+from sglang.srt.layers.attention.hsa import strict
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.metadata import HSAMetadata, build_metadata
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
@@ -53,6 +54,7 @@ class HSAAttnBackend(AttentionBackend):
                 f"--attention-backend hsa needs a pool with page representations, not {type(self.pool).__name__}; "
                 "choose another --attention-backend for this model."
             )
+        self.quantised = self.pool.dtype.itemsize == 1
         self.config = HSAConfig.from_server_args(model_runner.server_args)
         self.dense = ATTENTION_BACKENDS[self.config.dense_backend](model_runner)
         self.selector = HSASelector(self.config)
@@ -63,6 +65,8 @@ class HSAAttnBackend(AttentionBackend):
     def init_forward_metadata(self, forward_batch: ForwardBatch):
         self.dense.init_forward_metadata(forward_batch)
         self.forward_metadata = build_metadata(forward_batch, self.pool, self.config)
+        if self.config.strict:
+            strict.check_page_table(self.forward_metadata, forward_batch, self.pool)
 
     def support_triton(self):
         return self.dense.support_triton()
@@ -111,7 +115,8 @@ class HSAAttnBackend(AttentionBackend):
 
         md = self.forward_metadata
         self.counters.add("rows_dense", md.rows - md.sparse_rows)
-        if md.max_candidates == 0:
+        # Dense backends differ in how they scale an 8-bit cache and which keys they read from it.
+        if md.max_candidates == 0 and not self.quantised:
             o = dense_forward(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache
             )
@@ -119,16 +124,37 @@ class HSAAttnBackend(AttentionBackend):
             return o
 
         if save_kv_cache and k is not None:
-            self.pool.set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
+            self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
         self._write_representations(layer)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         o = self._attend(q, layer, forward_batch.forward_mode.is_decode())
         return o.to(q.dtype).flatten(1)
 
+    def _set_kv_buffer(self, layer, slots, k, v) -> None:
+        if self.quantised:
+            # The pool divides what it is given in place.
+            self.pool.set_kv_buffer(
+                layer, slots, k.clone(), v.clone(), layer.k_scale, layer.v_scale
+            )
+        else:
+            self.pool.set_kv_buffer(layer, slots, k, v)
+
+    def _scales(self, layer: RadixAttention) -> Tuple[float, float]:
+        """Dequantisation factors of the layer's cached keys and values."""
+        if not self.quantised or layer.k_scale is None:
+            return 1.0, 1.0
+        return layer.k_scale_float, layer.v_scale_float
+
     def _write_representations(self, layer: RadixAttention) -> None:
         """Represent the pages that this pass completes, and heal complete pages that have no valid E_i."""
-        if not self.pool.chunk_repr_kind.stored:
-            return
+        if self.pool.chunk_repr_kind.stored:
+            self._write_missing(layer)
+        if self.config.strict:
+            strict.check_representations(
+                self.forward_metadata, self.pool, layer.layer_id, self._scales(layer)[0]
+            )
+
+    def _write_missing(self, layer: RadixAttention) -> None:
         md = self.forward_metadata
         valid = self.pool.chunk_repr_valid(
             layer.layer_id, md.real_page_table, md.page_version
@@ -142,6 +168,7 @@ class HSAAttnBackend(AttentionBackend):
             page_ids,
             page_size=md.page_size,
             kind=self.config.chunk_repr,
+            k_scale=self._scales(layer)[0],
         )
         self.pool.save_chunk_repr(layer.layer_id, page_ids, reprs, versions)
         self.counters.add("reprs_written", (~healed).sum())
@@ -153,8 +180,13 @@ class HSAAttnBackend(AttentionBackend):
         """Local part, selection, selected part, merge; returns ``[T, H_q, D_v]`` float32."""
         md = self.forward_metadata
         k_buffer, v_buffer = self.pool.get_kv_buffer(layer.layer_id)
+        k_scale, v_scale = self._scales(layer)
         attention = dict(
-            page_size=md.page_size, sm_scale=layer.scaling, logit_cap=layer.logit_cap
+            page_size=md.page_size,
+            sm_scale=layer.scaling,
+            logit_cap=layer.logit_cap,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         local = dict(
             attention,
@@ -171,6 +203,8 @@ class HSAAttnBackend(AttentionBackend):
                 q, k_buffer, v_buffer, table, md.cu_seqlens_q, seq_lens, **local
             )
 
+        if md.max_candidates == 0:
+            return o_local
         selected, scores = self._select(q, layer, lse_local)
         if self.config.weight_mode == "mass":
             scores = None
@@ -196,20 +230,15 @@ class HSAAttnBackend(AttentionBackend):
         self, q: torch.Tensor, layer: RadixAttention, lse_local: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         md = self.forward_metadata
-        valid = self.pool.chunk_repr_valid(
+        valid = md.page_complete & self.pool.chunk_repr_valid(
             layer.layer_id, md.real_page_table, md.page_version
         )
-        if self.config.strict and bool((md.page_complete & ~valid).any()):
-            raise RuntimeError(
-                f"HSA: layer {layer.layer_id} has complete pages without a valid representation; "
-                "this is a bug, please report it with the server's arguments."
-            )
         selected, scores = self.selector.select(
             q,
             self.pool.chunk_repr_pages(layer.layer_id),
             valid,
             md,
-            layer.scaling,
+            self._score_scale(layer),
             lse_local if self.selector.needs_local_lse else None,
         )
         self.counters.add("rows_sparse", md.sparse_rows)
@@ -218,18 +247,25 @@ class HSAAttnBackend(AttentionBackend):
         return selected, scores
 
 
+    def _score_scale(self, layer: RadixAttention) -> float:
+        """Softmax scale of page scores: keys that serve as representations are still quantised."""
+        if self.pool.chunk_repr_kind.stored:
+            return layer.scaling
+        return layer.scaling * self._scales(layer)[0]
+
+
 def _distinct_pages(
     md: HSAMetadata, missing: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Physical pages to represent, each once: those completed now and those ``missing`` ``[B, max_pages]``.
 
     Returns:
-        (page_ids ``[N]``, whether the page is healed ``[N]`` bool, its version ``[N]``).
+        (page_ids ``[N]``, whether the page is healed ``[N]`` bool, its version ``[N]`` int64).
     """
     todo = md.page_completed_now | missing
     page_ids, inverse = torch.unique(md.real_page_table[todo], return_inverse=True)
     healed = torch.zeros_like(page_ids, dtype=torch.bool)
     healed[inverse] = missing[todo]  # shared pages agree: they were complete for all or for none
-    versions = torch.empty_like(page_ids, dtype=torch.int32)
+    versions = torch.empty_like(page_ids, dtype=torch.int64)
     versions[inverse] = md.page_version[todo]
     return page_ids, healed, versions
