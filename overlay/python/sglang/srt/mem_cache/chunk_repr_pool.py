@@ -20,6 +20,7 @@ import torch
 
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.ops.gather import take
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import (
@@ -168,10 +169,11 @@ class ChunkReprMixin:
             page_version: versions to accept ``[...]``; None for the current ones.
 
         Returns:
-            ``[..., H_kv, repr_dim]`` in the buffer's dtype.
+            ``[..., H_kv, repr_dim]`` in the representations' dtype.
         """
         valid = self.chunk_repr_valid(layer_id, page_ids, page_version)
-        found = self.chunk_repr_pages(layer_id)[page_ids.long()]
+        found = take(self.chunk_repr_pages(layer_id), page_ids.long())
+        found = found.to(self.repr_dtype or self.dtype)
         return found.masked_fill(~valid[..., None, None], float("nan"))
 
     def chunk_repr_valid(

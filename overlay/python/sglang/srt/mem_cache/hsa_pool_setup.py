@@ -61,9 +61,11 @@ def kv_pool_class(runner: ModelRunner, default: Type[KVCache]) -> Callable[..., 
             f"--attention-backend hsa does not support a {runner.kv_cache_dtype} KV cache, which the checkpoint "
             "asks for; add --kv-cache-dtype bf16."
         )
+    layer_ids = hsa_layer_ids(runner)
+    _refuse_unreadable_keys(runner, layer_ids)
     return functools.partial(
         _HSA_POOLS[default],
-        hsa_layer_ids=hsa_layer_ids(runner),
+        hsa_layer_ids=layer_ids,
         chunk_repr_kind=runner.server_args.hsa_chunk_repr,
         repr_dtype=_repr_dtype(runner),
     )
@@ -140,6 +142,19 @@ def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
     return select_layers(
         runner.server_args.hsa_layers, eligible, runner.model_config.num_hidden_layers
     )
+
+
+def _refuse_unreadable_keys(runner: ModelRunner, layer_ids: Tuple[int, ...]) -> None:
+    """torch cannot index an 8-bit cache on a CPU, and torch_native does for the layers without HSA."""
+    if (
+        runner.device == "cpu"
+        and runner.kv_cache_dtype.itemsize == 1
+        and len(layer_ids) < runner.model_config.num_hidden_layers
+    ):
+        raise ValueError(
+            f"--attention-backend hsa does not support a {runner.kv_cache_dtype} KV cache on a CPU "
+            "unless every layer uses HSA; leave --kv-cache-dtype at auto."
+        )
 
 
 def _repr_dtype(runner: ModelRunner) -> torch.dtype:

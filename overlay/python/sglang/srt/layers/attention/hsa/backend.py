@@ -147,8 +147,9 @@ class HSAAttnBackend(AttentionBackend):
 
     def _write_representations(self, layer: RadixAttention) -> None:
         """Represent the pages that this pass completes, and heal complete pages that have no valid E_i."""
-        if self.pool.chunk_repr_kind.stored:
-            self._write_missing(layer)
+        if not self.pool.chunk_repr_kind.stored:
+            return
+        self._write_missing(layer)
         if self.config.strict:
             strict.check_representations(
                 self.forward_metadata, self.pool, layer.layer_id, self._scales(layer)[0]

@@ -88,7 +88,7 @@ class HSAServerArgs:
         )
         add(
             "strict",
-            "Stop if a candidate page has no valid representation (one host sync per layer).",
+            "Stop if the page table or a representation is damaged (recomputes every representation; for debugging).",
             action=argparse.BooleanOptionalAction,
         )
 
@@ -149,7 +149,8 @@ class HSAServerArgs:
         best = self._get_default_attn_backend(
             self.use_mla_backend(), self.get_model_config()
         )
-        return best if best in DENSE_BACKENDS else "triton"
+        reads_keys = best != "fa3" or self.kv_cache_dtype != "fp8_e5m2"
+        return best if best in DENSE_BACKENDS and reads_keys else "triton"
 
     def _disable_cuda_graphs_for_hsa(self) -> None:
         if not self.disable_cuda_graph:
