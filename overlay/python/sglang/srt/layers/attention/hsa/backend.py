@@ -65,8 +65,6 @@ class HSAAttnBackend(AttentionBackend):
     def init_forward_metadata(self, forward_batch: ForwardBatch):
         self.dense.init_forward_metadata(forward_batch)
         self.forward_metadata = build_metadata(forward_batch, self.pool, self.config)
-        if self.config.strict:
-            strict.check_page_table(self.forward_metadata, forward_batch, self.pool)
 
     def support_triton(self):
         return self.dense.support_triton()
@@ -120,12 +118,12 @@ class HSAAttnBackend(AttentionBackend):
             o = dense_forward(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache
             )
-            self._write_representations(layer)
+            self._write_representations(layer, forward_batch.out_cache_loc)
             return o
 
         if save_kv_cache and k is not None:
             self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
-        self._write_representations(layer)
+        self._write_representations(layer, forward_batch.out_cache_loc)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         o = self._attend(q, layer, forward_batch.forward_mode.is_decode())
         return o.to(q.dtype).flatten(1)
@@ -145,8 +143,12 @@ class HSAAttnBackend(AttentionBackend):
             return 1.0, 1.0
         return layer.k_scale_float, layer.v_scale_float
 
-    def _write_representations(self, layer: RadixAttention) -> None:
+    def _write_representations(
+        self, layer: RadixAttention, out_cache_loc: torch.Tensor
+    ) -> None:
         """Represent the pages that this pass completes, and heal complete pages that have no valid E_i."""
+        if self.config.strict:
+            strict.check_page_table(self.forward_metadata, out_cache_loc, self.pool)
         if not self.pool.chunk_repr_kind.stored:
             return
         self._write_missing(layer)

@@ -16,17 +16,16 @@ from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.metadata import HSAMetadata
     from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
 def check_page_table(
-    md: HSAMetadata, forward_batch: ForwardBatch, pool: ChunkReprMixin
+    md: HSAMetadata, out_cache_loc: torch.Tensor, pool: ChunkReprMixin
 ) -> None:
     """Raise RuntimeError unless every live position has the slot that its page and the batch say.
 
     Args:
         md: metadata of the forward pass.
-        forward_batch: its batch, for the slots of the new tokens.
+        out_cache_loc: slots of the batch's new tokens ``[T]``.
         pool: pool whose versions the metadata took.
     """
     device = md.page_table_1.device
@@ -43,7 +42,7 @@ def check_page_table(
 
     new = live & (position >= (md.cache_seqlens_int32 - md.new_tokens).unsqueeze(1))
     _require(
-        torch.equal(md.page_table_1[new].long(), forward_batch.out_cache_loc.long()),
+        torch.equal(md.page_table_1[new].long(), out_cache_loc.long()),
         "the page table and the batch disagree on where the new tokens go",
     )
 
