@@ -131,6 +131,36 @@ def test_every_random_interleaving_gives_every_request_its_own_answer():
     assert h.backend.counters.snapshot()["reprs_healed"] == 0
 
 
+def test_a_running_request_whose_pages_are_replaced_while_its_metadata_is_built():
+    """The scheduler finds twins of a request's pages in the radix cache, repoints its row, frees the request's own
+    pages and hands them out, between the late pass's reads of table and versions."""
+    h = Harness(num_pages=24, strict=True)
+    first, twin = h.new_sequence(), h.new_sequence()
+    h.step([first], [96])
+    h.rng.manual_seed(0)
+    h.step([twin], [96])
+    old = h.req_to_token_pool.req_to_token[twin.row, :96].clone()
+    late = h.batch({0: 1}, [twin], decode=True)
+    pool = h.req_to_token_pool
+
+    class RacingTable:
+        """What the forward stream reads is the row before, and the allocator is done right after."""
+
+        @property
+        def req_to_token(self):
+            seen = pool.req_to_token.clone()
+            pool.req_to_token[twin.row, :96] = pool.req_to_token[first.row, :96]
+            h.allocator.free(old.long())
+            assert set(old.tolist()) <= set(h.allocator.alloc(10 * PAGE).tolist())
+            return seen
+
+    late.req_to_token_pool = RacingTable()
+    h.backend.init_forward_metadata(late)
+    md = h.backend.forward_metadata
+    assert md.page_complete[0, :6].all(), "no candidate may go missing"
+    assert h.pool.chunk_repr_valid(0, md.real_page_table, md.page_version)[0, :6].all()
+
+
 def test_a_batch_without_a_count_sees_what_was_handed_out_so_far():
     h = Harness(strict=True)
     s = h.new_sequence()

@@ -79,16 +79,19 @@ def build_metadata(
     seq_lens = seq_lens_cpu.to(device, torch.int32, non_blocking=True)
     q_lens = q_lens_cpu.to(device, torch.int32, non_blocking=True)
     max_seqlen_k = int(seq_lens_cpu.max())
+    # Versions before the table: the scheduler may replace a running request's pages by their twins in the radix
+    # cache and then hand the old ones out. Whoever still sees an old page must also see its old version.
+    versions = pool.page_version.clone()
     req_to_token = forward_batch.req_to_token_pool.req_to_token
     page_table_1 = req_to_token[forward_batch.req_pool_indices, :max_seqlen_k]
     real_page_table = page_table_1[:, ::page_size] // page_size
 
-    # A page with a later version than the batch belongs to a later batch, and the row that still names it to a
-    # request that has ended. A version only grows, so any other page has the one it had when the batch was built.
+    # A page with a later version than the batch belongs to a later batch, and the row that names it to a request
+    # that has ended. A version only grows, so any other page has the one it had when the batch was built.
     built_at = forward_batch.page_handouts
     if built_at is None:  # a batch that no scheduler built
         built_at = pool.page_handouts
-    page_version = pool.get_page_version(real_page_table)
+    page_version = versions[real_page_table.long()]
     own = page_version <= built_at
 
     page = torch.arange(real_page_table.shape[1], device=device)
