@@ -8,7 +8,6 @@ line of JSON.
 import argparse
 import json
 import logging
-import os
 import time
 
 import hypothesis
@@ -25,9 +24,9 @@ from hypothesis.stateful import (
 
 from sglang.srt.layers.attention.hsa import config
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
-from sglang.test.attention.hsa_storage_world import PAGE, World
+from sglang.test.attention.hsa_storage_world import CONTEXT, PAGE, World
 
-STEPS = int(os.environ.get("HSA_STORAGE_STEPS", 200_000))
+STEPS = 200_000
 STEPS_PER_HISTORY = 200
 HISTORIES = 50  # between looks at the number of steps
 
@@ -40,6 +39,11 @@ running = precondition(lambda self: any(not r.left for r in self.world.requests)
 prefilling = precondition(lambda self: any(r.left for r in self.world.requests))
 
 
+def rarely(turns):
+    """Otherwise the rules that are always possible would crowd out those that compute something."""
+    return precondition(lambda self: self.turn % turns == 0)
+
+
 class StorageMachine(RuleBasedStateMachine):
     """One history; the world compares itself with its dictionary after every pass."""
 
@@ -48,6 +52,7 @@ class StorageMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.world = World()
+        self.turn = 1
         self.known = [[0] * PAGE]  # sequences seen lately, to share prefixes with
         self.waiting = []  # prompts of retracted requests
 
@@ -67,6 +72,7 @@ class StorageMachine(RuleBasedStateMachine):
     @invariant()
     def accounting(self):
         StorageMachine.steps += 1
+        self.turn += 1
         self.world.check_accounting()
 
     def teardown(self):
@@ -74,6 +80,7 @@ class StorageMachine(RuleBasedStateMachine):
 
     # Requests
 
+    @precondition(lambda self: bool(self.world.free_rows))
     @rule(**prompt)
     def admit(self, i, cut, suffix):
         """A prompt that shares a prefix, of any length, with an earlier sequence."""
@@ -91,12 +98,14 @@ class StorageMachine(RuleBasedStateMachine):
         """A chunk that ends anywhere."""
         req = self.pick(i, left=True)
         batch = self.world.extend(req, size, mixed)
-        if batch is not None:
-            self.world.forward(batch)
-            self.finish_pass(req)
+        if batch is None:
+            self.retract(i)
+            return
+        self.world.forward(batch)
+        self.finish_pass(req)
 
     @running
-    @rule(t=token, repeat=st.integers(1, 3))
+    @rule(t=token, repeat=st.integers(1, PAGE))
     def decode(self, t, repeat):
         for _ in range(repeat):
             batch = self.world.decode(t)
@@ -106,6 +115,7 @@ class StorageMachine(RuleBasedStateMachine):
             self.world.forward(batch)
 
     @occupied
+    @rarely(2)
     @rule(i=index, insert=st.booleans())
     def end(self, i, insert):
         """Finish or cancel, in any phase."""
@@ -115,6 +125,7 @@ class StorageMachine(RuleBasedStateMachine):
         self.world.poison()
 
     @occupied
+    @rarely(3)
     @rule(i=index)
     def retract(self, i):
         req = self.pick(i)
@@ -169,6 +180,7 @@ class StorageMachine(RuleBasedStateMachine):
 
     # Storage
 
+    @rarely(3)
     @rule(tokens=st.integers(1, 40))
     def evict(self, tokens):
         self.world.tree.evict(EvictParams(num_tokens=tokens))
@@ -182,22 +194,29 @@ class StorageMachine(RuleBasedStateMachine):
             self.waiting = [req.origin_input_ids, *self.waiting[:2]]
             self.world.forget(req)
 
+    @rarely(5)
     @rule(i=index)
     def back_up(self, i):
         self.world.back_up(self.known[i % len(self.known)])
 
     @precondition(lambda self: bool(self.world.host))
-    @rule(i=index)
-    def load_back(self, i):
-        self.world.load_back(list(self.world.host)[i % len(self.world.host)])
+    @rarely(3)
+    @rule(i=index, t=token)
+    def load_back(self, i, t):
+        """A request for a prefix that was evicted and is still in the host tier."""
+        prefix = list(self.world.host)[i % len(self.world.host)]
+        self.world.tree.evict(EvictParams(num_tokens=CONTEXT))
+        self.world.poison()
+        self.world.load_back(prefix)
+        self.world.admit([*prefix, t])
 
-    @precondition(lambda self: len(self.world.requests) < 3)
+    @rarely(31)
     @rule(new_weights=st.booleans())
     def flush(self, new_weights):
         self.world.flush(new_weights)
 
 
-def run(steps, seed):
+def run(steps, seed, **settings):
     """Run histories until ``steps`` steps were made; returns how many were."""
     StorageMachine.steps = 0
     settings = hypothesis.settings(
@@ -206,6 +225,7 @@ def run(steps, seed):
         deadline=None,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
+        **settings,
     )
     while StorageMachine.steps < steps:
         run_state_machine_as_test(hypothesis.seed(seed)(StorageMachine), settings=settings)
