@@ -28,9 +28,9 @@ class Client:
         meta = out["meta_info"]
         return dict(
             tokens=out["output_ids"],
-            logprobs=[entry[0] for entry in meta["output_token_logprobs"]],
-            cached=meta["cached_tokens"],
-            retractions=meta["total_retractions"],
+            logprobs=[entry[0] for entry in meta.get("output_token_logprobs", [])],
+            cached=meta.get("cached_tokens", 0),  # a request that is aborted while it waits has neither
+            retractions=meta.get("total_retractions", 0),
             aborted=meta["finish_reason"]["type"] == "abort",
         )
 

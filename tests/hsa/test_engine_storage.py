@@ -57,7 +57,7 @@ def alone(drive):
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_forced_retractions_and_shuffled_shared_prefixes(drive, alone, overlap):
-    """A pool for two of the six requests, and a retraction every few passes. # trap 5, 27"""
+    """A pool for two of the six requests, and a retraction every few passes. # trap 5, 13, 27"""
     [results], answer = drive(
         dict(max_total_tokens=1536, disable_overlap_schedule=not overlap),
         [("together", dict(seed=1, rounds=2))],
@@ -73,6 +73,7 @@ def test_shortage_retracts_by_itself(drive, alone):
         dict(max_total_tokens=1024, schedule_conservativeness=0.0), [("together", dict(seed=5, rounds=2))]
     )
     assert_same(results, alone * 2)
+    assert sum(r["retractions"] for r in results) > 0
 
 
 def test_aborts_in_mid_prefill(drive, alone):
@@ -93,6 +94,16 @@ def test_flush_under_load(drive, alone):
     assert_same(result["results"], alone * 3)
     assert_same(again, alone)
     assert False in result["answers"], "no flush met a running request"
+
+
+@pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2"])
+def test_fp8_cache_gives_each_request_its_own_answer(drive, dtype):
+    """Chunked, shared and retracted, as alone. # trap 25"""
+    (single, together), _ = drive(
+        dict(max_total_tokens=2048, kv_cache_dtype=dtype), [("alone", {}), ("together", dict(seed=8))]
+    )
+    assert_same(together, single)
+    assert max(r["cached"] for r in together) >= 128
 
 
 def test_two_thousand_short_requests_leave_nothing_behind(drive):

@@ -134,6 +134,7 @@ def test_strict_mode_stops_on_a_page_that_stays_invalid(monkeypatch):
 
 
 def test_layers_keep_separate_representations():
+    """Layers share pages and versions, and nothing else. # trap 7"""
     h = Harness(layers=3, hsa_layer_ids=[0, 2])
     s = h.new_sequence()
     h.step([s], [64], layer=2)
@@ -152,6 +153,17 @@ def test_layers_without_hsa_are_dense():
         outputs.append(harness.step([s], [200], layer=1)[1])
         assert harness.backend.counters.snapshot()["rows_sparse"] == 0
     torch.testing.assert_close(*outputs)
+
+
+def test_histories_of_many_lengths_in_one_process():
+    """# trap 1, 43: one backend, lengths in any order, poisoned memory throughout"""
+    h = Harness(num_pages=40, strict=True)
+    for length in (200, 1, 16, 199, 15, 17, 64, 2, 130, 31):
+        s = h.new_sequence()
+        check(h, [s], [length])
+        for _ in range(3):
+            check(h, [s], [1], decode=True)
+        h.free(s)
 
 
 def test_short_batches_take_the_dense_path_and_are_counted():

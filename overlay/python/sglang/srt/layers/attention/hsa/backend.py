@@ -59,7 +59,7 @@ class HSAAttnBackend(AttentionBackend):
         self.dense = ATTENTION_BACKENDS[self.config.dense_backend](model_runner)
         self.selector = HSASelector(self.config)
         self.counters = hsa_counters.HSACounters(model_runner.device)
-        hsa_counters.register(self.counters)
+        hsa_counters.register(self.counters, self.pool.get_chunk_repr_size_bytes())
         self.forward_metadata: HSAMetadata | None = None
 
     def init_forward_metadata(self, forward_batch: ForwardBatch):
