@@ -71,9 +71,16 @@ def test_the_pinned_kernel_does_not_compile_one_page_further():
         compile_kernel(2048, 7296, source=pin_file(KERNEL))
 
 
-def test_many_requests_and_small_blocks():
+def test_many_requests():
     lengths = lengths_for(512, 1024, 300)
-    run_steps(compile_kernel(512, 1024, block_size=256), make_state(lengths, 1024, torch.int64), 512, 1024, seed=4)
+    run_steps(compile_kernel(512, 1024), make_state(lengths, 1024, torch.int64), 512, 1024, seed=4)
+
+
+@pytest.mark.parametrize("threads", (32, 256, 512))
+def test_blocks_with_fewer_warps_than_chunks(threads):
+    """256 is the wrapper's default. The pinned kernel sums chunks twice then and writes out of bounds."""
+    module = compile_kernel(512, 1024, block_size=threads)
+    run_steps(module, make_state(lengths_for(512, 1024, 20), 1024, torch.int32), 512, 1024, seed=4)
 
 
 def test_padded_requests_are_left_alone():
