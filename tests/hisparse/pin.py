@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files as the pinned release has them. The overlay tool keeps them beside the tree that it builds."""
 
+import ast
+import functools
 import json
 from pathlib import Path
 
@@ -20,13 +22,16 @@ def pin_file(path: str) -> Path:
     return kept
 
 
-def pin_function(path: str, name: str, namespace: dict):
-    """The function ``name`` of the pinned ``path``, compiled in ``namespace``."""
-    import ast
-
+@functools.cache
+def _pin_code(path: str, name: str):
     tree = ast.parse(pin_file(path).read_text())
-    found = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name]
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
     assert len(found) == 1, (name, len(found))
+    return compile(ast.Module(body=found, type_ignores=[]), path, "exec")
+
+
+def pin_function(path: str, name: str, namespace: dict):
+    """The function ``name`` of the pinned ``path``, defined in a copy of ``namespace``."""
     scope = dict(namespace)
-    exec(compile(ast.Module(body=found, type_ignores=[]), path, "exec"), scope)
+    exec(_pin_code(path, name), scope)
     return scope[name]
