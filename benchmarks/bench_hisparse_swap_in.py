@@ -3,10 +3,10 @@
 
     PYTHONPATH=sglang/python python benchmarks/bench_hisparse_swap_in.py [--reps 60]
 
-Each contestant runs the same steps on its own copy of the state, in a CUDA graph of eight steps; replays alternate. Two of the
-contestants appear twice: the difference between the twins is the noise. ``keep`` is the share of a step's top-k that the next
-step selects again; steps repeat every eight, so what it costs shows in ``misses``, the tokens that a request copies from the host
-per step. The last line of the output is one JSON object.
+Each contestant runs the same steps on its own copy of the state, in a CUDA graph of eight steps; replays alternate. Two of
+the contestants appear twice: the difference between the twins is the noise. ``keep`` is the share of a step's top-k that the
+next step selects again; steps repeat every eight, so what it costs shows in ``misses``, the tokens that a request copies from
+the host per step. The last line of the output is one JSON object.
 """
 
 import argparse

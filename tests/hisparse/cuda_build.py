@@ -14,7 +14,8 @@ KERNEL = Path(sglang.__file__).parent / "jit_kernel" / "csrc" / "hisparse.cuh"
 
 
 def nvcc() -> str:
-    found = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"))
+    toolkit = os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")
+    found = shutil.which("nvcc") or shutil.which("nvcc", path=toolkit)
     if not found:
         pytest.skip("nvcc is not installed")
     return found

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from world import BUFFER, PAGE, TOP_K, CopyEngine, make_coordinator, make_pools
+from scheduler_world import BUFFER, PAGE, TOP_K, CopyEngine, make_coordinator, make_pools
 
 from sglang.srt.managers import hisparse_coordinator as module
 from sglang.srt.managers.schedule_batch import Req

@@ -3,7 +3,7 @@
 
 import pytest
 from pin import pin_function
-from world import PAGE, World, random_traffic
+from scheduler_world import PAGE, World, random_traffic
 
 from sglang.srt.managers import scheduler as module
 

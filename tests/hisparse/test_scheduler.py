@@ -2,7 +2,7 @@
 """HiSparse in the real scheduler: from prefill to decode through staging, alone and under load."""
 
 import pytest
-from world import BUFFER, PAGE, World, random_traffic
+from scheduler_world import BUFFER, PAGE, World, random_traffic
 
 from sglang.srt.managers.io_struct import PauseGenerationReqInput
 

@@ -81,7 +81,6 @@ class CopyEngine:
 
     def __init__(self):
         self.ready = lambda event: True
-        self.engine = self
         outer = self
 
         class Event:
@@ -136,7 +135,6 @@ def make_pools(slots=8, tokens=512, hisparse=True):
     common = dict(page_size=PAGE, dtype=torch.bfloat16, device="cpu", kvcache=device_pool, need_sort=False)
     if hisparse:
         allocator = HiSparseTokenToKVPoolAllocator(tokens, host_to_device_ratio=2, **common)
-        device_pool.get = None
         allocator.get_kvcache = lambda: device_pool
     else:
         allocator = PagedTokenToKVPoolAllocator(tokens, **common)
@@ -155,7 +153,6 @@ class World:
         tokens=512,
         chunk=-1,
         scheduler_class=Scheduler,
-        mixin_functions=(),
     ):
         args = ServerArgs(model_path="dummy", device="cpu", disable_radix_cache=True, page_size=PAGE)
         args.chunked_prefill_size, args.page_size = chunk, PAGE
@@ -167,7 +164,7 @@ class World:
         self.coordinator = (
             make_coordinator(monkeypatch, self.req_pool, self.allocator, self.engine) if hisparse else None
         )
-        self.sent, self.trace, self.script, self.steps = [], [], {}, 0
+        self.sent, self.trace, self.script, self.steps = [], [], {}, 0  # script: step -> what the client does then
         self.requests = {}
         self.scheduler = self._scheduler(scheduler_class, args, hisparse, overlap, slots)
 
@@ -200,7 +197,7 @@ class World:
             priority_scheduling_preemption_threshold=0, truncation_align_size=None, prefill_delayer=None,
             disaggregation_mode=DisaggregationMode.NULL, is_hybrid_swa=False, is_hybrid_ssm=False, is_generation=True,
             enable_metrics=False, enable_trace=False, max_queued_requests=None, forward_sleep_time=None,
-            num_generated_tokens=0, forward_ct_decode=0, default_chunk=None, offload_tags=set(), use_ngram_embedding=False,
+            num_generated_tokens=0, forward_ct_decode=0, offload_tags=set(),
             send_to_tokenizer=SimpleNamespace(send_output=lambda out, req=None: self.sent.append(out)),
             policy=SchedulePolicy("fcfs", cache, False, False, False),
             # What only reports, or needs a GPU.
