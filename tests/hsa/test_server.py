@@ -66,6 +66,7 @@ def server(checkpoints, child_env, tmp_path_factory):
 
 
 def test_chat_request_selects_pages_and_counts_them(server):
+    """# trap 9, 11: the production path made the pool, and HSA is what ran"""
     url, log = server
     text = " ".join(f"line {i}: the key is {i * 7919 % 1000}." for i in range(180))
     reply = post(
@@ -81,6 +82,8 @@ def test_chat_request_selects_pages_and_counts_them(server):
     assert counts["rows_sparse"] > 2 * 2000
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
     assert counts["reprs_written"] >= 2 * (reply["usage"]["prompt_tokens"] // 64)
+    # 257 pages of 2 layers of 2 KV heads: mean and variance of 16 dimensions in float32, and the versions.
+    assert info["internal_states"][0]["hsa_chunk_repr_bytes"] == 257 * (2 * (2 * 32 * 4 + 8) + 8)
     assert info["attention_backend"] == "hsa" and info["page_size"] == 64 and info["hsa_topk"] == 4
 
     metrics = get(url + "/metrics")

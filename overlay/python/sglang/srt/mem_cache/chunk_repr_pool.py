@@ -4,19 +4,26 @@
 A representation belongs to a physical page, so requests that share a prefix share it. Freed memory is never
 cleared: a page's version is bumped whenever the allocator hands the page out, a writer stamps the version it
 wrote for, and a reader takes any other stamp as "no representation".
+
+Versions are serial numbers of hand-outs, which the host counts. A forward pass knows the count that its batch was
+built with and leaves alone every page with a later version: with the overlap scheduler the allocator may already
+have given that page to the next batch. docs/storage.md has the proof.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import Optional, Sequence
 
 import torch
 
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.ops.gather import take
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllocator
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +34,12 @@ class ChunkReprMixin:
     Attributes:
         hsa_layer_ids: layers that keep representations, ascending; a layer's place in it is its ordinal.
         chunk_repr_kind: kind of representation, an entry of ``chunk_repr.KINDS``.
-        chunk_repr_buffer: per ordinal ``[num_pages, H_kv, repr_dim]`` in the pool's dtype; empty for a kind
+        chunk_repr_buffer: per ordinal ``[num_pages, H_kv, repr_dim]`` in ``repr_dtype``; empty for a kind
             that is read from the keys.
-        chunk_repr_version: per ordinal ``[num_pages]`` int32, the page version each representation was written for.
-        page_version: ``[num_pages]`` int32, bumped when the allocator hands a page out.
+        chunk_repr_bias: per ordinal ``[num_pages, H_kv]`` float32; empty unless the kind has a bias.
+        chunk_repr_version: per ordinal ``[num_pages]`` int64, the page version each representation was written for.
+        page_version: ``[num_pages]`` int64, the number of the hand-out that each page belongs to.
+        page_handouts: hand-outs so far, counted on the host.
     """
 
     def __init__(
@@ -38,45 +47,55 @@ class ChunkReprMixin:
         *args,
         hsa_layer_ids: Sequence[int],
         chunk_repr_kind: str,
+        repr_dtype: Optional[torch.dtype] = None,
         **kwargs,
     ):
+        """
+        Args:
+            repr_dtype: dtype of the representations; None for the keys' dtype, which must not be an 8-bit one.
+        """
         self.hsa_layer_ids = tuple(hsa_layer_ids)
         self.chunk_repr_kind = KINDS[chunk_repr_kind]
+        self.repr_dtype = repr_dtype
         self._ordinal = {layer: i for i, layer in enumerate(self.hsa_layer_ids)}
         super().__init__(*args, **kwargs)
 
-    def _create_buffers(self):
-        super()._create_buffers()
+    def _create_chunk_repr_buffers(self) -> None:
         num_pages = self.size // self.page_size + 1  # page 0 takes the padding
         stored = self.hsa_layer_ids if self.chunk_repr_kind.stored else ()
+        biased = stored if self.chunk_repr_kind.biased else ()
         repr_dim = self.chunk_repr_kind.width * self.head_dim
-        with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
+        # Until a page is handed out nothing is valid: stamps start at 0 and versions at 1.
+        self.page_handouts = 1
+        with self._chunk_repr_region():
             self.chunk_repr_buffer = [
                 torch.zeros(
                     (num_pages, self.head_num, repr_dim),
-                    dtype=self.dtype,
+                    dtype=self.repr_dtype or self.dtype,
                     device=self.device,
                 )
                 for _ in stored
             ]
-            self.chunk_repr_version = [
-                torch.zeros(num_pages, dtype=torch.int32, device=self.device)
-                for _ in stored
+            self.chunk_repr_bias = [
+                torch.zeros((num_pages, self.head_num), device=self.device)
+                for _ in biased
             ]
-            # Starts above every stamp: no page has a representation before it was handed out and written.
-            self.page_version = torch.ones(
-                num_pages, dtype=torch.int32, device=self.device
-            )
+        # Outside the region: what is released and resumed there comes back with any bytes.
+        self.chunk_repr_version = [
+            torch.zeros(num_pages, dtype=torch.int64, device=self.device)
+            for _ in stored
+        ]
+        self.page_version = torch.ones(num_pages, dtype=torch.int64, device=self.device)
 
-    def _clear_buffers(self):
-        super()._clear_buffers()
-        del self.chunk_repr_buffer, self.chunk_repr_version, self.page_version
+    def _chunk_repr_region(self):
+        """Where the representations are allocated: memory that is released and resumed with the keys."""
+        return nullcontext()
 
-    def _finalize_allocation_log(self, num_tokens: int):
-        super()._finalize_allocation_log(num_tokens)
+    def _account_chunk_repr(self) -> None:
+        """Log the representations and count them in the pool's memory usage."""
         size_gb = self.get_chunk_repr_size_bytes() / GB
         logger.info(
-            f"Page representations are allocated. #pages: {num_tokens // self.page_size}, "
+            f"Page representations are allocated. #pages: {self.size // self.page_size}, "
             f"kind: {self.chunk_repr_kind.name}, layers: {len(self.hsa_layer_ids)}, size: {size_gb:.2f} GB"
         )
         self.mem_usage += size_gb
@@ -85,6 +104,7 @@ class ChunkReprMixin:
         """Bytes of representations and versions on the device."""
         tensors = [
             *self.chunk_repr_buffer,
+            *self.chunk_repr_bias,
             *self.chunk_repr_version,
             self.page_version,
         ]
@@ -95,7 +115,10 @@ class ChunkReprMixin:
         return layer_id in self._ordinal
 
     def chunk_repr_pages(self, layer_id: int) -> torch.Tensor:
-        """Representations by physical page ``[num_pages, H_kv, repr_dim]``, whatever their validity."""
+        """Representations by physical page ``[num_pages, H_kv, repr_dim]``, whatever their validity.
+
+        A kind that is read from the keys gives them as they are stored: quantised ones lack their scale.
+        """
         if self.chunk_repr_kind.stored:
             return self.chunk_repr_buffer[self._ordinal[layer_id]]
         keys = self.get_key_buffer(layer_id)
@@ -111,14 +134,16 @@ class ChunkReprMixin:
         page_ids: torch.Tensor,
         repr: torch.Tensor,
         page_version: Optional[torch.Tensor] = None,
+        bias: Optional[torch.Tensor] = None,
     ) -> None:
         """Write representations and stamp their versions.
 
         Args:
             layer_id: a layer in ``hsa_layer_ids``.
             page_ids: physical pages ``[N]``, distinct.
-            repr: ``[N, H_kv, repr_dim]``, cast to the pool's dtype.
+            repr: ``[N, H_kv, repr_dim]``, cast to the buffer's dtype.
             page_version: versions the representations were made for ``[N]``; None for the current ones.
+            bias: ``[N, H_kv]``; given exactly when the kind has one.
         """
         ordinal = self._ordinal[layer_id]
         page_ids = page_ids.long()
@@ -126,6 +151,8 @@ class ChunkReprMixin:
             page_version = self.page_version[page_ids]
         buffer = self.chunk_repr_buffer[ordinal]
         buffer[page_ids] = repr.to(buffer.dtype)
+        if self.chunk_repr_kind.biased:
+            self.chunk_repr_bias[ordinal][page_ids] = bias.float()
         self.chunk_repr_version[ordinal][page_ids] = page_version
 
     def get_chunk_repr(
@@ -141,10 +168,11 @@ class ChunkReprMixin:
             page_version: versions to accept ``[...]``; None for the current ones.
 
         Returns:
-            ``[..., H_kv, repr_dim]`` in the pool's dtype.
+            ``[..., H_kv, repr_dim]`` in the representations' dtype.
         """
         valid = self.chunk_repr_valid(layer_id, page_ids, page_version)
-        found = self.chunk_repr_pages(layer_id)[page_ids.long()]
+        found = take(self.chunk_repr_pages(layer_id), page_ids.long())
+        found = found.to(self.repr_dtype or self.dtype)
         return found.masked_fill(~valid[..., None, None], float("nan"))
 
     def chunk_repr_valid(
@@ -162,24 +190,70 @@ class ChunkReprMixin:
         return stamp[page_ids.long()] == page_version
 
     def get_page_version(self, page_ids: torch.Tensor) -> torch.Tensor:
-        """Current versions of physical pages ``[...]`` int32."""
+        """Current versions of physical pages ``[...]`` int64."""
         return self.page_version[page_ids.long()]
 
     def bump_page_version(self, slots: torch.Tensor) -> None:
         """Invalidate the pages whose first slot is among ``slots`` ``[N]``: they were just handed out.
 
-        No host sync, and the other slots cost nothing but an add of zero.
+        No host sync; a page that was open already keeps its version.
         """
-        opened = (slots % self.page_size == 0).int()
-        self.page_version.index_add_(0, slots // self.page_size, opened)
+        self.page_handouts += 1
+        opened = slots % self.page_size == 0
+        self.page_version.scatter_reduce_(
+            0, slots // self.page_size, opened * self.page_handouts, "amax"
+        )
+
+    def invalidate_pages_of(self, slots: torch.Tensor) -> None:
+        """Invalidate the pages of ``slots`` ``[N]``: their keys were replaced behind the attention backend."""
+        self.page_handouts += 1
+        pages = slots.long() // self.page_size
+        self.page_version.index_fill_(0, pages, self.page_handouts)
 
     def invalidate_all_pages(self) -> None:
         """Invalidate every page: the allocator was reset."""
-        self.page_version += 1
+        self.page_handouts += 1
+        self.page_version.fill_(self.page_handouts)
+
+    def load_cpu_copy(self, kv_cache_cpu, indices):
+        super().load_cpu_copy(kv_cache_cpu, indices)
+        self.invalidate_pages_of(indices)
+
+    def move_kv_cache(self, tgt_loc: torch.Tensor, src_loc: torch.Tensor):
+        super().move_kv_cache(tgt_loc, src_loc)
+        self.invalidate_pages_of(tgt_loc)
 
 
 class HSATokenToKVPool(ChunkReprMixin, MHATokenToKVPool):
     """MHATokenToKVPool that keeps page representations."""
+
+    def _create_buffers(self):
+        super()._create_buffers()
+        self._create_chunk_repr_buffers()
+
+    def _chunk_repr_region(self):
+        return self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE)
+
+    def _clear_buffers(self):
+        super()._clear_buffers()
+        del self.chunk_repr_buffer, self.chunk_repr_bias
+        del self.chunk_repr_version, self.page_version
+
+    def _finalize_allocation_log(self, num_tokens: int):
+        super()._finalize_allocation_log(num_tokens)
+        self._account_chunk_repr()
+
+
+class HSASWAKVPool(ChunkReprMixin, SWAKVPool):
+    """SWAKVPool that keeps page representations of its full-attention layers, by pages of the full pool.
+
+    Sliding-window layers keep none, so the mapping from full to sliding-window slots does not concern them.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._create_chunk_repr_buffers()
+        self._account_chunk_repr()
 
 
 class HSAPagedTokenToKVPoolAllocator(PagedTokenToKVPoolAllocator):
@@ -198,7 +272,36 @@ class HSAPagedTokenToKVPoolAllocator(PagedTokenToKVPoolAllocator):
         super().clear()
         self._kvcache.invalidate_all_pages()
 
+    @property
+    def page_handouts(self) -> int:
+        """Hand-outs so far; a batch takes this number with it when it is built."""
+        return self._kvcache.page_handouts
+
     def _handed_out(self, slots: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
         if slots is not None:
             self._kvcache.bump_page_version(slots)
         return slots
+
+
+class HSASWATokenToKVPoolAllocator(SWATokenToKVPoolAllocator):
+    """SWATokenToKVPoolAllocator that bumps the version of every full-attention page it hands out."""
+
+    def __init__(
+        self,
+        size: int,
+        size_swa: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: str,
+        kvcache: HSASWAKVPool,
+        need_sort: bool,
+    ):
+        super().__init__(size, size_swa, page_size, dtype, device, kvcache, need_sort)
+        self.full_attn_allocator = HSAPagedTokenToKVPoolAllocator(
+            size, page_size, dtype, device, kvcache, need_sort
+        )
+
+    @property
+    def page_handouts(self) -> int:
+        """Hand-outs so far; a batch takes this number with it when it is built."""
+        return self._kvcache.page_handouts

@@ -12,46 +12,70 @@ from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
 from sglang.srt.layers.dp_attention import get_attention_tp_size
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
-from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator import (
+    BaseTokenToKVPoolAllocator,
+    PagedTokenToKVPoolAllocator,
+)
 from sglang.srt.mem_cache.chunk_repr_pool import (
     HSAPagedTokenToKVPoolAllocator,
+    HSASWAKVPool,
+    HSASWATokenToKVPoolAllocator,
     HSATokenToKVPool,
 )
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import KVCache, MHATokenToKVPool
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllocator
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-VERSION_BYTES = 4
+KV_CACHE_DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
+VERSION_BYTES = 8
+BIAS_BYTES = 4
+
+_HSA_POOLS = {MHATokenToKVPool: HSATokenToKVPool, SWAKVPool: HSASWAKVPool}
+_HSA_ALLOCATORS = {
+    PagedTokenToKVPoolAllocator: HSAPagedTokenToKVPoolAllocator,
+    SWATokenToKVPoolAllocator: HSASWATokenToKVPoolAllocator,
+}
 
 
 def kv_pool_class(
-    runner: ModelRunner, default: Type[MHATokenToKVPool]
-) -> Callable[..., MHATokenToKVPool]:
-    """Constructor of the key-value pool: ``default`` unless HSA is chosen."""
+    runner: ModelRunner, default: Type[KVCache]
+) -> Callable[..., KVCache]:
+    """Constructor of the key-value pool: ``default`` unless HSA is chosen.
+
+    Raises:
+        ValueError: for a checkpoint whose keys are quantised in a way that is not supported.
+    """
     if not _uses_hsa(runner):
         return default
-    if runner.kv_cache_dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if runner.kv_cache_dtype not in KV_CACHE_DTYPES:
         raise ValueError(
             f"--attention-backend hsa does not support a {runner.kv_cache_dtype} KV cache, which the checkpoint "
             "asks for; add --kv-cache-dtype bf16."
         )
+    layer_ids = hsa_layer_ids(runner)
+    _refuse_unreadable_keys(runner, layer_ids)
     return functools.partial(
-        HSATokenToKVPool,
-        hsa_layer_ids=hsa_layer_ids(runner),
+        _HSA_POOLS[default],
+        hsa_layer_ids=layer_ids,
         chunk_repr_kind=runner.server_args.hsa_chunk_repr,
+        repr_dtype=_repr_dtype(runner),
     )
 
 
 def paged_allocator_class(
     runner: ModelRunner,
-) -> Callable[..., PagedTokenToKVPoolAllocator]:
-    """Constructor of the paged allocator."""
-    return (
-        HSAPagedTokenToKVPoolAllocator
-        if _uses_hsa(runner)
-        else PagedTokenToKVPoolAllocator
-    )
+    default: Type[BaseTokenToKVPoolAllocator] = PagedTokenToKVPoolAllocator,
+) -> Callable[..., BaseTokenToKVPoolAllocator]:
+    """Constructor of the paged allocator: ``default`` unless HSA is chosen."""
+    return _HSA_ALLOCATORS[default] if _uses_hsa(runner) else default
 
 
 def chunk_repr_bytes_per_token(runner: ModelRunner) -> int:
@@ -64,7 +88,7 @@ def chunk_repr_bytes_per_token(runner: ModelRunner) -> int:
         num_kv_heads=runner.model_config.get_num_kv_heads(get_attention_tp_size()),
         head_dim=runner.model_config.head_dim,
         kind=config.chunk_repr,
-        itemsize=runner.kv_cache_dtype.itemsize,
+        itemsize=_repr_dtype(runner).itemsize,
     )
     return -(-bytes_per_page // config.page_size)
 
@@ -83,7 +107,10 @@ def repr_bytes_per_page(
     """
     if not KINDS[kind].stored:
         return VERSION_BYTES
-    per_layer = num_kv_heads * KINDS[kind].width * head_dim * itemsize + VERSION_BYTES
+    per_head = KINDS[kind].width * head_dim * itemsize
+    if KINDS[kind].biased:
+        per_head += BIAS_BYTES
+    per_layer = num_kv_heads * per_head + VERSION_BYTES
     return num_layers * per_layer + VERSION_BYTES
 
 
@@ -114,6 +141,25 @@ def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
     return select_layers(
         runner.server_args.hsa_layers, eligible, runner.model_config.num_hidden_layers
     )
+
+
+def _refuse_unreadable_keys(runner: ModelRunner, layer_ids: Tuple[int, ...]) -> None:
+    """torch cannot index an 8-bit cache on a CPU, and torch_native does for the layers without HSA."""
+    if (
+        runner.device == "cpu"
+        and runner.kv_cache_dtype.itemsize == 1
+        and len(layer_ids) < runner.model_config.num_hidden_layers
+    ):
+        raise ValueError(
+            f"--attention-backend hsa does not support a {runner.kv_cache_dtype} KV cache on a CPU "
+            "unless every layer uses HSA; leave --kv-cache-dtype at auto."
+        )
+
+
+def _repr_dtype(runner: ModelRunner) -> torch.dtype:
+    """Dtype of the representations: that of the keys, or of the model if the keys are quantised to 8 bits."""
+    quantised = runner.kv_cache_dtype.itemsize == 1
+    return runner.dtype if quantised else runner.kv_cache_dtype
 
 
 def _uses_hsa(runner: ModelRunner) -> bool:

@@ -18,7 +18,9 @@ from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
 from sglang.srt.layers.attention.hsa.decode_kernels import DecodeKernels
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.allocator import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.chunk_repr_pool import (
+    ChunkReprMixin,
     HSAPagedTokenToKVPoolAllocator,
     HSATokenToKVPool,
 )
@@ -44,6 +46,9 @@ class Harness:
         num_pages: pages of the pool.
         layers: number of attention layers; all use HSA unless ``hsa_layer_ids`` names fewer.
         decode_kernels: decode on the Triton kernels on any device.
+        dtype: of the activations; ``kv_cache_dtype``, by default the same, of the cache.
+        kv_scales: scales of the cached keys and values, as a checkpoint brings them.
+        pool, allocator: used instead of those that the harness makes.
         options: fields of HSAConfig.
     """
 
@@ -58,37 +63,54 @@ class Harness:
         logit_cap: float = 0.0,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        kv_cache_dtype: torch.dtype | None = None,
+        kv_scales: tuple[float, float] | None = None,
         hsa_layer_ids: Sequence[int] | None = None,
         seed: int = 0,
         decode_kernels: bool = False,
+        pool: ChunkReprMixin | None = None,
+        allocator: BaseTokenToKVPoolAllocator | None = None,
         **options,
     ):
         options = {"page_size": 16, "window_size": 40, "topk": 3, **options}
         self.config = HSAConfig(**{"dense_backend": "torch_native", **options})
         self.device, self.dtype = device, dtype
+        self.kv_cache_dtype, self.kv_scales = kv_cache_dtype or dtype, kv_scales
         self.num_heads, self.num_kv_heads, self.head_dim = (
             num_heads,
             num_kv_heads,
             head_dim,
         )
         page_size = self.config.page_size
-        self.pool = HSATokenToKVPool(
-            num_pages * page_size,
-            page_size=page_size,
-            dtype=dtype,
-            head_num=num_kv_heads,
-            head_dim=head_dim,
-            layer_num=layers,
-            device=device,
-            enable_memory_saver=False,
-            hsa_layer_ids=range(layers) if hsa_layer_ids is None else hsa_layer_ids,
-            chunk_repr_kind=self.config.chunk_repr,
-        )
-        for buffer in (*self.pool.k_buffer, *self.pool.v_buffer):
-            buffer.fill_(float("nan"))
-        self.allocator = HSAPagedTokenToKVPoolAllocator(
-            num_pages * page_size, page_size, dtype, device, self.pool, need_sort=False
-        )
+        if pool is None:
+            pool = HSATokenToKVPool(
+                num_pages * page_size,
+                page_size=page_size,
+                dtype=self.kv_cache_dtype,
+                head_num=num_kv_heads,
+                head_dim=head_dim,
+                layer_num=layers,
+                device=device,
+                enable_memory_saver=False,
+                hsa_layer_ids=range(layers) if hsa_layer_ids is None else hsa_layer_ids,
+                chunk_repr_kind=self.config.chunk_repr,
+                repr_dtype=dtype,
+            )
+            for buffer in (*pool.k_buffer, *pool.v_buffer):
+                buffer.copy_(
+                    torch.full_like(buffer, float("nan"), dtype=dtype)
+                    .to(self.kv_cache_dtype)
+                    .view(buffer.dtype)
+                )
+            allocator = HSAPagedTokenToKVPoolAllocator(
+                num_pages * page_size,
+                page_size,
+                self.kv_cache_dtype,
+                device,
+                pool,
+                need_sort=False,
+            )
+        self.pool, self.allocator = pool, allocator
         self.req_to_token_pool = ReqToTokenPool(
             size=16,
             max_context_len=num_pages * page_size,
@@ -110,6 +132,10 @@ class Harness:
             )
             for i in range(layers)
         ]
+        if kv_scales is not None:
+            for layer in self.layers:
+                layer.k_scale_float, layer.v_scale_float = kv_scales
+                layer.k_scale, layer.v_scale = map(torch.tensor, kv_scales)
         runner = SimpleNamespace(
             model=torch.nn.ModuleList(self.layers),
             token_to_kv_pool=self.pool,
@@ -218,6 +244,7 @@ class Harness:
             req_to_token_pool=self.req_to_token_pool,
             token_to_kv_pool=self.pool,
             attn_backend=self.backend,
+            page_handouts=self.allocator.page_handouts,
             **({} if decode else extend),
         )
 
@@ -241,13 +268,19 @@ class Harness:
             # Keys drift from page to page, so that pages differ as those of real text do.
             page = (start + torch.arange(count)) // self.config.page_size
             k[row : row + count] += torch.sin(page.float() * 2.3 + s.row)[:, None, None]
-            s.k += list(k[row : row + count].to(self.dtype).double().numpy())
-            s.v += list(v[row : row + count].to(self.dtype).double().numpy())
+            s.k += list(self.as_cached(k[row : row + count], 0))
+            s.v += list(self.as_cached(v[row : row + count], 1))
             row += count
         self.backend.init_forward_metadata(batch)
         q, k, v = (x.to(self.device, self.dtype) for x in (q, k, v))
         o = self.layers[layer](q.flatten(1), k.flatten(1), v.flatten(1), batch)
         return q.cpu(), o.view(total, self.num_heads, -1).cpu()
+
+    def as_cached(self, x: torch.Tensor, which: int) -> np.ndarray:
+        """Keys (0) or values (1) as attention reads them from the cache, float64."""
+        scale = self.kv_scales[which] if self.kv_scales else 1.0
+        stored = (x.to(self.dtype) / scale).to(self.kv_cache_dtype)
+        return stored.double().numpy() * scale
 
     def expected(
         self, q: torch.Tensor, sequences: List[Sequence_], new: Sequence[int]

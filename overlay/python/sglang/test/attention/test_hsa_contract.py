@@ -203,6 +203,7 @@ def test_cuda_graphs_are_for_decode_on_the_kernels(model_path):
     assert graphs_after()
     assert not graphs_after(hsa_selection_strategy="softmax_head")
     assert not graphs_after(hsa_weight_mode="score")
+    assert not graphs_after(kv_cache_dtype="fp8_e4m3")
     assert not graphs_after(disable_cuda_graph=True)
 
 
@@ -213,7 +214,10 @@ ASKED_BY_ARGUMENTS = {
         prefill_attention_backend="triton"
     ),
     "query-dependent page representations": dict(hsa_chunk_repr="prior"),
-    "quantised KV cache": dict(kv_cache_dtype="fp8_e4m3"),
+    "4-bit KV cache": dict(kv_cache_dtype="fp4_e2m1"),
+    "fp8_e5m2 keys with FlashAttention 3": dict(
+        hsa_dense_backend="fa3", kv_cache_dtype="fp8_e5m2"
+    ),
     "double sparsity": dict(enable_double_sparsity=True),
     "hierarchical sparse offload": dict(enable_hisparse=True),
     "piecewise CUDA graph": dict(enforce_piecewise_cuda_graph=True),

@@ -190,6 +190,27 @@ def test_padded_rows_of_a_graph_are_harmless():
     assert torch.equal(h.pool.chunk_repr_version[0], stamps)
 
 
+def test_a_page_handed_out_again_gets_no_stamp():
+    """The request of a row has ended and its page went to a later batch before the pass ran."""
+    h = harness()
+    s = h.new_sequence()
+    h.step([s], [64])
+    batch = h.batch({0: 1}, [s], decode=True)
+    page = h.pages_of(s)[3]
+    h.pool.chunk_repr_version[0][page] -= 1  # not represented before this pass
+    stamp = h.pool.chunk_repr_version[0][page].clone()
+    built_at = h.pool.page_handouts
+    h.pool.bump_page_version(
+        page.long().view(1) * 16
+    )  # the allocator, for a later batch
+    batch.page_handouts = built_at
+    h.backend.init_forward_metadata(batch)
+    x = torch.randn(1, 32, device=DEVICE)
+    h.layers[0](torch.randn(1, 64, device=DEVICE), x, x.clone(), batch)
+    assert h.pool.chunk_repr_version[0][page] == stamp
+    assert not h.pool.chunk_repr_valid(0, page)
+
+
 def test_invalid_pages_are_passed_over():
     h = harness(topk=100)
     s = h.new_sequence()
@@ -202,10 +223,12 @@ def test_invalid_pages_are_passed_over():
 
 
 def test_what_the_kernels_refuse():
-    assert unsupported(HSAConfig()) is None
+    assert unsupported(HSAConfig(), 2) is None
+    assert "8-bit" in unsupported(HSAConfig(), 1)
+    assert "--hsa-strict" in unsupported(HSAConfig(strict=True), 2)
     softmax_head = HSAConfig(selection_strategy="softmax_head")
-    assert "no softmax_head strategy" in unsupported(softmax_head)
-    assert "no score weights" in unsupported(HSAConfig(weight_mode="score"))
+    assert "no softmax_head strategy" in unsupported(softmax_head, 2)
+    assert "no score weights" in unsupported(HSAConfig(weight_mode="score"), 2)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")

@@ -74,7 +74,7 @@ B, HQ, HKV = 3, 8, 2
 @pytest.mark.parametrize("max_pages", [100, 5000])
 def test_select_pages(record, kind, strategy, max_pages):
     recorder = record(select_pages, "_select_pages_kernel")
-    versions = torch.zeros(9, dtype=torch.int32)
+    versions = torch.zeros(9, dtype=torch.int64)
     select_pages.select_pages_decode(
         torch.empty(B, HQ, 64, dtype=torch.bfloat16),
         torch.empty(9, HKV, 128, dtype=torch.bfloat16),
@@ -124,14 +124,15 @@ def test_decode(record, dtype, head_dim, cap):
 def test_write_previous_page(record, kind):
     recorder = record(chunk_repr, "_write_previous_page_kernel")
     addresses = torch.zeros(4, dtype=torch.uint64)
-    ints = torch.zeros(9, dtype=torch.int32)
+    versions = torch.zeros(9, dtype=torch.int64)
     chunk_repr.write_previous_page(
         addresses,
         addresses,
         addresses,
         torch.empty(640, HKV, 80, dtype=torch.bfloat16),
         torch.empty(9, HKV, 160, dtype=torch.bfloat16),
-        ints,
+        versions,
+        versions[:1],
         torch.zeros(B, 100, dtype=torch.int32),
         torch.ones(B, dtype=torch.int64),
         torch.zeros(1, dtype=torch.int64),

@@ -11,7 +11,7 @@ import torch
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.hsa import counters as hsa_counters
-from sglang.srt.layers.attention.hsa import decode_kernels
+from sglang.srt.layers.attention.hsa import decode_kernels, strict
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.decode_kernels import DecodeKernels
 from sglang.srt.layers.attention.hsa.metadata import HSAMetadata, build_metadata
@@ -59,11 +59,12 @@ class HSAAttnBackend(AttentionBackend):
                 f"--attention-backend hsa needs a pool with page representations, not {type(self.pool).__name__}; "
                 "choose another --attention-backend for this model."
             )
+        self.quantised = self.pool.dtype.itemsize == 1
         self.config = HSAConfig.from_server_args(model_runner.server_args)
         self.dense = ATTENTION_BACKENDS[self.config.dense_backend](model_runner)
         self.selector = HSASelector(self.config)
         self.counters = hsa_counters.HSACounters(model_runner.device)
-        hsa_counters.register(self.counters)
+        hsa_counters.register(self.counters, self.pool.get_chunk_repr_size_bytes())
         self.decode_kernels = self._make_decode_kernels(model_runner)
         self.has_dense_layers = self.pool.layer_num > len(self.pool.hsa_layer_ids)
         self.forward_metadata: HSAMetadata | None = None
@@ -71,7 +72,7 @@ class HSAAttnBackend(AttentionBackend):
     def _make_decode_kernels(self, model_runner: ModelRunner) -> DecodeKernels | None:
         if torch.device(model_runner.device).type != "cuda":
             return None
-        if reason := decode_kernels.unsupported(self.config):
+        if reason := decode_kernels.unsupported(self.config, self.pool.dtype.itemsize):
             logger.warning(f"HSA decodes on the torch reference ops: {reason}.")
             return None
         return DecodeKernels(
@@ -86,6 +87,11 @@ class HSAAttnBackend(AttentionBackend):
         on_kernels = (
             self.decode_kernels is not None and forward_batch.forward_mode.is_decode()
         )
+        if on_kernels:
+            built_at = forward_batch.page_handouts
+            self.decode_kernels.prepare(
+                self.pool.page_handouts if built_at is None else built_at
+            )
         if self.has_dense_layers or not on_kernels:
             self.dense.init_forward_metadata(forward_batch)
         self.forward_metadata = (
@@ -95,9 +101,15 @@ class HSAAttnBackend(AttentionBackend):
         )
 
     # CUDA graphs hold decode on the kernels, whose buffers are static and which read the graph runner's own
-    # tensors of lengths and request indices: only the dense layers have anything to prepare.
+    # tensors of lengths and request indices. The host prepares a replay before it builds another batch, so the
+    # pool's count of hand-outs is still this batch's.
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
+        if self.decode_kernels is None:
+            raise ValueError(
+                "--attention-backend hsa decodes this model on its reference ops, which no CUDA graph can hold; "
+                "add --disable-cuda-graph."
+            )
         if self.has_dense_layers:
             self.dense.init_cuda_graph_state(max_bs, max_num_tokens)
 
@@ -106,6 +118,7 @@ class HSAAttnBackend(AttentionBackend):
             self.dense.init_forward_metadata_capture_cuda_graph(*args, **kwargs)
 
     def init_forward_metadata_replay_cuda_graph(self, *args, **kwargs):
+        self.decode_kernels.prepare(self.pool.page_handouts)
         if self.has_dense_layers:
             self.dense.init_forward_metadata_replay_cuda_graph(*args, **kwargs)
 
@@ -176,24 +189,51 @@ class HSAAttnBackend(AttentionBackend):
         _refuse_layer_inputs(layer, kwargs)
         md = self.forward_metadata
         self.counters.add("rows_dense", md.rows - md.sparse_rows)
-        if md.max_candidates == 0:
+        # Dense backends differ in how they scale an 8-bit cache and which keys they read from it.
+        if md.max_candidates == 0 and not self.quantised:
             o = dense_forward(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache
             )
-            self._write_representations(layer)
+            self._write_representations(layer, forward_batch.out_cache_loc)
             return o
 
         if save_kv_cache and k is not None:
-            self.pool.set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
-        self._write_representations(layer)
+            self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
+        self._write_representations(layer, forward_batch.out_cache_loc)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         o = self._attend(q, layer, forward_batch.forward_mode.is_decode())
         return o.to(q.dtype).flatten(1)
 
-    def _write_representations(self, layer: RadixAttention) -> None:
+    def _set_kv_buffer(self, layer, slots, k, v) -> None:
+        if self.quantised:
+            # The pool divides what it is given in place.
+            self.pool.set_kv_buffer(
+                layer, slots, k.clone(), v.clone(), layer.k_scale, layer.v_scale
+            )
+        else:
+            self.pool.set_kv_buffer(layer, slots, k, v)
+
+    def _scales(self, layer: RadixAttention) -> Tuple[float, float]:
+        """Dequantisation factors of the layer's cached keys and values."""
+        if not self.quantised or layer.k_scale is None:
+            return 1.0, 1.0
+        return layer.k_scale_float, layer.v_scale_float
+
+    def _write_representations(
+        self, layer: RadixAttention, out_cache_loc: torch.Tensor
+    ) -> None:
         """Represent the pages that this pass completes, and heal complete pages that have no valid E_i."""
+        if self.config.strict:
+            strict.check_page_table(self.forward_metadata, out_cache_loc, self.pool)
         if not self.pool.chunk_repr_kind.stored:
             return
+        self._write_missing(layer)
+        if self.config.strict:
+            strict.check_representations(
+                self.forward_metadata, self.pool, layer.layer_id, self._scales(layer)[0]
+            )
+
+    def _write_missing(self, layer: RadixAttention) -> None:
         md = self.forward_metadata
         valid = self.pool.chunk_repr_valid(
             layer.layer_id, md.real_page_table, md.page_version
@@ -207,6 +247,7 @@ class HSAAttnBackend(AttentionBackend):
             page_ids,
             page_size=md.page_size,
             kind=self.config.chunk_repr,
+            k_scale=self._scales(layer)[0],
         )
         self.pool.save_chunk_repr(layer.layer_id, page_ids, reprs, versions)
         self.counters.add("reprs_written", (~healed).sum())
@@ -218,8 +259,13 @@ class HSAAttnBackend(AttentionBackend):
         """Local part, selection, selected part, merge; returns ``[T, H_q, D_v]`` float32."""
         md = self.forward_metadata
         k_buffer, v_buffer = self.pool.get_kv_buffer(layer.layer_id)
+        k_scale, v_scale = self._scales(layer)
         attention = dict(
-            page_size=md.page_size, sm_scale=layer.scaling, logit_cap=layer.logit_cap
+            page_size=md.page_size,
+            sm_scale=layer.scaling,
+            logit_cap=layer.logit_cap,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         local = dict(
             attention,
@@ -236,6 +282,8 @@ class HSAAttnBackend(AttentionBackend):
                 q, k_buffer, v_buffer, table, md.cu_seqlens_q, seq_lens, **local
             )
 
+        if md.max_candidates == 0:
+            return o_local
         selected, scores = self._select(q, layer, lse_local)
         if self.config.weight_mode == "mass":
             scores = None
@@ -268,26 +316,27 @@ class HSAAttnBackend(AttentionBackend):
         self, q: torch.Tensor, layer: RadixAttention, lse_local: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         md = self.forward_metadata
-        valid = self.pool.chunk_repr_valid(
+        valid = md.page_complete & self.pool.chunk_repr_valid(
             layer.layer_id, md.real_page_table, md.page_version
         )
-        if self.config.strict and bool((md.page_complete & ~valid).any()):
-            raise RuntimeError(
-                f"HSA: layer {layer.layer_id} has complete pages without a valid representation; "
-                "this is a bug, please report it with the server's arguments."
-            )
         selected, scores = self.selector.select(
             q,
             self.pool.chunk_repr_pages(layer.layer_id),
             valid,
             md,
-            layer.scaling,
+            self._score_scale(layer),
             lse_local if self.selector.needs_local_lse else None,
         )
         self.counters.add("rows_sparse", md.sparse_rows)
         self.counters.add("pages_candidate", md.pages_candidate * selected.shape[1])
         self.counters.add("pages_selected", (selected >= 0).sum())
         return selected, scores
+
+    def _score_scale(self, layer: RadixAttention) -> float:
+        """Softmax scale of page scores: keys that serve as representations are still quantised."""
+        if self.pool.chunk_repr_kind.stored:
+            return layer.scaling
+        return layer.scaling * self._scales(layer)[0]
 
 
 def num_heads_of(model: torch.nn.Module, layer_id: int) -> int:
@@ -313,7 +362,7 @@ def _distinct_pages(
     """Physical pages to represent, each once: those completed now and those ``missing`` ``[B, max_pages]``.
 
     Returns:
-        (page_ids ``[N]``, whether the page is healed ``[N]`` bool, its version ``[N]``).
+        (page_ids ``[N]``, whether the page is healed ``[N]`` bool, its version ``[N]`` int64).
     """
     todo = md.page_completed_now | missing
     page_ids, inverse = torch.unique(md.real_page_table[todo], return_inverse=True)
@@ -321,6 +370,6 @@ def _distinct_pages(
     healed[inverse] = missing[
         todo
     ]  # shared pages agree: they were complete for all or for none
-    versions = torch.empty_like(page_ids, dtype=torch.int32)
+    versions = torch.empty_like(page_ids, dtype=torch.int64)
     versions[inverse] = md.page_version[todo]
     return page_ids, healed, versions

@@ -33,6 +33,7 @@ class ChunkReprKind:
         stored: False when E_i is a view of the K cache and needs no buffer.
         from_keys: keys ``[N, page_size, H_kv, D]`` float32 -> ``[N, H_kv, width * D]`` float32.
         query_features: (q ``[..., D]`` float32, softmax scale) -> ``[..., width * D]`` float32.
+        biased: whether each KV head also has a float32 bias that is added to its scores.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ChunkReprKind:
     stored: bool
     from_keys: Callable[[torch.Tensor], torch.Tensor]
     query_features: Callable[[torch.Tensor, float], torch.Tensor]
+    biased: bool = False
 
 
 def _linear_features(q: torch.Tensor, scale: float) -> torch.Tensor:

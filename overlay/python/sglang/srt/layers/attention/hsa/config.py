@@ -36,7 +36,8 @@ class HSAConfig:
         weight_mode: ``mass`` is a softmax over all attended keys; ``score`` weighs pages by their scores.
         sink_pages: first pages that are always attended.
         dense_backend: backend of all other layers and of batches too short to select from.
-        strict: stop with an error if a candidate page has no valid representation. Costs a host sync per layer.
+        strict: stop with an error if the page table or a representation is damaged. Recomputes every
+            representation in every pass.
     """
 
     topk: int = 32

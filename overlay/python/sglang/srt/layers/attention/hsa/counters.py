@@ -46,19 +46,25 @@ class HSACounters:
 
 # The scheduler's process has one model and so one set of counters; its info and metrics hooks look here.
 _live: Optional[HSACounters] = None
+_chunk_repr_bytes = 0
 _metrics: Dict[str, object] = {}
 _published: Dict[str, int] = dict.fromkeys(COUNTERS, 0)
 
 
-def register(counters: HSACounters) -> None:
-    """Make ``counters`` the ones that this process exports."""
-    global _live
-    _live = counters
+def register(counters: HSACounters, chunk_repr_bytes: int) -> None:
+    """Make ``counters``, and the size of the page representations, the ones that this process exports."""
+    global _live, _chunk_repr_bytes
+    _live, _chunk_repr_bytes = counters, chunk_repr_bytes
 
 
-def internal_state() -> Dict[str, Dict[str, int]]:
-    """Entry of ``/get_server_info``: empty unless HSA serves in this process."""
-    return {} if _live is None else {"hsa_counters": _live.snapshot()}
+def internal_state() -> Dict[str, object]:
+    """Entries of ``/get_server_info``: none unless HSA serves in this process."""
+    if _live is None:
+        return {}
+    return {
+        "hsa_counters": _live.snapshot(),
+        "hsa_chunk_repr_bytes": _chunk_repr_bytes,
+    }
 
 
 def publish(labels: Dict[str, str]) -> None:

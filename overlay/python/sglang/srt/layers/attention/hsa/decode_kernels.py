@@ -34,8 +34,19 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
-def unsupported(config: HSAConfig) -> Optional[str]:
-    """Why the kernels cannot run these options; None if they can."""
+def unsupported(config: HSAConfig, kv_cache_itemsize: int) -> Optional[str]:
+    """Why the kernels cannot run these options; None if they can.
+
+    Args:
+        config: resolved options.
+        kv_cache_itemsize: bytes of an element of the KV cache.
+    """
+    if kv_cache_itemsize == 1:
+        return "the kernels read no 8-bit KV cache"
+    if config.strict:
+        return (
+            "the checks of --hsa-strict read back what the kernels keep on the device"
+        )
     if config.selection_strategy == "softmax_head":
         return "the selection kernel has no softmax_head strategy"
     if config.weight_mode == "score":
@@ -49,7 +60,7 @@ class DecodeKernels:
     Args:
         pool: pool that keeps the representations.
         req_to_token_pool: its size bounds the batch, its width the number of pages.
-        config: resolved options, such that ``unsupported(config)`` is None.
+        config: resolved options, such that ``unsupported`` is None.
         num_heads: query heads on this rank.
         counters: counts are added to it on the device.
     """
@@ -68,6 +79,8 @@ class DecodeKernels:
         rows, width = self.req_to_token.shape
         max_pages = triton.cdiv(width, config.page_size)
         self.topk = min(config.topk, max_pages)
+        self.page_version = torch.empty_like(pool.page_version)
+        self.built_at = torch.zeros(1, dtype=torch.int64, device=device)
         self.page_table = torch.zeros(
             (rows, max_pages), dtype=torch.int32, device=device
         )
@@ -93,8 +106,18 @@ class DecodeKernels:
             for tensors in (keys, pool.chunk_repr_buffer, pool.chunk_repr_version)
         )
 
+    def prepare(self, page_handouts: int) -> None:
+        """Tell the next pass when its batch was built, outside any graph: one launch, no sync.
+
+        Args:
+            page_handouts: hand-outs of the pool at that time (see docs/storage.md).
+        """
+        self.built_at.fill_(page_handouts)
+
     def begin(self, forward_batch: ForwardBatch) -> None:
         """Launch what all layers of a forward pass share."""
+        # Versions before the table, as in ``build_metadata``.
+        self.page_version.copy_(self.pool.page_version)
         batch = forward_batch.batch_size
         seq_lens = forward_batch.seq_lens
         table = self.page_table[:batch]
@@ -114,7 +137,8 @@ class DecodeKernels:
                 self.stamp_ptrs,
                 self.pool.get_key_buffer(first),
                 self.pool.chunk_repr_pages(first),
-                self.pool.page_version,
+                self.page_version,
+                self.built_at,
                 table,
                 seq_lens,
                 self.counters.values[written : written + 1],
@@ -141,7 +165,7 @@ class DecodeKernels:
             q,
             self.pool.chunk_repr_pages(layer_id),
             self.pool.chunk_repr_stamp(layer_id) if stored else None,
-            self.pool.page_version,
+            self.page_version,
             table,
             seq_lens,
             selected,

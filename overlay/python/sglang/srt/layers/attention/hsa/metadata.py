@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
+NO_VERSION = -1  # no representation is ever stamped with it
+
+
 @dataclass
 class HSAMetadata:
     """Metadata of one forward pass over B sequences with T new tokens in all.
@@ -25,11 +28,14 @@ class HSAMetadata:
         page_size: slots per page.
         cache_seqlens_int32: keys per sequence, the new ones included ``[B]`` int32.
         cu_seqlens_k: their prefix sums ``[B + 1]`` int32.
-        cu_seqlens_q: prefix sums of the new tokens ``[B + 1]`` int32.
+        new_tokens: new tokens per sequence ``[B]`` int32.
+        cu_seqlens_q: their prefix sums ``[B + 1]`` int32.
         page_table_1: slot of each position ``[B, max_seqlen_k]`` int32; undefined past a sequence's end.
         real_page_table: physical page of each logical page ``[B, max_pages]`` int32; undefined past the end.
-        page_version: version of each page in real_page_table when the batch was built, int32.
-        page_complete: pages whose tokens are all in the cache after this pass ``[B, max_pages]`` bool.
+        page_version: version of each page in real_page_table when the batch was built ``[B, max_pages]`` int64;
+            NO_VERSION for a page that was handed out since.
+        page_complete: pages whose tokens are all in the cache after this pass ``[B, max_pages]`` bool; never one
+            that was handed out since the batch was built.
         page_completed_now: those that this pass completes ``[B, max_pages]`` bool.
         max_candidates: largest number of candidate pages of any row (host int).
         rows: T. sparse_rows: rows with at least one candidate page (host ints).
@@ -38,6 +44,7 @@ class HSAMetadata:
     page_size: int
     cache_seqlens_int32: torch.Tensor
     cu_seqlens_k: torch.Tensor
+    new_tokens: torch.Tensor
     cu_seqlens_q: torch.Tensor
     page_table_1: torch.Tensor
     real_page_table: torch.Tensor
@@ -73,12 +80,23 @@ def build_metadata(
     seq_lens = seq_lens_cpu.to(device, torch.int32, non_blocking=True)
     q_lens = q_lens_cpu.to(device, torch.int32, non_blocking=True)
     max_seqlen_k = int(seq_lens_cpu.max())
+    # Versions before the table: the scheduler may replace a running request's pages by their twins in the radix
+    # cache and then hand the old ones out. Whoever still sees an old page must also see its old version.
+    versions = pool.page_version.clone()
     req_to_token = forward_batch.req_to_token_pool.req_to_token
     page_table_1 = req_to_token[forward_batch.req_pool_indices, :max_seqlen_k]
     real_page_table = build_page_table(page_table_1, page_size)
 
+    # A page with a later version than the batch belongs to a later batch, and the row that names it to a request
+    # that has ended. A version only grows, so any other page has the one it had when the batch was built.
+    built_at = forward_batch.page_handouts
+    if built_at is None:  # a batch that no scheduler built
+        built_at = pool.page_handouts
+    page_version = versions[real_page_table.long()]
+    own = page_version <= built_at
+
     page = torch.arange(real_page_table.shape[1], device=device)
-    complete = page < (seq_lens // page_size).unsqueeze(1)
+    complete = own & (page < (seq_lens // page_size).unsqueeze(1))
     already = page < ((seq_lens - q_lens) // page_size).unsqueeze(1)
 
     # Positions of all new tokens, on the host: how many rows have something to select from.
@@ -94,10 +112,11 @@ def build_metadata(
         page_size=page_size,
         cache_seqlens_int32=seq_lens,
         cu_seqlens_k=_prefix_sums(seq_lens),
+        new_tokens=q_lens,
         cu_seqlens_q=_prefix_sums(q_lens),
         page_table_1=page_table_1,
         real_page_table=real_page_table,
-        page_version=pool.get_page_version(real_page_table),
+        page_version=page_version.masked_fill(~own, NO_VERSION),
         page_complete=complete,
         page_completed_now=complete & ~already,
         max_candidates=int(candidates.max()) if len(candidates) else 0,

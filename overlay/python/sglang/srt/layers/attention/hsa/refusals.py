@@ -98,7 +98,8 @@ REFUSALS: Tuple[Refusal, ...] = (
         "hybrid sliding-window memory",
         "a model whose sliding-window layers have a pool of their own",
         lambda args, model: bool(model.is_hybrid_swa),
-        "representations have no place yet in a pool that is split by layer kind",
+        "its pool keeps representations beside the full-attention layers, but "
+        "no model that has one has been served with it",
         "add --disable-hybrid-swa-memory",
     ),
     Refusal(
@@ -125,11 +126,19 @@ REFUSALS: Tuple[Refusal, ...] = (
         "use mean, mean_var, min_max or landmark",
     ),
     Refusal(
-        "quantised KV cache",
-        "--kv-cache-dtype",
-        lambda args, model: args.kv_cache_dtype not in ("auto", "bf16", "bfloat16"),
-        "representations of quantised keys are not checked against their scales yet",
-        "leave --kv-cache-dtype at auto",
+        "4-bit KV cache",
+        "--kv-cache-dtype fp4_e2m1",
+        lambda args, model: args.kv_cache_dtype == "fp4_e2m1",
+        "its keys have a scale per block of 16, which no HSA op applies",
+        "use --kv-cache-dtype fp8_e4m3",
+    ),
+    Refusal(
+        "fp8_e5m2 keys with FlashAttention 3",
+        "--hsa-dense-backend fa3 --kv-cache-dtype fp8_e5m2",
+        lambda args, model: args.hsa_dense_backend == "fa3"
+        and args.kv_cache_dtype == "fp8_e5m2",
+        "FlashAttention 3 reads fp8_e4m3 only",
+        "use --hsa-dense-backend triton or --kv-cache-dtype fp8_e4m3",
     ),
     Refusal(
         "double sparsity",
@@ -142,7 +151,8 @@ REFUSALS: Tuple[Refusal, ...] = (
         "hierarchical sparse offload",
         "--enable-hisparse",
         lambda args, model: args.enable_hisparse,
-        "HiSparse swaps token-granular pages of sparse MLA layers, which HSA does not have",
+        "its allocator swaps single tokens of sparse MLA layers in and out, and a page that is "
+        "partly away has no representation",
         "drop one of the two",
     ),
     Refusal(
@@ -171,7 +181,8 @@ REFUSALS: Tuple[Refusal, ...] = (
         "hierarchical cache",
         "--enable-hierarchical-cache",
         lambda args, model: args.enable_hierarchical_cache,
-        "pages return from the host without their representations and the reload is untested",
+        "returned pages are healed from their keys, but its transfers need sgl_kernel on a GPU "
+        "and have not been run together with HSA",
         "drop --enable-hierarchical-cache",
     ),
     Refusal(

@@ -88,7 +88,7 @@ class HSAServerArgs:
         )
         add(
             "strict",
-            "Stop if a candidate page has no valid representation (one host sync per layer).",
+            "Stop if the page table or a representation is damaged (recomputes every representation; for debugging).",
             action=argparse.BooleanOptionalAction,
         )
 
@@ -147,7 +147,8 @@ class HSAServerArgs:
         best = self._get_default_attn_backend(
             self.use_mla_backend(), self.get_model_config()
         )
-        return best if best in DENSE_BACKENDS else "triton"
+        reads_keys = best != "fa3" or self.kv_cache_dtype != "fp8_e5m2"
+        return best if best in DENSE_BACKENDS and reads_keys else "triton"
 
     def _limit_cuda_graphs_for_hsa(self) -> None:
         """Decode graphs need the decode kernels; prefill runs on ops that read lengths on the host."""
@@ -156,7 +157,8 @@ class HSAServerArgs:
             return
         from sglang.srt.layers.attention.hsa.decode_kernels import unsupported
 
-        if reason := unsupported(HSAConfig.from_server_args(self)):
+        itemsize = 1 if self.kv_cache_dtype.startswith("fp8") else 2
+        if reason := unsupported(HSAConfig.from_server_args(self), itemsize):
             logger.warning(f"Cuda graph is disabled because with HSA {reason}.")
             self.disable_cuda_graph = True
 

@@ -30,6 +30,7 @@ def _write_previous_page_kernel(
     repr_ptrs,
     stamp_ptrs,
     page_version,
+    built_at,
     page_table,
     seq_lens,
     written,
@@ -51,14 +52,19 @@ def _write_previous_page_kernel(
     g = tl.program_id(1)
     layer = tl.program_id(2)
     committed = tl.load(seq_lens + b) - 1  # tokens whose keys earlier passes wrote
-    if (committed > 0) & (committed % PAGE_SIZE == 0):
+    page = tl.zeros((), tl.int64)
+    version = tl.zeros((), tl.int64)
+    complete = (committed > 0) & (committed % PAGE_SIZE == 0)
+    if complete:
         logical = committed // PAGE_SIZE - 1
-        page = tl.load(page_table + b.to(tl.int64) * stride_table + logical).to(
-            tl.int64
-        )
+        table_row = page_table + b.to(tl.int64) * stride_table
+        page = tl.load(table_row + logical).to(tl.int64)
+        version = tl.load(page_version + page)
+    # A page handed out after the batch was built belongs to a later batch: this row's request has ended.
+    if complete & (version <= tl.load(built_at)):
         k = tl.load(k_ptrs + layer).to(tl.pointer_type(K_DTYPE))
         e = tl.load(repr_ptrs + layer).to(tl.pointer_type(REPR_DTYPE))
-        stamp = tl.load(stamp_ptrs + layer).to(tl.pointer_type(tl.int32))
+        stamp = tl.load(stamp_ptrs + layer).to(tl.pointer_type(tl.int64))
         d = tl.arange(0, BLOCK_D)
         in_head = d < HEAD_DIM
         slot = page * PAGE_SIZE + tl.arange(0, PAGE_SIZE)
@@ -73,7 +79,7 @@ def _write_previous_page_kernel(
         if WIDTH == 2:
             tl.store(target + HEAD_DIM, second.to(REPR_DTYPE), mask=in_head)
         if g == 0:
-            tl.store(stamp + page, tl.load(page_version + page))
+            tl.store(stamp + page, version)
             tl.atomic_add(written, tl.full((), 1, tl.int64))
 
 
@@ -91,6 +97,7 @@ def write_previous_page(
     k_like: torch.Tensor,
     repr_like: torch.Tensor,
     page_version: torch.Tensor,
+    built_at: torch.Tensor,
     page_table: torch.Tensor,
     seq_lens: torch.Tensor,
     written: torch.Tensor,
@@ -108,7 +115,8 @@ def write_previous_page(
         k_ptrs, repr_ptrs, stamp_ptrs: addresses of each layer's keys, representations and stamps ``[L]`` uint64.
         k_like, repr_like: any layer's keys ``[num_slots, H_kv, D]`` and representations
             ``[num_pages, H_kv, repr_dim]``, for dtype and strides.
-        page_version: current versions ``[num_pages]`` int32.
+        page_version: versions that were read before the page table ``[num_pages]`` int64.
+        built_at: hand-outs of the pool when the batch was built, one int64.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         seq_lens: ``[B]``, the new token included; rows of 1 (padding) write nothing.
         written: count of representations written, one int64, added to.
@@ -119,6 +127,7 @@ def write_previous_page(
         repr_ptrs,
         stamp_ptrs,
         page_version,
+        built_at,
         page_table,
         seq_lens,
         written,

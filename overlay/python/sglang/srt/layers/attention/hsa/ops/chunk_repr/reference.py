@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.ops.gather import take
 
 
 def chunk_repr_fwd(
@@ -29,5 +30,5 @@ def chunk_repr_fwd(
         ``[N, H_kv, repr_dim]`` float32.
     """
     pages = k_buffer.view(-1, page_size, *k_buffer.shape[1:])  # [num_pages, P, H_kv, D]
-    keys = pages[page_ids.long()].float() * k_scale
+    keys = take(pages, page_ids.long()).float() * k_scale
     return KINDS[kind].from_keys(keys)

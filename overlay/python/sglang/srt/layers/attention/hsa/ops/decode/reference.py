@@ -11,6 +11,7 @@ from typing import Optional, Tuple
 import torch
 
 from sglang.srt.layers.attention.hsa.layout import window_start_page
+from sglang.srt.layers.attention.hsa.ops.gather import take
 from sglang.srt.layers.attention.hsa.ops.softmax import (
     masked_logits,
     rescale_pages,
@@ -82,8 +83,8 @@ def decode_local_fwd(
         mask, slots, _own_slot(page_table, position, page_size).unsqueeze(1)
     )
 
-    k = (k_buffer[slots].float() * k_scale).transpose(1, 2)  # [B, H_kv, J, D]
-    v = (v_buffer[slots].float() * v_scale).transpose(1, 2)
+    k = (take(k_buffer, slots).float() * k_scale).transpose(1, 2)  # [B, H_kv, J, D]
+    v = (take(v_buffer, slots).float() * v_scale).transpose(1, 2)
     logits = masked_logits(
         _grouped(q, k_buffer.shape[1]), k, mask[:, None, None, :], sm_scale, logit_cap
     )
@@ -126,8 +127,8 @@ def decode_hsa_fwd(
     slots = torch.where(mask, slots, own[:, None, None])
 
     head = torch.arange(num_kv_heads, device=device).view(1, -1, 1)
-    k = k_buffer[slots, head].float() * k_scale  # [B, H_kv, J, D]
-    v = v_buffer[slots, head].float() * v_scale
+    k = take(k_buffer, slots, head).float() * k_scale  # [B, H_kv, J, D]
+    v = take(v_buffer, slots, head).float() * v_scale
     logits = masked_logits(
         _grouped(q, num_kv_heads), k, mask.unsqueeze(2), sm_scale, logit_cap
     )

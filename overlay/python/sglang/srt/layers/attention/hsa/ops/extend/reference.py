@@ -12,6 +12,7 @@ from typing import Iterator, NamedTuple, Optional, Tuple
 import torch
 
 from sglang.srt.layers.attention.hsa.layout import window_start_page
+from sglang.srt.layers.attention.hsa.ops.gather import take
 from sglang.srt.layers.attention.hsa.ops.softmax import (
     masked_logits,
     rescale_pages,
@@ -53,7 +54,7 @@ def _rows_first(x: torch.Tensor, num_rows: int) -> torch.Tensor:
 
 def _gather(buffer: torch.Tensor, slots: torch.Tensor, scale: float) -> torch.Tensor:
     """``[num_slots, H_kv, D]``, ``[J]`` -> ``[H_kv, J, D]`` float32, dequantised."""
-    return (buffer[slots].float() * scale).transpose(0, 1)
+    return (take(buffer, slots).float() * scale).transpose(0, 1)
 
 
 def _empty_partials(

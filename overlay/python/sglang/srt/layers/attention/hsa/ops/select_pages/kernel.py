@@ -283,8 +283,8 @@ def select_pages_decode(
     Args:
         q: queries ``[B, H_q, D]``.
         repr_buffer: representations by physical page ``[num_pages, H_kv, repr_dim]``, last dimension contiguous.
-        repr_version: version each was written for ``[num_pages]`` int32; None for a kind that is not stored.
-        page_version: current versions ``[num_pages]`` int32.
+        repr_version: version each was written for ``[num_pages]`` int64; None for a kind that is not stored.
+        page_version: versions that were read before the page table ``[num_pages]`` int64.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         seq_lens: ``[B]`` int32, the new token included.
         out: ``[B, H_kv, topk]`` int32, written whole: physical pages ascending by logical page, -1 padded.

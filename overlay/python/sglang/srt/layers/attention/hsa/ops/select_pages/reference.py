@@ -9,6 +9,7 @@ import torch
 
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
+from sglang.srt.layers.attention.hsa.ops.gather import take
 
 NEG_INF = float("-inf")
 # Query rows scored at once: bounds the scores held in memory to rows * H_q * pages.
@@ -141,7 +142,7 @@ def select_pages(
         if last == 0:
             continue
         pages = page_table[b, sink_pages : sink_pages + last]  # [C]
-        chunk_repr = repr_buffer[pages.long()]  # [C, H_kv, R]
+        chunk_repr = take(repr_buffer, pages.long())  # [C, H_kv, R]
         valid = repr_valid[b, sink_pages : sink_pages + last]
         first_position = seq_len - (starts[b + 1] - starts[b])
         for lo in range(starts[b], starts[b + 1], ROWS_PER_BLOCK):

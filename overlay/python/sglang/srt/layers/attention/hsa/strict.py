@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks of ``--hsa-strict``: what the versions cannot heal stops the server instead of giving wrong answers.
+
+Versions already protect against pages that were recycled, restored or half written. These checks find damage: a
+page table, a version or a representation that something overwrote. Each costs host syncs and recomputation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.hsa.metadata import HSAMetadata
+    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+
+
+def check_page_table(
+    md: HSAMetadata, out_cache_loc: torch.Tensor, pool: ChunkReprMixin
+) -> None:
+    """Raise RuntimeError unless every live position has the slot that its page and the batch say.
+
+    Args:
+        md: metadata of the forward pass.
+        out_cache_loc: slots of the batch's new tokens ``[T]``.
+        pool: pool whose versions the metadata took.
+    """
+    device = md.page_table_1.device
+    position = torch.arange(md.page_table_1.shape[1], device=device)
+    live = position < md.cache_seqlens_int32.unsqueeze(1)  # [B, max_seqlen_k]
+
+    pages = md.real_page_table.repeat_interleave(md.page_size, dim=1)
+    slots = (pages * md.page_size)[:, : len(position)] + position % md.page_size
+    _require(
+        not (live & (md.page_table_1 != slots)).any(),
+        "the slots of a page are not consecutive in the page table",
+    )
+    _require(
+        not (live & (pages[:, : len(position)] == 0)).any(),
+        "the page table names the padding page",
+    )
+
+    new = live & (position >= (md.cache_seqlens_int32 - md.new_tokens).unsqueeze(1))
+    _require(
+        torch.equal(md.page_table_1[new].long(), out_cache_loc.long()),
+        "the page table and the batch disagree on where the new tokens go",
+    )
+
+    from_future = pool.get_page_version(md.real_page_table) > pool.page_handouts
+    _require(
+        not (live[:, :: md.page_size] & from_future).any(),
+        "a page has a version that was never given out",
+    )
+
+
+def check_representations(
+    md: HSAMetadata, pool: ChunkReprMixin, layer_id: int, k_scale: float
+) -> None:
+    """Raise RuntimeError unless every complete page has the representation that its keys give.
+
+    Args:
+        md: metadata of the forward pass, after the layer wrote its representations.
+        pool: pool that keeps them.
+        layer_id: a layer that uses HSA.
+        k_scale: dequantisation factor of the layer's keys.
+    """
+    pages = md.real_page_table[md.page_complete]
+    valid = pool.chunk_repr_valid(layer_id, pages, md.page_version[md.page_complete])
+    _require(
+        valid.all(),
+        f"layer {layer_id} has complete pages without a valid representation",
+    )
+    expected = chunk_repr_fwd(
+        pool.get_key_buffer(layer_id),
+        pages,
+        page_size=md.page_size,
+        kind=pool.chunk_repr_kind.name,
+        k_scale=k_scale,
+    )
+    stored = pool.chunk_repr_pages(layer_id)[pages.long()]
+    same_bits = torch.equal(
+        stored.contiguous().view(torch.uint8),
+        expected.to(stored.dtype).view(torch.uint8),
+    )
+    _require(
+        same_bits,
+        f"layer {layer_id} has a representation that differs from its page's keys",
+    )
+
+
+def _require(ok: bool | torch.Tensor, what: str) -> None:
+    if not ok:
+        raise RuntimeError(
+            f"HSA: {what}; this is a bug, please report it with the server's arguments."
+        )
