@@ -110,6 +110,8 @@ class Harness:
                 pool,
                 need_sort=False,
             )
+        if device == "cpu":
+            pool.same_kv_dim = False  # on a CUDA host the pool would store by kernel
         self.pool, self.allocator = pool, allocator
         self.req_to_token_pool = ReqToTokenPool(
             size=16,

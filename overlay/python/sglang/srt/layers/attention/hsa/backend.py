@@ -66,7 +66,11 @@ class HSAAttnBackend(AttentionBackend):
         self.counters = hsa_counters.HSACounters(model_runner.device)
         hsa_counters.register(self.counters, self.pool.get_chunk_repr_size_bytes())
         self.decode_kernels = self._make_decode_kernels(model_runner)
-        self.has_dense_layers = self.pool.layer_num > len(self.pool.hsa_layer_ids)
+        self.has_dense_layers = any(
+            not self.pool.has_chunk_repr(module.layer_id)
+            for module in model_runner.model.modules()
+            if isinstance(module, RadixAttention)
+        )
         self.forward_metadata: HSAMetadata | None = None
 
     def _make_decode_kernels(self, model_runner: ModelRunner) -> DecodeKernels | None:

@@ -178,12 +178,18 @@ REFUSALS: Tuple[Refusal, ...] = (
     ),
     # Cache movement
     Refusal(
-        "hierarchical cache",
-        "--enable-hierarchical-cache",
-        lambda args, model: args.enable_hierarchical_cache,
-        "returned pages are healed from their keys, but its transfers need sgl_kernel on a GPU "
-        "and have not been run together with HSA",
+        "hierarchical cache on a CPU",
+        "--enable-hierarchical-cache --device cpu",
+        lambda args, model: args.enable_hierarchical_cache and args.device == "cpu",
+        "its transfers between host and device need device streams and compiled kernels",
         "drop --enable-hierarchical-cache",
+    ),
+    Refusal(
+        "storage behind the hierarchical cache",
+        "--hicache-storage-backend",
+        lambda args, model: args.hicache_storage_backend is not None,
+        "pages that return from it would be healed like those from the host, but this has not been run",
+        "drop --hicache-storage-backend",
     ),
     Refusal(
         "LMCache",
