@@ -132,6 +132,13 @@ def hf_greedy(path: str | os.PathLike, ids: list[int], new_tokens: int) -> list[
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    return greedy_tokens(model, ids, new_tokens)
+
+
+def greedy_tokens(model: Any, ids: list[int], new_tokens: int) -> list[int]:
+    """Greedy tokens of a transformers model."""
+    import torch
+
     out: list[int] = []
     step, cache = torch.tensor([ids]), None
     with torch.no_grad():

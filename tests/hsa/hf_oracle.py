@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 import torch
+from tiny_models import greedy_tokens
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
@@ -41,12 +42,4 @@ def greedy(
 
     AttentionMaskInterface.register(NAME, eager_mask)
     model.set_attn_implementation(NAME)
-    out: list[int] = []
-    step, cache = torch.tensor([ids]), None
-    with torch.no_grad():
-        for _ in range(new_tokens):
-            result = model(step, past_key_values=cache, use_cache=True)
-            cache = result.past_key_values
-            step = result.logits[:, -1:].argmax(-1)
-            out.append(int(step))
-    return out
+    return greedy_tokens(model, ids, new_tokens)
