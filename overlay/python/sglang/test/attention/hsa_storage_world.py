@@ -108,14 +108,15 @@ class World:
             FIELD_PREFIX + f.name: getattr(config, f.name)
             for f in dataclasses.fields(config)
         }
+        self.layer = RadixAttention(1, 2, 1.0, 1, layer_id=0)
         self.backend = HSAAttnBackend(
             SimpleNamespace(
+                model=self.layer,
                 token_to_kv_pool=self.pool,
                 server_args=SimpleNamespace(**fields),
                 device="cpu",
             )
         )
-        self.layer = RadixAttention(1, 2, 1.0, 1, layer_id=0)
         self.free_rows = list(range(ROWS))
         self.requests: List[Request] = []
         self.host: Dict[Tuple[int, ...], torch.Tensor] = (
