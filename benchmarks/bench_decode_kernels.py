@@ -19,7 +19,7 @@ from sglang.srt.layers.attention.hsa.decode_kernels import programs_per_row
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS, DecodeWorkspace, decode_hsa
 from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
-from sglang.srt.layers.attention.hsa.ops.select_pages.kernel import (
+from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
     MAX_PROGRAMS_PER_ROW,
     SelectPagesWorkspace,
     select_pages_decode,

@@ -9,7 +9,7 @@ import torch
 
 import sglang
 
-KERNEL_TESTS = ("test_hsa_decode_kernels.py",)
+KERNEL_TESTS = ("test_hsa_decode_kernels.py", "test_hsa_extend_kernels.py")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels' tests run on the GPU itself")

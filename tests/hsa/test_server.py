@@ -108,6 +108,6 @@ def test_start_up_refuses_with_the_reason(checkpoints, child_env, args, message)
         child_env, "--model-path", str(build("qwen3", checkpoints)), "--attention-backend", "hsa",
         "--dtype", "float32", "--port", str(free_port()), *args,
     )  # fmt: skip
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr

@@ -17,6 +17,7 @@ import torch
 from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
 from sglang.srt.layers.attention.hsa.decode_kernels import DecodeKernels
+from sglang.srt.layers.attention.hsa.reference_pass import ReferencePass
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.allocator import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.chunk_repr_pool import (
@@ -45,7 +46,7 @@ class Harness:
     Args:
         num_pages: pages of the pool.
         layers: number of attention layers; all use HSA unless ``hsa_layer_ids`` names fewer.
-        decode_kernels: decode on the Triton kernels on any device.
+        decode_kernels, extend_kernels: run these passes on the Triton kernels on any device; a CUDA device runs both.
         dtype: of the activations; ``kv_cache_dtype``, by default the same, of the cache.
         kv_scales: scales of the cached keys and values, as a checkpoint brings them.
         pool, allocator: used instead of those that the harness makes.
@@ -68,6 +69,7 @@ class Harness:
         hsa_layer_ids: Sequence[int] | None = None,
         seed: int = 0,
         decode_kernels: bool = False,
+        extend_kernels: bool = False,
         pool: ChunkReprMixin | None = None,
         allocator: BaseTokenToKVPoolAllocator | None = None,
         **options,
@@ -146,16 +148,8 @@ class Harness:
             device=device,
         )
         self.backend = HSAAttnBackend(runner)
-        if (
-            decode_kernels and self.backend.decode_kernels is None
-        ):  # under the Triton interpreter
-            self.backend.decode_kernels = DecodeKernels(
-                self.pool,
-                self.req_to_token_pool,
-                self.config,
-                num_heads,
-                self.backend.counters,
-            )
+        if device == "cpu" and (decode_kernels or extend_kernels):
+            self._install_kernels(decode_kernels, extend_kernels)
         self.oracle = oracle.Options(
             page_size=page_size,
             window_size=self.config.effective_window,
@@ -169,6 +163,32 @@ class Harness:
         )
         self.rng = torch.Generator().manual_seed(seed)
         self.rows = list(range(16))
+
+    def _install_kernels(self, decode: bool, extend: bool) -> None:
+        """Kernels under the Triton interpreter, which takes its time: only those that a test is about."""
+        backend = self.backend
+        backend.decode_kernels = DecodeKernels(
+            self.pool,
+            self.req_to_token_pool,
+            self.config,
+            self.num_heads,
+            backend.counters,
+        )
+        if not extend:
+            backend.decode_kernels.extend = lambda batch: ReferencePass(
+                batch, self.pool, self.config, backend.counters
+            )
+        if not decode:
+            plain = backend.init_forward_metadata
+            kernels = backend.decode_kernels
+
+            def init_forward_metadata(batch):
+                backend.decode_kernels = (
+                    None if batch.forward_mode.is_decode() else kernels
+                )
+                plain(batch)
+
+            backend.init_forward_metadata = init_forward_metadata
 
     def new_sequence(self) -> Sequence_:
         return Sequence_(self.rows.pop(0))

@@ -7,10 +7,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr import kernel as chunk_repr
 from sglang.srt.layers.attention.hsa.ops.decode import kernel as decode
+from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
 from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
-from sglang.srt.layers.attention.hsa.ops.select_pages import kernel as select_pages
+from sglang.srt.layers.attention.hsa.ops.select_pages import (
+    decode_kernel,
+    extend_kernel,
+)
 
 HOPPER = GPUTarget("cuda", 90, 32)
 TYPES = {
@@ -19,6 +24,7 @@ TYPES = {
     torch.float32: "*fp32",
     torch.int32: "*i32",
     torch.int64: "*i64",
+    torch.uint32: "*u32",
     torch.uint64: "*u64",
 }
 
@@ -36,15 +42,21 @@ class Recorder:
         options = {
             k: constants.pop(k) for k in ("num_warps", "num_stages") if k in constants
         }
-        signature, constexprs = {}, {}
+        signature, constexprs, attrs = {}, {}, {}
         for param, value in zip(self.kernel.params, args):
             signature[param.name] = self._type(value)
             if value is None:
                 constexprs[(param.num,)] = None
+            elif isinstance(value, torch.Tensor) or (
+                isinstance(value, int)
+                and value % 16 == 0
+                and not param.do_not_specialize
+            ):
+                attrs[(param.num,)] = [["tt.divisibility", 16]]
         for param in self.kernel.params[len(args) :]:
             signature[param.name] = "constexpr"
             constexprs[(param.num,)] = constants[param.name]
-        source = ASTSource(self.kernel, signature, constexprs)
+        source = ASTSource(self.kernel, signature, constexprs, attrs)
         self.compiled.append(
             triton.compile(source, target=HOPPER, options=options).asm["ptx"]
         )
@@ -72,10 +84,10 @@ B, HQ, HKV = 3, 8, 2
 @pytest.mark.parametrize("kind", ["mean", "mean_var", "min_max", "landmark"])
 @pytest.mark.parametrize("strategy", ["group", "head"])
 @pytest.mark.parametrize("max_pages", [100, 5000])
-def test_select_pages(record, kind, strategy, max_pages):
-    recorder = record(select_pages, "_select_pages_kernel")
+def test_select_pages_decode(record, kind, strategy, max_pages):
+    recorder = record(decode_kernel, "_select_pages_kernel")
     versions = torch.zeros(9, dtype=torch.int64)
-    select_pages.select_pages_decode(
+    decode_kernel.select_pages_decode(
         torch.empty(B, HQ, 64, dtype=torch.bfloat16),
         torch.empty(9, HKV, 128, dtype=torch.bfloat16),
         None if kind == "landmark" else versions,
@@ -83,7 +95,7 @@ def test_select_pages(record, kind, strategy, max_pages):
         torch.zeros(B, max_pages, dtype=torch.int32),
         torch.ones(B, dtype=torch.int64),
         torch.empty(B, HKV, 32, dtype=torch.int32),
-        select_pages.SelectPagesWorkspace(B, HKV, max_pages, "cpu"),
+        decode_kernel.SelectPagesWorkspace(B, HKV, max_pages, "cpu"),
         torch.zeros(6, dtype=torch.int64),
         page_size=64,
         window_size=512,
@@ -118,6 +130,89 @@ def test_decode(record, dtype, head_dim, cap):
         splits=8,
     )
     assert dtype == torch.float32 or "mma" in recorder.compiled[0]
+
+
+def plan(group, tile_rows):
+    return plan_extend(
+        [0, 5000], [700, 1], tile_rows=tile_rows, page_size=64, window_size=512, sink_pages=1, device="cpu"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["mean", "mean_var", "landmark"])
+@pytest.mark.parametrize("strategy", ["group", "head", "softmax_head"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("heads", [2, 16])
+def test_select_pages_extend(record, kind, strategy, dtype, heads):
+    recorder = record(extend_kernel, "_select_pages_extend_kernel")
+    versions = torch.zeros(9, dtype=torch.int64)
+    list_rows = extend.rows_per_list(heads // HKV)
+    p = plan(heads // HKV, max(16, list_rows))
+    extend_kernel.select_pages_extend(
+        torch.empty(p.rows, heads, 64, dtype=dtype),
+        torch.empty(9, HKV, 128, dtype=dtype),
+        None if kind == "landmark" else versions,
+        versions,
+        torch.zeros(2, 80, dtype=torch.int32),
+        p,
+        extend_kernel.PageLists.empty(p, HKV, 32, list_rows),
+        extend_kernel.ExtendSelectWorkspace(p, HKV, 4),
+        torch.zeros(6, dtype=torch.int64),
+        page_size=64,
+        window_size=512,
+        sink_pages=1,
+        topk=32,
+        kind=kind,
+        strategy=strategy,
+        sm_scale=0.1,
+        local_lse=torch.empty(p.rows, heads) if strategy == "softmax_head" else None,
+    )
+    assert "mma" in recorder.compiled[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "head_dim,heads,cap", [(64, 16, 0.0), (80, 2, 30.0), (128, 8, 0.0), (256, 8, 0.0)]
+)
+def test_extend(record, dtype, head_dim, heads, cap):
+    recorder = record(extend, "_extend_hsa_kernel")
+    list_rows = extend.rows_per_list(heads // HKV)
+    p = plan(heads // HKV, max(16, list_rows))
+    cache = torch.empty(640, HKV, head_dim, dtype=dtype)
+    q = torch.empty(p.rows, heads, head_dim, dtype=dtype)
+    extend.extend_hsa(
+        q,
+        cache,
+        cache,
+        extend_kernel.PageLists.empty(p, HKV, 32, list_rows),
+        torch.zeros(2, 80, dtype=torch.int32),
+        p,
+        torch.empty_like(q),
+        page_size=64,
+        window_size=512,
+        sink_pages=1,
+        sm_scale=0.1,
+        logit_cap=cap,
+    )
+    assert "mma" in recorder.compiled[0]
+
+
+@pytest.mark.parametrize("kind", ["mean", "mean_var", "min_max"])
+def test_write_pages(record, kind):
+    recorder = record(chunk_repr, "_write_pages_kernel")
+    versions = torch.zeros(9, dtype=torch.int64)
+    chunk_repr.write_pages(
+        torch.empty(640, HKV, 80, dtype=torch.bfloat16),
+        torch.empty(9, HKV, 160, dtype=torch.bfloat16),
+        versions,
+        versions,
+        versions[:1],
+        torch.zeros(2, 80, dtype=torch.int32),
+        plan(4, 16).pages,
+        torch.zeros(6, dtype=torch.int64),
+        page_size=64,
+        kind=kind,
+    )
+    assert "atom" in recorder.compiled[0]
 
 
 @pytest.mark.parametrize("kind", ["mean", "mean_var", "min_max"])

@@ -13,6 +13,7 @@ import torch
 import triton
 
 from sglang.srt.layers.attention.hsa.counters import INDEX, HSACounters
+from sglang.srt.layers.attention.hsa.extend_kernels import ExtendKernels
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_previous_page
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import (
     MAX_SPLITS,
@@ -20,7 +21,7 @@ from sglang.srt.layers.attention.hsa.ops.decode.kernel import (
     decode_hsa,
 )
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.ops.select_pages.kernel import (
+from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
     MAX_PROGRAMS_PER_ROW,
     SelectPagesWorkspace,
     select_pages_decode,
@@ -74,6 +75,7 @@ class DecodeKernels:
         counters: HSACounters,
     ):
         self.pool, self.config, self.counters = pool, config, counters
+        self.num_heads = num_heads
         self.req_to_token = req_to_token_pool.req_to_token
         device = self.req_to_token.device
         rows, width = self.req_to_token.shape
@@ -113,6 +115,12 @@ class DecodeKernels:
             page_handouts: hand-outs of the pool at that time (see docs/storage.md).
         """
         self.built_at.fill_(page_handouts)
+
+    def extend(self, forward_batch: ForwardBatch) -> ExtendKernels:
+        """The kernels of an extend pass."""
+        return ExtendKernels(
+            forward_batch, self.pool, self.config, self.num_heads, self.processors, self.counters
+        )  # fmt: skip
 
     def begin(self, forward_batch: ForwardBatch) -> None:
         """Launch what all layers of a forward pass share."""

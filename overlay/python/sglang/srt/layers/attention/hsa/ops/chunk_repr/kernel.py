@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.counters import INDEX
 
 
 @triton.jit
@@ -83,6 +84,66 @@ def _write_previous_page_kernel(
             tl.atomic_add(written, tl.full((), 1, tl.int64))
 
 
+@triton.jit
+def _write_pages_kernel(
+    k_buffer,
+    repr_buffer,
+    stamps,
+    page_version,
+    built_at,
+    page_table,
+    pages,
+    counters,
+    k_scale,
+    stride_k_slot,
+    stride_k_head,
+    stride_repr_page,
+    stride_repr_head,
+    stride_table,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WRITTEN: tl.constexpr,
+    HEALED: tl.constexpr,
+):
+    entry = pages + tl.program_id(0) * 3
+    b = tl.load(entry).to(tl.int64)
+    page = tl.load(page_table + b * stride_table + tl.load(entry + 1)).to(tl.int64)
+    completed_now = tl.load(entry + 2) != 0
+    version = tl.load(page_version + page)
+    # A page handed out after the batch was built belongs to a later batch: this row's request has ended.
+    if (version <= tl.load(built_at)) & (
+        completed_now | (tl.load(stamps + page) != version)
+    ):
+        d = tl.arange(0, BLOCK_D)
+        in_head = d < HEAD_DIM
+        slot = page * PAGE_SIZE + tl.arange(0, PAGE_SIZE)
+        for g in range(KV_HEADS):
+            keys = tl.load(
+                k_buffer
+                + slot[:, None] * stride_k_slot
+                + g * stride_k_head
+                + d[None, :],
+                mask=in_head[None, :],
+                other=0.0,
+            )
+            first, second = _represent(keys.to(tl.float32) * k_scale, KIND, PAGE_SIZE)
+            target = repr_buffer + page * stride_repr_page + g * stride_repr_head + d
+            tl.store(target, first.to(repr_buffer.dtype.element_ty), mask=in_head)
+            if WIDTH == 2:
+                target += HEAD_DIM
+                tl.store(target, second.to(repr_buffer.dtype.element_ty), mask=in_head)
+        # Sequences that share the page write the same bytes; the first to stamp it counts it.
+        if tl.atomic_xchg(stamps + page, version) != version:
+            tl.atomic_add(
+                counters + tl.where(completed_now, WRITTEN, HEALED),
+                tl.full((), 1, tl.int64),
+            )
+
+
 TL_DTYPES = {
     torch.float32: tl.float32,
     torch.float16: tl.float16,
@@ -144,4 +205,57 @@ def write_previous_page(
         PAGE_SIZE=page_size,
         KIND=kind,
         WIDTH=KINDS[kind].width,
+    )
+
+
+def write_pages(
+    k_buffer: torch.Tensor,
+    repr_buffer: torch.Tensor,
+    stamps: torch.Tensor,
+    page_version: torch.Tensor,
+    built_at: torch.Tensor,
+    page_table: torch.Tensor,
+    pages: torch.Tensor,
+    counters: torch.Tensor,
+    *,
+    page_size: int,
+    kind: str,
+    k_scale: float = 1.0,
+) -> None:
+    """Represent one layer's pages that an extend pass completes, and heal those whose stamp is not theirs.
+
+    Args:
+        k_buffer: keys ``[num_slots, H_kv, D]``, those of the pass written.
+        repr_buffer, stamps: the layer's ``[num_pages, H_kv, repr_dim]`` and ``[num_pages]`` int64.
+        page_version, built_at, page_table: as in ``write_previous_page``.
+        pages: ``ExtendPlan.pages``.
+        counters: ``HSACounters.values``, added to.
+        k_scale: dequantisation factor of the keys.
+    """
+    if len(pages) == 0:
+        return
+    head_dim = k_buffer.shape[-1]
+    _write_pages_kernel[(len(pages),)](
+        k_buffer,
+        repr_buffer,
+        stamps,
+        page_version,
+        built_at,
+        page_table,
+        pages,
+        counters,
+        k_scale,
+        k_buffer.stride(0),
+        k_buffer.stride(1),
+        repr_buffer.stride(0),
+        repr_buffer.stride(1),
+        page_table.stride(0),
+        KV_HEADS=k_buffer.shape[1],
+        HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        PAGE_SIZE=page_size,
+        KIND=kind,
+        WIDTH=KINDS[kind].width,
+        WRITTEN=INDEX["reprs_written"],
+        HEALED=INDEX["reprs_healed"],
     )

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.counters import INDEX
+from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
 from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
     DIGITS,
     PAIRWISE,
@@ -23,18 +24,6 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
 
 PAGES_PER_STEP = 32
 MAX_PROGRAMS_PER_ROW = 32
-
-
-@triton.jit
-def _features(q, scale, KIND: tl.constexpr):
-    """Query features of one head (see ``chunk_repr``): the factors of E's first and second half."""
-    if KIND == "mean_var":
-        first, second = scale * q, 0.5 * scale * scale * q * q
-    elif KIND == "min_max":
-        first, second = scale * tl.minimum(q, 0.0), scale * tl.maximum(q, 0.0)
-    else:
-        first, second = scale * q, 0.0 * q
-    return first, second
 
 
 @triton.jit
@@ -84,7 +73,7 @@ def _score_pages(
         score = tl.full((PAGES,), float("-inf"), tl.float32)
         for h in tl.static_range(GROUP):
             head = tl.load(q_row + h * stride_q_head + d, mask=in_head, other=0.0)
-            f, s = _features(head.to(tl.float32), sm_scale, KIND)
+            f, s = query_features(head.to(tl.float32), sm_scale, KIND)
             raw = tl.sum(e_first * f[None, :] + e_second * s[None, :], axis=1)
             score = tl.maximum(score, raw)
     else:
@@ -160,7 +149,7 @@ def _select_pages_kernel(
     if not HEAD_MAX:
         for h in tl.static_range(GROUP):
             head = tl.load(q_row + h * stride_q_head + d, mask=in_head, other=0.0)
-            f, s = _features(head.to(tl.float32), sm_scale, KIND)
+            f, s = query_features(head.to(tl.float32), sm_scale, KIND)
             first += f
             second += s
     index = share * PAGES + tl.arange(0, PAGES)

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The extend path on Triton kernels: one launch per op for the whole batch, whatever its lengths.
+
+Per forward pass: work lists from the host's lengths, page table, scratch. Per layer: representations, selection,
+attention. Nothing here reads the device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+
+from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
+from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
+from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa, rows_per_list
+from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
+from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
+    ExtendSelectWorkspace,
+    PageLists,
+    select_pages_extend,
+)
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.hsa.config import HSAConfig
+    from sglang.srt.layers.attention.hsa.counters import HSACounters
+    from sglang.srt.layers.attention.hsa.scales import KVScales
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+MIN_SELECT_ROWS = 16  # tl.dot needs 16 rows
+
+
+class ExtendKernels:
+    """What the layers of one extend pass share, and their launches.
+
+    Args:
+        forward_batch: the batch; its lengths on the host must be set.
+        pool: pool that keeps the representations.
+        config: resolved options.
+        num_heads: query heads on this rank.
+        processors: multiprocessors of the device.
+        counters: counts are added to it on the device.
+
+    Attributes:
+        rows: new tokens of the pass; max_candidates: largest number of candidate pages of any of them (host ints).
+    """
+
+    def __init__(
+        self,
+        forward_batch: ForwardBatch,
+        pool: ChunkReprMixin,
+        config: HSAConfig,
+        num_heads: int,
+        processors: int,
+        counters: HSACounters,
+    ):
+        self.pool, self.config, self.counters = pool, config, counters
+        device = forward_batch.seq_lens.device
+        list_rows = rows_per_list(num_heads // pool.head_num)
+        self.plan = plan_extend(
+            forward_batch.extend_prefix_lens_cpu,
+            forward_batch.extend_seq_lens_cpu,
+            tile_rows=max(list_rows, MIN_SELECT_ROWS),
+            page_size=config.page_size,
+            window_size=config.effective_window,
+            sink_pages=config.sink_pages,
+            device=device,
+        )
+        self.rows, self.max_candidates = self.plan.rows, self.plan.max_candidates
+
+        # Versions before the table, as in ``build_metadata``.
+        self.page_version = pool.page_version.clone()
+        built_at = forward_batch.page_handouts
+        self.built_at = torch.full(
+            (1,),
+            pool.page_handouts if built_at is None else built_at,
+            dtype=torch.int64,
+            device=device,
+        )
+        max_pages = triton.cdiv(int(forward_batch.seq_lens_cpu.max()), config.page_size)
+        self.page_table = build_page_table(
+            forward_batch.req_to_token_pool.req_to_token,
+            forward_batch.req_pool_indices,
+            forward_batch.seq_lens,
+            torch.empty(
+                # A width that is a multiple of 16: one compiled variant for all.
+                (len(forward_batch.seq_lens), triton.cdiv(max_pages, 16) * 16),
+                dtype=torch.int32,
+                device=device,
+            ),
+            config.page_size,
+        )
+        if self.max_candidates:
+            self.lists = PageLists.empty(
+                self.plan, pool.head_num, config.topk, list_rows
+            )
+            self.workspace = ExtendSelectWorkspace(self.plan, pool.head_num, processors)
+
+    def write_representations(self, layer: RadixAttention, scales: KVScales) -> None:
+        """Represent the pages that this pass completes, and heal complete pages that have no valid E_i."""
+        if not self.pool.chunk_repr_kind.stored:
+            return
+        write_pages(
+            self.pool.get_key_buffer(layer.layer_id),
+            self.pool.chunk_repr_pages(layer.layer_id),
+            self.pool.chunk_repr_stamp(layer.layer_id),
+            self.page_version,
+            self.built_at,
+            self.page_table,
+            self.plan.pages,
+            self.counters.values,
+            page_size=self.config.page_size,
+            kind=self.config.chunk_repr,
+            k_scale=scales.k,
+        )
+
+    def attend(
+        self, q: torch.Tensor, layer: RadixAttention, scales: KVScales
+    ) -> torch.Tensor:
+        """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D_v]`` in the dtype of q. K, V and representations are written."""
+        config, layer_id = self.config, layer.layer_id
+        layout = dict(
+            page_size=config.page_size,
+            window_size=config.effective_window,
+            sink_pages=config.sink_pages,
+        )
+        k_buffer, v_buffer = self.pool.get_kv_buffer(layer_id)
+        out = q.new_empty((len(q), layer.tp_q_head_num, layer.v_head_dim))
+
+        def attend(lists, out, lse):
+            return extend_hsa(
+                q, k_buffer, v_buffer, lists, self.page_table, self.plan, out,
+                sm_scale=layer.scaling, logit_cap=layer.logit_cap,
+                k_scale=scales.k, v_scale=scales.v, lse=lse, **layout,
+            )  # fmt: skip
+
+        if not self.max_candidates:
+            self.counters.add("rows_dense", self.rows)
+            return attend(None, out, None)
+        local_lse = None
+        if config.selection_strategy == "softmax_head":
+            local_lse = q.new_empty(q.shape[:2], dtype=torch.float32)
+            attend(None, out, local_lse)
+        select_pages_extend(
+            q,
+            self.pool.chunk_repr_pages(layer_id),
+            (
+                self.pool.chunk_repr_stamp(layer_id)
+                if self.pool.chunk_repr_kind.stored
+                else None
+            ),
+            self.page_version,
+            self.page_table,
+            self.plan,
+            self.lists,
+            self.workspace,
+            self.counters.values,
+            topk=config.topk,
+            kind=config.chunk_repr,
+            strategy=config.selection_strategy,
+            sm_scale=layer.scaling * scales.score,
+            local_lse=local_lse,
+            **layout,
+        )
+        return attend(self.lists, out, None)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ExtendPlan: how the work of one extend pass is cut into pieces that the kernels can launch at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+
+from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
+
+
+@dataclass
+class ExtendPlan:
+    """Work lists of one extend pass over B sequences with T new tokens in all.
+
+    Attributes:
+        tiles: runs of at most ``tile_rows`` new tokens of one sequence ``[N, 4]`` int32: sequence, first packed row,
+            rows, position of the first row.
+        pages: complete pages of the batch ``[C, 3]`` int32: sequence, logical page, 1 if this pass completes it.
+        tile_rows: a power of two.
+        max_candidates: largest number of candidate pages of any row (host int).
+        rows: T.
+    """
+
+    tiles: torch.Tensor
+    pages: torch.Tensor
+    tile_rows: int
+    max_candidates: int
+    rows: int
+
+
+def plan_extend(
+    prefix_lens: Sequence[int],
+    new_lens: Sequence[int],
+    *,
+    tile_rows: int,
+    page_size: int,
+    window_size: int,
+    sink_pages: int,
+    device: torch.device | str,
+) -> ExtendPlan:
+    """Plan a pass from lengths that the host knows; the copy to the device does not wait for it.
+
+    Args:
+        prefix_lens: cached tokens of each sequence ``[B]``.
+        new_lens: new tokens of each sequence ``[B]``.
+        tile_rows: new tokens per tile.
+    """
+    prefix = torch.as_tensor(prefix_lens, dtype=torch.int64)
+    new = torch.as_tensor(new_lens, dtype=torch.int64)
+    total = prefix + new
+
+    sequence, index = _enumerate((new + tile_rows - 1) // tile_rows)
+    offset = index * tile_rows  # first row of the tile in its sequence
+    first_row = torch.cumsum(new, 0) - new
+    tiles = torch.stack(
+        [
+            sequence,
+            first_row[sequence] + offset,
+            (new[sequence] - offset).clamp(max=tile_rows),
+            prefix[sequence] + offset,
+        ],
+        dim=1,
+    )
+
+    owner, page = _enumerate(total // page_size)
+    completed_now = page >= (prefix // page_size)[owner]
+    pages = torch.stack([owner, page, completed_now.long()], dim=1)
+
+    candidates = num_candidate_pages(total - 1, window_size, page_size, sink_pages)
+    return ExtendPlan(
+        tiles=_to_device(tiles, device),
+        pages=_to_device(pages, device),
+        tile_rows=tile_rows,
+        max_candidates=int(candidates[new > 0].max()) if bool((new > 0).any()) else 0,
+        rows=int(new.sum()),
+    )
+
+
+def _enumerate(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(owner, index within the owner) of ``counts[i]`` things of each owner i."""
+    owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    first = torch.cumsum(counts, 0) - counts
+    return owner, torch.arange(len(owner)) - first[owner]
+
+
+def _to_device(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    x = x.int()
+    if torch.device(device).type == "cuda":
+        x = x.pin_memory()  # a copy from pageable memory would wait for the device
+    return x.to(device, non_blocking=True)

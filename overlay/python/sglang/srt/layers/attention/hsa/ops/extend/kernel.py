@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton kernel of the extend op: sinks, selected pages and window of all new tokens of a batch in one launch.
+
+A program takes a run of consecutive queries of one sequence, all query heads of one KV head. It reads the union of
+the pages that its queries selected once, each row attending its own, then the sink and window pages; all of it is one
+softmax.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import PageLists
+
+# Query rows times heads that share a tile of keys, as far as a run may be that long.
+TILE = 64
+MAX_LIST_ROWS = 32
+KEYS_PER_STEP = 64
+MAX_STAGES = 3
+SHARED_BYTES = 200_000
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+def rows_per_list(group: int) -> int:
+    """Queries that share one program of the attention kernel."""
+    return min(MAX_LIST_ROWS, max(1, TILE // triton.next_power_of_2(group)))
+
+
+@triton.jit
+def _attend_keys(
+    query,
+    k_head,
+    v_head,
+    slot,
+    inside,
+    visible,
+    top,
+    total,
+    acc,
+    scale,
+    logit_cap,
+    stride_k_slot,
+    stride_v_slot,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    V_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    CAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One step of the online softmax over the keys in ``slot`` ``[N]``; ``visible`` ``[R, N]``."""
+    d = tl.arange(0, BLOCK_D)
+    dv = tl.arange(0, BLOCK_V)
+    key = tl.load(
+        k_head + slot[None, :] * stride_k_slot + d[:, None],
+        mask=inside[None, :] & (d[:, None] < HEAD_DIM),
+        other=0.0,
+    )
+    value = tl.load(
+        v_head + slot[:, None] * stride_v_slot + dv[None, :],
+        mask=inside[:, None] & (dv[None, :] < V_DIM),
+        other=0.0,
+    )
+    logits = tl.dot(query, key.to(query.dtype), input_precision=PRECISION) * scale
+    if CAP:
+        # tanh(x) = 1 - 2 / (exp(2 x) + 1)
+        logits = logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
+    logits = tl.where(visible, logits * LOG2_E, float("-inf"))
+    new_top = tl.maximum(top, tl.max(logits, axis=1))
+    # Nothing visible yet: measure against 0, since -inf - -inf is NaN.
+    origin = tl.where(new_top == float("-inf"), 0.0, new_top)
+    rescale = tl.exp2(top - origin)
+    p = tl.exp2(logits - origin[:, None])
+    acc = acc * rescale[:, None] + tl.dot(
+        p.to(query.dtype), value.to(query.dtype), input_precision=PRECISION
+    )
+    return new_top, total * rescale + tl.sum(p, axis=1), acc
+
+
+@triton.jit
+def _extend_hsa_kernel(
+    q,
+    k_buffer,
+    v_buffer,
+    list_pages,
+    list_rows,
+    list_lengths,
+    page_table,
+    tiles,
+    out,
+    lse_out,
+    scale,
+    logit_cap,
+    v_scale,
+    stride_q_row,
+    stride_q_head,
+    stride_k_slot,
+    stride_k_head,
+    stride_v_slot,
+    stride_v_head,
+    stride_list,
+    stride_table,
+    stride_out_row,
+    stride_out_head,
+    stride_lse_row,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr,
+    LISTS: tl.constexpr,
+    LIST_ROWS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    V_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    KEYS: tl.constexpr,
+    CAP: tl.constexpr,
+    HAS_LISTS: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    g = tl.program_id(0) % KV_HEADS
+    # The last tiles of a long sequence have the longest lists: they start first.
+    run = (tl.num_programs(0) - 1 - tl.program_id(0)) // KV_HEADS
+    tile = run // LISTS
+    first = (run % LISTS) * LIST_ROWS
+    b = tl.load(tiles + tile * 4).to(tl.int64)
+    row = tl.load(tiles + tile * 4 + 1).to(tl.int64) + first
+    rows = tl.minimum(tl.load(tiles + tile * 4 + 2) - first, LIST_ROWS)
+    first_position = tl.load(tiles + tile * 4 + 3) + first
+    if rows > 0:
+        r = tl.arange(0, TILE_ROWS)
+        m = r // GROUP_BLOCK
+        h = r % GROUP_BLOCK
+        real = (m < rows) & (h < GROUP)
+        d = tl.arange(0, BLOCK_D)
+        dv = tl.arange(0, BLOCK_V)
+        n = tl.arange(0, KEYS)
+        query = tl.load(
+            q
+            + (row + m)[:, None] * stride_q_row
+            + (g * GROUP + h)[:, None] * stride_q_head
+            + d[None, :],
+            mask=real[:, None] & (d[None, :] < HEAD_DIM),
+            other=0.0,
+        )
+        k_head = k_buffer + g * stride_k_head
+        v_head = v_buffer + g * stride_v_head
+        table_row = page_table + b * stride_table
+        top = tl.full((TILE_ROWS,), float("-inf"), tl.float32)
+        total = tl.zeros((TILE_ROWS,), tl.float32)
+        acc = tl.zeros((TILE_ROWS, BLOCK_V), tl.float32)
+
+        if HAS_LISTS:
+            which = (tile * KV_HEADS + g) * LISTS + run % LISTS
+            pages = list_pages + which.to(tl.int64) * stride_list
+            row_bits = list_rows + which.to(tl.int64) * stride_list
+            keys = tl.load(list_lengths + which) * PAGE_SIZE
+            for lo in range(0, keys, KEYS):
+                inside = lo + n < keys
+                unit = (lo + n) // PAGE_SIZE
+                page = tl.load(pages + unit, mask=inside, other=0).to(tl.int64)
+                bits = tl.load(row_bits + unit, mask=inside, other=0)
+                visible = ((bits[None, :] >> m[:, None]) & 1) != 0
+                top, total, acc = _attend_keys(
+                    query, k_head, v_head, page * PAGE_SIZE + (lo + n) % PAGE_SIZE, inside, visible,
+                    top, total, acc, scale, logit_cap, stride_k_slot, stride_v_slot,
+                    HEAD_DIM, BLOCK_D, V_DIM, BLOCK_V, CAP, PRECISION,
+                )  # fmt: skip
+
+        # Sink pages and window as one axis of keys; both end at the last row.
+        position = first_position + m
+        start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
+        last = first_position + rows - 1
+        last_start = tl.maximum(last - WINDOW + 1, 0) // PAGE_SIZE
+        first_start = tl.maximum(first_position - WINDOW + 1, 0) // PAGE_SIZE
+        sinks = tl.minimum(last_start, SINKS)
+        gap = (tl.maximum(first_start, sinks) - sinks) * PAGE_SIZE
+        sink_end = tl.minimum(start, SINKS) * PAGE_SIZE
+        for lo in range(0, last + 1 - gap, KEYS):
+            at = lo + n + tl.where(lo + n < sinks * PAGE_SIZE, 0, gap)
+            inside = at <= last
+            page = tl.load(table_row + at // PAGE_SIZE, mask=inside, other=0)
+            visible = (at[None, :] <= position[:, None]) & (
+                (at[None, :] >= (start * PAGE_SIZE)[:, None])
+                | (at[None, :] < sink_end[:, None])
+            )
+            top, total, acc = _attend_keys(
+                query, k_head, v_head, page.to(tl.int64) * PAGE_SIZE + at % PAGE_SIZE, inside, visible,
+                top, total, acc, scale, logit_cap, stride_k_slot, stride_v_slot,
+                HEAD_DIM, BLOCK_D, V_DIM, BLOCK_V, CAP, PRECISION,
+            )  # fmt: skip
+
+        o = acc / tl.where(total > 0, total, 1.0)[:, None] * v_scale
+        out_ptr = (
+            out
+            + (row + m)[:, None] * stride_out_row
+            + (g * GROUP + h)[:, None] * stride_out_head
+            + dv[None, :]
+        )
+        mask = real[:, None] & (dv[None, :] < V_DIM)
+        tl.store(out_ptr, o.to(out.dtype.element_ty), mask=mask)
+        if HAS_LSE:
+            lse_ptr = lse_out + (row + m) * stride_lse_row + g * GROUP + h
+            tl.store(lse_ptr, (top + tl.log2(total)) / LOG2_E, mask=real)
+
+
+def extend_hsa(
+    q: torch.Tensor,
+    k_buffer: torch.Tensor,
+    v_buffer: torch.Tensor,
+    lists: Optional[PageLists],
+    page_table: torch.Tensor,
+    plan: ExtendPlan,
+    out: torch.Tensor,
+    *,
+    page_size: int,
+    window_size: int,
+    sink_pages: int,
+    sm_scale: float,
+    logit_cap: float = 0.0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    lse: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """Attention of all new tokens of a batch over sinks, selected pages and window.
+
+    Args:
+        q: packed queries ``[T, H_q, D]``, last dimension contiguous.
+        k_buffer, v_buffer: ``[num_slots, H_kv, D]``, ``[num_slots, H_kv, D_v]``; the new tokens are written.
+        lists: selected pages; None for sinks and window alone.
+        page_table: physical page of each logical page ``[B, max_pages]`` int32.
+        plan: of the pass; its tiles hold ``rows_per_list`` rows or a multiple of it.
+        out: ``[T, H_q, D_v]``, written whole.
+        lse: natural log-sum-exp ``[T, H_q]`` float32, written if given.
+
+    Returns:
+        ``out``.
+    """
+    num_heads, head_dim = q.shape[1:]
+    num_kv_heads, v_dim = v_buffer.shape[1:]
+    group = num_heads // num_kv_heads
+    group_block = triton.next_power_of_2(group)
+    list_rows = rows_per_list(group)
+    runs = plan.tile_rows // list_rows
+    step_bytes = KEYS_PER_STEP * (head_dim + v_dim) * k_buffer.element_size()
+    _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](
+        q,
+        k_buffer,
+        v_buffer,
+        None if lists is None else lists.pages,
+        None if lists is None else lists.rows,
+        None if lists is None else lists.lengths,
+        page_table,
+        plan.tiles,
+        out,
+        lse,
+        sm_scale * k_scale,
+        logit_cap,
+        v_scale,
+        q.stride(0),
+        q.stride(1),
+        k_buffer.stride(0),
+        k_buffer.stride(1),
+        v_buffer.stride(0),
+        v_buffer.stride(1),
+        0 if lists is None else lists.pages.shape[-1],
+        page_table.stride(0),
+        out.stride(0),
+        out.stride(1),
+        0 if lse is None else lse.stride(0),
+        KV_HEADS=num_kv_heads,
+        GROUP=group,
+        GROUP_BLOCK=group_block,
+        LISTS=runs,
+        LIST_ROWS=list_rows,
+        TILE_ROWS=max(16, list_rows * group_block),  # tl.dot needs 16 rows
+        HEAD_DIM=head_dim,
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        V_DIM=v_dim,
+        BLOCK_V=max(16, triton.next_power_of_2(v_dim)),
+        PAGE_SIZE=page_size,
+        WINDOW=max(window_size, 1),
+        SINKS=sink_pages,
+        KEYS=KEYS_PER_STEP,
+        CAP=logit_cap > 0,
+        HAS_LISTS=lists is not None,
+        HAS_LSE=lse is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=4,
+        num_stages=max(1, min(MAX_STAGES, SHARED_BYTES // step_bytes)),
+    )
+    return out

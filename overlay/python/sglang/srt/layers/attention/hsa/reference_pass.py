@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The path on the torch reference ops: extend and decode on any device, eagerly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Tuple
+
+import torch
+
+from sglang.srt.layers.attention.hsa import strict
+from sglang.srt.layers.attention.hsa.metadata import HSAMetadata, build_metadata
+from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+from sglang.srt.layers.attention.hsa.ops.decode.reference import (
+    decode_hsa_fwd,
+    decode_local_fwd,
+)
+from sglang.srt.layers.attention.hsa.ops.extend.reference import (
+    extend_hsa_fwd,
+    extend_local_fwd,
+)
+from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
+from sglang.srt.layers.attention.hsa.selector import HSASelector
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.hsa.config import HSAConfig
+    from sglang.srt.layers.attention.hsa.counters import HSACounters
+    from sglang.srt.layers.attention.hsa.scales import KVScales
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+
+class ReferencePass:
+    """What the layers of one forward pass share, and their ops.
+
+    Args:
+        forward_batch: a batch in decode, extend or mixed mode.
+        pool: pool that keeps the representations.
+        config: resolved options.
+        counters: counts are added to it.
+
+    Attributes:
+        metadata: of the batch.
+    """
+
+    def __init__(
+        self,
+        forward_batch: ForwardBatch,
+        pool: ChunkReprMixin,
+        config: HSAConfig,
+        counters: HSACounters,
+    ):
+        self.pool, self.config, self.counters = pool, config, counters
+        self.selector = HSASelector(config)
+        self.decode = forward_batch.forward_mode.is_decode()
+        self.out_cache_loc = forward_batch.out_cache_loc
+        self.metadata: HSAMetadata = build_metadata(forward_batch, pool, config)
+
+    @property
+    def rows(self) -> int:
+        """New tokens."""
+        return self.metadata.rows
+
+    @property
+    def max_candidates(self) -> int:
+        """Largest number of candidate pages of any new token."""
+        return self.metadata.max_candidates
+
+    def write_representations(self, layer: RadixAttention, scales: KVScales) -> None:
+        """Represent the pages that this pass completes, and heal complete pages that have no valid E_i."""
+        if self.config.strict:
+            strict.check_page_table(self.metadata, self.out_cache_loc, self.pool)
+        if not self.pool.chunk_repr_kind.stored:
+            return
+        self._write_missing(layer, scales)
+        if self.config.strict:
+            strict.check_representations(
+                self.metadata, self.pool, layer.layer_id, scales.k
+            )
+
+    def _write_missing(self, layer: RadixAttention, scales: KVScales) -> None:
+        md = self.metadata
+        valid = self.pool.chunk_repr_valid(
+            layer.layer_id, md.real_page_table, md.page_version
+        )
+        missing = md.page_complete & ~valid & ~md.page_completed_now
+        page_ids, healed, versions = _distinct_pages(md, missing)
+        if page_ids.numel() == 0:
+            return
+        reprs = chunk_repr_fwd(
+            self.pool.get_key_buffer(layer.layer_id),
+            page_ids,
+            page_size=md.page_size,
+            kind=self.config.chunk_repr,
+            k_scale=scales.k,
+        )
+        self.pool.save_chunk_repr(layer.layer_id, page_ids, reprs, versions)
+        self.counters.add("reprs_written", (~healed).sum())
+        self.counters.add("reprs_healed", healed.sum())
+
+    def attend(
+        self, q: torch.Tensor, layer: RadixAttention, scales: KVScales
+    ) -> torch.Tensor:
+        """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D_v]`` float32. K, V and representations are written."""
+        md = self.metadata
+        self.counters.add("rows_dense", md.rows - md.sparse_rows)
+        k_buffer, v_buffer = self.pool.get_kv_buffer(layer.layer_id)
+        attention = dict(
+            page_size=md.page_size,
+            sm_scale=layer.scaling,
+            logit_cap=layer.logit_cap,
+            k_scale=scales.k,
+            v_scale=scales.v,
+        )
+        local = dict(
+            attention,
+            window_size=self.config.effective_window,
+            sink_pages=self.config.sink_pages,
+        )
+        table, seq_lens = md.real_page_table, md.cache_seqlens_int32
+        if self.decode:
+            o_local, lse_local = decode_local_fwd(
+                q, k_buffer, v_buffer, table, seq_lens, **local
+            )
+        else:
+            o_local, lse_local = extend_local_fwd(
+                q, k_buffer, v_buffer, table, md.cu_seqlens_q, seq_lens, **local
+            )
+
+        if md.max_candidates == 0:
+            return o_local
+        selected, scores = self._select(q, layer, scales, lse_local)
+        if self.config.weight_mode == "mass":
+            scores = None
+        if self.decode:
+            o_pages, lse_pages = decode_hsa_fwd(
+                q,
+                k_buffer,
+                v_buffer,
+                selected,
+                table,
+                seq_lens,
+                scores=scores,
+                **attention,
+            )
+        else:
+            o_pages, lse_pages = extend_hsa_fwd(
+                q,
+                k_buffer,
+                v_buffer,
+                selected,
+                md.cu_seqlens_q,
+                seq_lens,
+                scores=scores,
+                **attention,
+            )
+        o, _ = merge_state(o_local, lse_local, o_pages, lse_pages)
+        return o
+
+    def _select(
+        self,
+        q: torch.Tensor,
+        layer: RadixAttention,
+        scales: KVScales,
+        lse_local: torch.Tensor,
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        md = self.metadata
+        valid = md.page_complete & self.pool.chunk_repr_valid(
+            layer.layer_id, md.real_page_table, md.page_version
+        )
+        selected, scores = self.selector.select(
+            q,
+            self.pool.chunk_repr_pages(layer.layer_id),
+            valid,
+            md,
+            layer.scaling * scales.score,
+            lse_local if self.selector.needs_local_lse else None,
+        )
+        self.counters.add("rows_sparse", md.sparse_rows)
+        self.counters.add("pages_candidate", md.pages_candidate * selected.shape[1])
+        self.counters.add("pages_selected", (selected >= 0).sum())
+        return selected, scores
+
+
+def _distinct_pages(
+    md: HSAMetadata, missing: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Physical pages to represent, each once: those completed now and those ``missing`` ``[B, max_pages]``.
+
+    Returns:
+        (page_ids ``[N]``, whether the page is healed ``[N]`` bool, its version ``[N]`` int64).
+    """
+    todo = md.page_completed_now | missing
+    page_ids, inverse = torch.unique(md.real_page_table[todo], return_inverse=True)
+    healed = torch.zeros_like(page_ids, dtype=torch.bool)
+    healed[inverse] = missing[
+        todo
+    ]  # shared pages agree: they were complete for all or for none
+    versions = torch.empty_like(page_ids, dtype=torch.int64)
+    versions[inverse] = md.page_version[todo]
+    return page_ids, healed, versions

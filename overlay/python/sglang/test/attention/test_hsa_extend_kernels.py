@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The extend path on its Triton kernels against the oracle: on a CUDA device, or under TRITON_INTERPRET=1."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from sglang.srt.layers.attention.hsa.ops.select_pages import row_ranking
+from sglang.srt.layers.attention.hsa.ops.select_pages.reference import topk_transform
+from sglang.test.attention import hsa_oracle
+from sglang.test.attention.hsa_harness import Harness
+
+ON_GPU = torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(
+    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs a CUDA device or TRITON_INTERPRET=1",
+)
+DEVICE = "cuda" if ON_GPU else "cpu"
+ATOL = 1e-4 if ON_GPU else 3e-5
+
+
+def harness(**options):
+    return Harness(device=DEVICE, extend_kernels=True, **options)
+
+
+def check(h, sequences, new, **kwargs):
+    q, o = h.step(sequences, new, **kwargs)
+    np.testing.assert_allclose(
+        o.float().numpy(), h.expected(q, sequences, new), atol=ATOL
+    )
+
+
+@pytest.mark.parametrize("chunk_repr", ["mean", "mean_var", "min_max", "landmark"])
+@pytest.mark.parametrize("strategy", ["group", "head", "softmax_head"])
+def test_every_kind_and_strategy(chunk_repr, strategy):
+    h = harness(chunk_repr=chunk_repr, selection_strategy=strategy)
+    sequences = [h.new_sequence() for _ in range(3)]
+    check(h, sequences, [130, 15, 64])
+    check(h, sequences, [1, 70, 33])  # prefixes that end inside a page
+    counts = h.backend.counters.snapshot()
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+    assert counts["reprs_healed"] == 0
+
+
+@pytest.mark.parametrize(
+    "heads,kv_heads,head_dim,page_size,window,sinks,topk,cap",
+    [
+        (1, 1, 16, 16, 1, 0, 1, 0.0),
+        (4, 4, 80, 32, 0, 2, 2, 0.0),
+        (16, 1, 64, 64, 100, 1, 64, 5.0),
+        (6, 2, 96, 16, 33, 3, 4, 0.0),
+        (7, 1, 128, 128, 130, 1, 2, 0.0),
+        (2, 1, 256, 16, 40, 0, 3, 0.0),
+    ],
+)
+def test_shapes(heads, kv_heads, head_dim, page_size, window, sinks, topk, cap):
+    h = harness(
+        num_pages=40, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, logit_cap=cap,
+        page_size=page_size, window_size=window, sink_pages=sinks, topk=topk,
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(2)]
+    h.step(sequences, [5 * page_size, 3])
+    check(h, sequences, [3 * page_size + 5, 1])
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65, 127, 200])
+def test_odd_lengths(length):
+    """Unused slots hold NaN, and no empty part may leak one. # trap 1"""
+    h = harness()
+    check(h, [h.new_sequence()], [length])
+
+
+def test_every_page_selected_is_dense():
+    h = harness(topk=10**6)
+    s = h.new_sequence()
+    check(h, [s], [150])
+    counts = h.backend.counters.snapshot()
+    assert counts["pages_selected"] == counts["pages_candidate"] > 0
+    assert counts["rows_sparse"] + counts["rows_dense"] == 150
+
+
+def test_counters_equal_the_reference():
+    """Every row is counted once, and pages once per KV head, on both paths."""
+    counts = []
+    for kernels in (True, False):
+        h = harness() if kernels else Harness(device="cpu")
+        sequences = [h.new_sequence() for _ in range(2)]
+        h.step(sequences, [200, 3])
+        h.step(sequences, [30, 17])
+        counts.append(h.backend.counters.snapshot())
+    assert counts[0] == counts[1]
+
+
+def test_a_batch_attends_as_its_sequences_alone():
+    """Prefixes that end anywhere, in one launch per op. # trap 10"""
+    new = [1, 33, 64, 16]
+    outputs = []
+    for batched in (True, False):
+        h = harness()
+        sequences = [h.new_sequence() for _ in new]
+        h.step(sequences, [150, 0 + 7, 64, 100])
+        if batched:
+            _, o = h.step(sequences, new)
+            outputs.append(o)
+        else:
+            h.rng, rng = torch.Generator().manual_seed(1), h.rng
+            outputs.append(_rows_alone(h, sequences, new, rng))
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
+
+
+def _rows_alone(h, sequences, new, rng):
+    """The same step one sequence at a time, with the random numbers of the batched one."""
+    total = sum(new)
+    q = torch.randn(total, h.num_heads, h.head_dim, generator=rng)
+    k = torch.randn(total, h.num_kv_heads, h.head_dim, generator=rng)
+    v = torch.randn(total, h.num_kv_heads, h.head_dim, generator=rng)
+    rows, row = [], 0
+    for s, count in zip(sequences, new):
+        part = slice(row, row + count)
+        page = (s.length + torch.arange(count)) // h.config.page_size
+        drift = torch.sin(page.float() * 2.3 + s.row)[:, None, None]
+        batch = h.batch({0: count}, [s], decode=False)
+        h.backend.init_forward_metadata(batch)
+        x = [
+            t.flatten(1).to(DEVICE, h.dtype)
+            for t in (q[part], k[part] + drift, v[part])
+        ]
+        rows.append(h.layers[0](*x, batch).view(count, h.num_heads, -1).cpu())
+        row += count
+    return torch.cat(rows)
+
+
+def test_kernel_and_reference_select_the_same_pages():
+    h = harness(num_pages=128, topk=7)
+    sequences = [h.new_sequence() for _ in range(2)]
+    h.step(sequences, [500, 130])
+    new = [5, 37]
+    q, _ = h.step(sequences, new)
+    lists = h.backend.forward_metadata.lists
+    row = 0
+    for s, count in zip(sequences, new):
+        table = h.pages_of(s).tolist()
+        for i in range(s.length - count, s.length):
+            chosen, _ = hsa_oracle.select(
+                q[row].double().numpy(), np.stack(s.k), i, h.oracle
+            )
+            for g in range(2):
+                pages = pages_of_row(lists, h.backend.forward_metadata.plan, row, g)
+                assert [table.index(page) for page in pages] == chosen[g]
+            row += 1
+
+
+def pages_of_row(lists, plan, row, g):
+    """Physical pages that one packed query selected, from the lists of its run."""
+    for tile, (_, first, rows, _) in enumerate(plan.tiles.tolist()):
+        if first <= row < first + rows:
+            run, bit = divmod(row - first, lists.list_rows)
+            n = lists.lengths[tile, g, run]
+            chosen = (lists.rows[tile, g, run, :n].cpu() >> bit) & 1
+            return lists.pages[tile, g, run, :n].cpu()[chosen.bool()].tolist()
+
+
+def test_shared_pages_are_healed_once():
+    """Two sequences of one batch share pages whose representation is gone. # trap 4"""
+    h = harness(topk=2)
+    parent = h.new_sequence()
+    h.step([parent], [200])
+    child = h.fork(parent, 9)
+    h.pool.chunk_repr_version[0][h.pages_of(parent)[2:5].long()] -= 1
+    before = h.backend.counters.snapshot()
+    check(h, [parent, child], [20, 20])
+    after = h.backend.counters.snapshot()
+    assert after["reprs_healed"] - before["reprs_healed"] == 3
+    assert h.pool.chunk_repr_valid(0, h.pages_of(parent)[:12]).all()
+
+
+def test_a_page_handed_out_again_gets_no_stamp():
+    """The request of a row has ended and its page went to a later batch before the pass ran."""
+    h = harness()
+    s = h.new_sequence()
+    h.step([s], [64])
+    batch = h.batch({0: 40}, [s], decode=False)
+    page = h.pages_of(s)[1]
+    stamp = h.pool.chunk_repr_version[0][page].clone()
+    batch.page_handouts = h.pool.page_handouts
+    h.pool.bump_page_version(page.long().view(1) * 16)  # for a later batch
+    h.backend.init_forward_metadata(batch)
+    x = torch.randn(40, 32, device=DEVICE)
+    o = h.layers[0](torch.randn(40, 64, device=DEVICE), x, x.clone(), batch)
+    assert h.pool.chunk_repr_version[0][page] == stamp
+    assert page not in h.backend.forward_metadata.lists.pages[0, 0, 0, :3]
+    assert torch.isfinite(o).all()
+
+
+@pytest.mark.parametrize("topk", [6, 32])
+def test_selection_among_many_pages(topk):
+    """More pages than a program ranks in registers, most of them with few distinct scores."""
+    from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
+    from sglang.srt.layers.attention.hsa.ops.select_pages import (
+        extend_kernel,
+        reference,
+    )
+
+    torch.manual_seed(topk)
+    pages, heads, dim = 1700, 2, 16
+    layout = dict(page_size=16, window_size=16, sink_pages=1)
+    new = 3
+    plan = plan_extend([16 * pages], [new], tile_rows=32, device=DEVICE, **layout)
+    q = torch.randn(new, heads, dim, device=DEVICE)
+    # Page 0 is unused; the first head's pages repeat 50 representations, the second's are distinct.
+    repr_buffer = torch.randn(pages + 2, heads, dim, device=DEVICE)
+    repr_buffer[:, 0] = repr_buffer[torch.randint(1, 51, (pages + 2,)), 0]
+    version = torch.ones(pages + 2, dtype=torch.int64, device=DEVICE)
+    stamp = version.clone()
+    stamp[torch.randint(1, pages, (100,))] = 0
+    table = (torch.randperm(pages + 1) + 1).int().to(DEVICE).view(1, -1)
+    lists = extend_kernel.PageLists.empty(plan, heads, topk, 32)
+    counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
+    extend_kernel.select_pages_extend(
+        q, repr_buffer, stamp, version, table, plan, lists,
+        extend_kernel.ExtendSelectWorkspace(plan, heads, 1), counters,
+        topk=topk, kind="mean", strategy="group", sm_scale=0.25, **layout,
+    )  # fmt: skip
+    valid = (stamp == version)[table.long()]
+    expected, _ = reference.select_pages(
+        q.cpu(), repr_buffer.cpu(), valid.cpu(), table.cpu(), torch.tensor([0, new]),
+        torch.tensor([16 * pages + new]), topk=topk, kind="mean", strategy="group", sm_scale=0.25, **layout,
+    )  # fmt: skip
+    for row in range(new):
+        for g in range(heads):
+            assert pages_of_row(lists, plan, row, g) == expected[row, g].tolist()
+
+
+@triton.jit
+def _threshold_kernel(
+    keys, maxima, kept, lengths, out, most, stride, TOPK: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    m = tl.arange(0, ROWS)
+    threshold = row_ranking.row_thresholds(
+        keys + m * stride, maxima + m * WIDE, kept + m * WIDE, tl.load(lengths + m), most, TOPK, ROWS, WIDE
+    )  # fmt: skip
+    tl.store(out + m, threshold)
+
+
+@pytest.mark.parametrize("width", [40, 700, 1500, 3000])
+@pytest.mark.parametrize("topk,values", [(5, 10**6), (5, 3), (32, 10**6), (100, 10**6)])
+def test_thresholds_are_exact(width, topk, values):
+    """In registers, after dropping what the maxima exclude, and streaming: where keys repeat or k is large."""
+    rows, wide = 16, row_ranking.wide(16)
+    generator = torch.Generator().manual_seed(width + topk)
+    lengths = torch.randint(1, width + 1, (rows,), generator=generator)
+    lengths[0] = width
+    padded = triton.cdiv(width, 256) * 256
+    keys = torch.zeros(rows, padded, dtype=torch.int64)
+    maxima = torch.zeros(rows, wide, dtype=torch.int64)
+    expected = torch.zeros(rows, dtype=torch.int64)
+    for row, n in enumerate(lengths.tolist()):
+        keys[row, :n] = torch.randint(0, values, (n,), generator=generator)
+        if n >= topk:
+            expected[row] = keys[row, :n].sort(descending=True).values[topk - 1]
+        maxima[row, : padded // 16] = keys[row].view(-1, 16).amax(1)
+    out = torch.zeros(rows, dtype=torch.int32, device=DEVICE).view(torch.uint32)
+    _threshold_kernel[(1,)](
+        *(x.int().to(DEVICE).view(torch.uint32) for x in (keys, maxima)),
+        torch.empty(rows, wide, dtype=torch.uint32, device=DEVICE),
+        lengths.int().to(DEVICE),
+        out,
+        width,
+        padded,
+        TOPK=topk,
+        ROWS=rows,
+        WIDE=wide,
+    )
+    if width > topk:  # at most topk pages: all are selected
+        assert out.cpu().view(torch.int32).tolist() == expected.tolist()
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))
