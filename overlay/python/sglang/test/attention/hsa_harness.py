@@ -14,9 +14,8 @@ from typing import Dict, List, Sequence
 import numpy as np
 import torch
 
-from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
+from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend, make_decode_kernels
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
-from sglang.srt.layers.attention.hsa.decode_kernels import DecodeKernels
 from sglang.srt.layers.attention.hsa.reference_pass import ReferencePass
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.allocator import BaseTokenToKVPoolAllocator
@@ -140,14 +139,14 @@ class Harness:
             for layer in self.layers:
                 layer.k_scale_float, layer.v_scale_float = kv_scales
                 layer.k_scale, layer.v_scale = map(torch.tensor, kv_scales)
-        runner = SimpleNamespace(
+        self.runner = SimpleNamespace(
             model=torch.nn.ModuleList(self.layers),
             token_to_kv_pool=self.pool,
             req_to_token_pool=self.req_to_token_pool,
             server_args=SimpleNamespace(**fields),
             device=device,
         )
-        self.backend = HSAAttnBackend(runner)
+        self.backend = HSAAttnBackend(self.runner)
         if device == "cpu" and (decode_kernels or extend_kernels):
             self._install_kernels(decode_kernels, extend_kernels)
         self.oracle = oracle.Options(
@@ -167,12 +166,8 @@ class Harness:
     def _install_kernels(self, decode: bool, extend: bool) -> None:
         """Kernels under the Triton interpreter, which takes its time: only those that a test is about."""
         backend = self.backend
-        backend.decode_kernels = DecodeKernels(
-            self.pool,
-            self.req_to_token_pool,
-            self.config,
-            self.num_heads,
-            backend.counters,
+        backend.decode_kernels = make_decode_kernels(
+            self.runner, self.config, backend.counters
         )
         if not extend:
             backend.decode_kernels.extend = lambda batch: ReferencePass(

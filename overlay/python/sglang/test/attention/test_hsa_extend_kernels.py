@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.select_pages import row_ranking
-from sglang.srt.layers.attention.hsa.ops.select_pages.reference import topk_transform
+from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode
 from sglang.test.attention import hsa_oracle
 from sglang.test.attention.hsa_harness import Harness
 
@@ -46,6 +46,37 @@ def test_every_kind_and_strategy(chunk_repr, strategy):
     assert counts["reprs_healed"] == 0
 
 
+@pytest.mark.parametrize("chunk_repr", ["mean", "mean_var", "landmark"])
+@pytest.mark.parametrize("page_size,cap", [(16, 0.0), (64, 5.0)])
+def test_score_weights(chunk_repr, page_size, cap):
+    h = harness(
+        chunk_repr=chunk_repr, weight_mode="score", page_size=page_size, logit_cap=cap, num_pages=40
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(2)]
+    h.step(sequences, [7 * page_size + 3, page_size])
+    check(h, sequences, [20, 9])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(selection_strategy="softmax_head"),
+        dict(weight_mode="score"),
+        dict(selection_strategy="softmax_head", weight_mode="score", chunk_repr="mean"),
+    ],
+)
+def test_decode_in_tiles(options):
+    """The options that the split decode kernels lack."""
+    h = Harness(device=DEVICE, decode_kernels=True, **options)
+    assert isinstance(h.backend.decode_kernels.attention, TiledDecode)
+    sequences = [h.new_sequence() for _ in range(3)]
+    h.step(sequences, [130, 15, 64])
+    for _ in range(3):
+        check(h, sequences, [1, 1, 1], decode=True)
+    counts = h.backend.counters.snapshot()
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+
+
 @pytest.mark.parametrize(
     "heads,kv_heads,head_dim,page_size,window,sinks,topk,cap",
     [
@@ -65,6 +96,24 @@ def test_shapes(heads, kv_heads, head_dim, page_size, window, sinks, topk, cap):
     sequences = [h.new_sequence() for _ in range(2)]
     h.step(sequences, [5 * page_size, 3])
     check(h, sequences, [3 * page_size + 5, 1])
+
+
+@pytest.mark.parametrize(
+    "dtype,chunk_repr",
+    [(torch.float8_e4m3fn, "mean_var"), (torch.float8_e5m2, "landmark")],
+)
+def test_8_bit_cache(dtype, chunk_repr):
+    """Extend and both ways to decode see the keys as they come back from the cache. # trap 25"""
+    for strategy in ("group", "softmax_head"):
+        h = harness(
+            decode_kernels=True, kv_cache_dtype=dtype, kv_scales=(0.05, 0.3),
+            chunk_repr=chunk_repr, selection_strategy=strategy,
+        )  # fmt: skip
+        sequences = [h.new_sequence() for _ in range(2)]
+        h.step(sequences, [130, 15])
+        check(h, sequences, [2, 17])
+        check(h, sequences, [1, 1], decode=True)
+        check(h, sequences, [1, 1], decode=True)
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65, 127, 200])
@@ -222,7 +271,7 @@ def test_selection_among_many_pages(topk):
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
     extend_kernel.select_pages_extend(
         q, repr_buffer, stamp, version, table, plan, lists,
-        extend_kernel.ExtendSelectWorkspace(plan, heads, 1), counters,
+        extend_kernel.ExtendSelectWorkspace(heads, 32, pages, 1, DEVICE), counters,
         topk=topk, kind="mean", strategy="group", sm_scale=0.25, **layout,
     )  # fmt: skip
     valid = (stamp == version)[table.long()]

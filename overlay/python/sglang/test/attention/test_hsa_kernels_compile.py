@@ -22,6 +22,8 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.float32: "*fp32",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.float8_e5m2: "*fp8e5",
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.uint32: "*u32",
@@ -81,9 +83,15 @@ def record(monkeypatch):
 B, HQ, HKV = 3, 8, 2
 
 
-@pytest.mark.parametrize("kind", ["mean", "mean_var", "min_max", "landmark"])
-@pytest.mark.parametrize("strategy", ["group", "head"])
-@pytest.mark.parametrize("max_pages", [100, 5000])
+@pytest.mark.parametrize(
+    "kind,strategy,max_pages",
+    [
+        ("mean", "group", 100),
+        ("mean_var", "group", 5000),
+        ("min_max", "head", 100),
+        ("landmark", "head", 5000),
+    ],
+)
 def test_select_pages_decode(record, kind, strategy, max_pages):
     recorder = record(decode_kernel, "_select_pages_kernel")
     versions = torch.zeros(9, dtype=torch.int64)
@@ -108,19 +116,27 @@ def test_select_pages_decode(record, kind, strategy, max_pages):
     assert "atom" in recorder.compiled[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("head_dim,cap", [(64, 0.0), (80, 30.0), (128, 0.0)])
+@pytest.mark.parametrize(
+    "dtype,head_dim,cap",
+    [
+        (torch.float16, 64, 0.0),
+        (torch.bfloat16, 128, 0.0),
+        (torch.float32, 64, 0.0),
+        (torch.float8_e4m3fn, 80, 30.0),
+    ],
+)
 def test_decode(record, dtype, head_dim, cap):
     recorder = record(decode, "_decode_hsa_kernel")
     cache = torch.empty(640, HKV, head_dim, dtype=dtype)
+    wide = torch.bfloat16 if dtype.itemsize == 1 else dtype
     decode.decode_hsa(
-        torch.empty(B, HQ, head_dim, dtype=dtype),
+        torch.empty(B, HQ, head_dim, dtype=wide),
         cache,
         cache,
         torch.zeros(B, HKV, 32, dtype=torch.int32),
         torch.zeros(B, 100, dtype=torch.int32),
         torch.ones(B, dtype=torch.int64),
-        torch.empty(B, HQ, head_dim, dtype=dtype),
+        torch.empty(B, HQ, head_dim, dtype=wide),
         decode.DecodeWorkspace(B, HQ, HKV, head_dim, "cpu"),
         page_size=64,
         window_size=512,
@@ -138,24 +154,32 @@ def plan(group, tile_rows):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["mean", "mean_var", "landmark"])
-@pytest.mark.parametrize("strategy", ["group", "head", "softmax_head"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("heads", [2, 16])
+@pytest.mark.parametrize(
+    "kind,strategy,dtype,heads",
+    [
+        ("mean_var", "group", torch.bfloat16, 16),
+        ("mean", "group", torch.float16, 2),
+        ("min_max", "head", torch.bfloat16, 6),
+        ("mean_var", "softmax_head", torch.bfloat16, 32),
+        ("landmark", "group", torch.float8_e4m3fn, 8),
+    ],
+)
 def test_select_pages_extend(record, kind, strategy, dtype, heads):
     recorder = record(extend_kernel, "_select_pages_extend_kernel")
     versions = torch.zeros(9, dtype=torch.int64)
     list_rows = extend.rows_per_list(heads // HKV)
     p = plan(heads // HKV, max(16, list_rows))
     extend_kernel.select_pages_extend(
-        torch.empty(p.rows, heads, 64, dtype=dtype),
+        torch.empty(p.rows, heads, 64, dtype=torch.bfloat16),
         torch.empty(9, HKV, 128, dtype=dtype),
         None if kind == "landmark" else versions,
         versions,
         torch.zeros(2, 80, dtype=torch.int32),
         p,
         extend_kernel.PageLists.empty(p, HKV, 32, list_rows),
-        extend_kernel.ExtendSelectWorkspace(p, HKV, 4),
+        extend_kernel.ExtendSelectWorkspace(
+            len(p.tiles) * HKV, p.tile_rows, 3000, 4, "cpu"
+        ),
         torch.zeros(6, dtype=torch.int64),
         page_size=64,
         window_size=512,
@@ -169,16 +193,23 @@ def test_select_pages_extend(record, kind, strategy, dtype, heads):
     assert "mma" in recorder.compiled[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("by_score", [False, True])
 @pytest.mark.parametrize(
-    "head_dim,heads,cap", [(64, 16, 0.0), (80, 2, 30.0), (128, 8, 0.0), (256, 8, 0.0)]
+    "dtype,head_dim,heads,cap",
+    [
+        (torch.bfloat16, 64, 16, 0.0),
+        (torch.float16, 80, 2, 30.0),
+        (torch.float8_e4m3fn, 128, 8, 0.0),
+        (torch.bfloat16, 256, 8, 0.0),
+    ],
 )
-def test_extend(record, dtype, head_dim, heads, cap):
+def test_extend(record, dtype, head_dim, heads, cap, by_score):
     recorder = record(extend, "_extend_hsa_kernel")
     list_rows = extend.rows_per_list(heads // HKV)
     p = plan(heads // HKV, max(16, list_rows))
     cache = torch.empty(640, HKV, head_dim, dtype=dtype)
-    q = torch.empty(p.rows, heads, head_dim, dtype=dtype)
+    wide = torch.float16 if dtype == torch.float16 else torch.bfloat16
+    q = torch.empty(p.rows, heads, head_dim, dtype=wide)
     extend.extend_hsa(
         q,
         cache,
@@ -192,6 +223,8 @@ def test_extend(record, dtype, head_dim, heads, cap):
         sink_pages=1,
         sm_scale=0.1,
         logit_cap=cap,
+        repr_buffer=torch.empty(9, HKV, head_dim * 2, dtype=wide) if by_score else None,
+        kind="mean_var",
     )
     assert "mma" in recorder.compiled[0]
 
@@ -215,8 +248,15 @@ def test_write_pages(record, kind):
     assert "atom" in recorder.compiled[0]
 
 
-@pytest.mark.parametrize("kind", ["mean", "mean_var", "min_max"])
-def test_write_previous_page(record, kind):
+@pytest.mark.parametrize(
+    "kind,dtype",
+    [
+        ("mean", torch.bfloat16),
+        ("mean_var", torch.float8_e4m3fn),
+        ("min_max", torch.float8_e5m2),
+    ],
+)
+def test_write_previous_page(record, kind, dtype):
     recorder = record(chunk_repr, "_write_previous_page_kernel")
     addresses = torch.zeros(4, dtype=torch.uint64)
     versions = torch.zeros(9, dtype=torch.int64)
@@ -224,12 +264,13 @@ def test_write_previous_page(record, kind):
         addresses,
         addresses,
         addresses,
-        torch.empty(640, HKV, 80, dtype=torch.bfloat16),
+        torch.empty(640, HKV, 80, dtype=dtype),
         torch.empty(9, HKV, 160, dtype=torch.bfloat16),
         versions,
         versions[:1],
         torch.zeros(B, 100, dtype=torch.int32),
         torch.ones(B, dtype=torch.int64),
+        torch.ones(4),
         torch.zeros(1, dtype=torch.int64),
         page_size=64,
         kind=kind,

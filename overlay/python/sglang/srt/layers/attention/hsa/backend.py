@@ -31,9 +31,9 @@ class HSAAttnBackend(AttentionBackend):
     """Hierarchical sparse attention over the paged KV cache.
 
     Each HSA layer writes K and V, represents the pages that became complete, selects pages for every query and
-    attends sinks, selected pages and window under one softmax. Other layers, and batches in which no query has
-    a page to select, go to the dense backend. Decode on a CUDA device runs on Triton kernels, eagerly or in a
-    CUDA graph; everything else on the torch references.
+    attends sinks, selected pages and window under one softmax. Other layers, and extend passes in which no query
+    has a page to select, go to the dense backend. On a CUDA device HSA runs on Triton kernels, decode eagerly or
+    in a CUDA graph; elsewhere, and under ``--hsa-strict``, on the torch references.
 
     Args:
         model_runner: its server arguments chose HSA, and its pool keeps representations.
@@ -66,16 +66,10 @@ class HSAAttnBackend(AttentionBackend):
     def _make_decode_kernels(self, model_runner: ModelRunner) -> DecodeKernels | None:
         if torch.device(model_runner.device).type != "cuda":
             return None
-        if reason := decode_kernels.unsupported(self.config, self.pool.dtype.itemsize):
-            logger.warning(f"HSA decodes on the torch reference ops: {reason}.")
+        if reason := decode_kernels.unsupported(self.config):
+            logger.warning(f"HSA runs on the torch reference ops: {reason}.")
             return None
-        return DecodeKernels(
-            self.pool,
-            model_runner.req_to_token_pool,
-            self.config,
-            num_heads_of(model_runner.model, self.pool.hsa_layer_ids[0]),
-            self.counters,
-        )
+        return make_decode_kernels(model_runner, self.config, self.counters)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch):
         if self.decode_kernels is None:
@@ -157,7 +151,10 @@ class HSAAttnBackend(AttentionBackend):
         if save_kv_cache and k is not None:
             self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        return self.decode_kernels.attend(q, layer, forward_batch.seq_lens).flatten(1)
+        scales = kv_scales(layer, self.pool)
+        return self.decode_kernels.attend(
+            q, layer, scales, forward_batch.seq_lens
+        ).flatten(1)
 
     def forward_extend(
         self,
@@ -214,12 +211,23 @@ class HSAAttnBackend(AttentionBackend):
             self.pool.set_kv_buffer(layer, slots, k, v)
 
 
-def num_heads_of(model: torch.nn.Module, layer_id: int) -> int:
-    """Query heads of an attention layer on this rank."""
-    return next(
-        module.tp_q_head_num
-        for module in model.modules()
-        if isinstance(module, RadixAttention) and module.layer_id == layer_id
+def make_decode_kernels(
+    model_runner: ModelRunner, config: HSAConfig, counters: hsa_counters.HSACounters
+) -> DecodeKernels:
+    """The kernels for the HSA layers of a model and its pool."""
+    pool = model_runner.token_to_kv_pool
+    layers = {
+        module.layer_id: module
+        for module in model_runner.model.modules()
+        if isinstance(module, RadixAttention) and pool.has_chunk_repr(module.layer_id)
+    }
+    return DecodeKernels(
+        pool,
+        model_runner.req_to_token_pool,
+        config,
+        layers[pool.hsa_layer_ids[0]].tp_q_head_num,
+        {layer_id: kv_scales(layer, pool) for layer_id, layer in layers.items()},
+        counters,
     )
 
 

@@ -7,7 +7,7 @@ attention. Nothing here reads a length on the host.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Mapping, Optional
 
 import torch
 import triton
@@ -15,43 +15,25 @@ import triton
 from sglang.srt.layers.attention.hsa.counters import INDEX, HSACounters
 from sglang.srt.layers.attention.hsa.extend_kernels import ExtendKernels
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_previous_page
-from sglang.srt.layers.attention.hsa.ops.decode.kernel import (
-    MAX_SPLITS,
-    DecodeWorkspace,
-    decode_hsa,
-)
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
-    MAX_PROGRAMS_PER_ROW,
-    SelectPagesWorkspace,
-    select_pages_decode,
-)
+from sglang.srt.layers.attention.hsa.split_decode import SplitDecode
+from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
+    from sglang.srt.layers.attention.hsa.scales import KVScales
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
-def unsupported(config: HSAConfig, kv_cache_itemsize: int) -> Optional[str]:
-    """Why the kernels cannot run these options; None if they can.
-
-    Args:
-        config: resolved options.
-        kv_cache_itemsize: bytes of an element of the KV cache.
-    """
-    if kv_cache_itemsize == 1:
-        return "the kernels read no 8-bit KV cache"
+def unsupported(config: HSAConfig) -> Optional[str]:
+    """Why the kernels cannot run these options; None if they can."""
     if config.strict:
         return (
             "the checks of --hsa-strict read back what the kernels keep on the device"
         )
-    if config.selection_strategy == "softmax_head":
-        return "the selection kernel has no softmax_head strategy"
-    if config.weight_mode == "score":
-        return "the decode kernel has no score weights"
     return None
 
 
@@ -63,6 +45,7 @@ class DecodeKernels:
         req_to_token_pool: its size bounds the batch, its width the number of pages.
         config: resolved options, such that ``unsupported`` is None.
         num_heads: query heads on this rank.
+        scales: of the cached keys and values of each HSA layer.
         counters: counts are added to it on the device.
     """
 
@@ -72,6 +55,7 @@ class DecodeKernels:
         req_to_token_pool: ReqToTokenPool,
         config: HSAConfig,
         num_heads: int,
+        scales: Mapping[int, KVScales],
         counters: HSACounters,
     ):
         self.pool, self.config, self.counters = pool, config, counters
@@ -80,25 +64,27 @@ class DecodeKernels:
         device = self.req_to_token.device
         rows, width = self.req_to_token.shape
         max_pages = triton.cdiv(width, config.page_size)
-        self.topk = min(config.topk, max_pages)
         self.page_version = torch.empty_like(pool.page_version)
         self.built_at = torch.zeros(1, dtype=torch.int64, device=device)
         self.page_table = torch.zeros(
             (rows, max_pages), dtype=torch.int32, device=device
         )
-        self.selected = torch.empty(
-            (rows, pool.head_num, self.topk), dtype=torch.int32, device=device
-        )
-        self.select_workspace = SelectPagesWorkspace(
-            rows, pool.head_num, max_pages, device
-        )
-        self.decode_workspace = DecodeWorkspace(
-            rows, num_heads, pool.head_num, pool.v_head_dim, device
-        )
         self.processors = (
             torch.cuda.get_device_properties(device).multi_processor_count
             if device.type == "cuda"
             else 4
+        )
+        split = config.selection_strategy != "softmax_head" and (
+            config.weight_mode == "mass"
+        )
+        self.attention = (SplitDecode if split else TiledDecode)(
+            pool,
+            config,
+            num_heads,
+            self.page_table,
+            self.page_version,
+            self.processors,
+            counters,
         )
         keys = [pool.k_buffer[layer - pool.start_layer] for layer in pool.hsa_layer_ids]
         self.k_ptrs, self.repr_ptrs, self.stamp_ptrs = (
@@ -106,6 +92,9 @@ class DecodeKernels:
                 [t.data_ptr() for t in tensors], dtype=torch.uint64, device=device
             )
             for tensors in (keys, pool.chunk_repr_buffer, pool.chunk_repr_version)
+        )
+        self.k_scales = torch.tensor(
+            [scales[layer].k for layer in pool.hsa_layer_ids], device=device
         )
 
     def prepare(self, page_handouts: int) -> None:
@@ -136,6 +125,7 @@ class DecodeKernels:
             table,
             self.config.page_size,
         )
+        self.attention.begin(seq_lens)
         if self.pool.chunk_repr_kind.stored:
             first = self.pool.hsa_layer_ids[0]
             written = INDEX["reprs_written"]
@@ -149,60 +139,18 @@ class DecodeKernels:
                 self.built_at,
                 table,
                 seq_lens,
+                self.k_scales,
                 self.counters.values[written : written + 1],
                 page_size=self.config.page_size,
                 kind=self.config.chunk_repr,
             )
 
     def attend(
-        self, q: torch.Tensor, layer: RadixAttention, seq_lens: torch.Tensor
+        self,
+        q: torch.Tensor,
+        layer: RadixAttention,
+        scales: KVScales,
+        seq_lens: torch.Tensor,
     ) -> torch.Tensor:
         """One layer: q ``[B, H_q, D]`` -> ``[B, H_q, D_v]`` in the dtype of q. K and V are written."""
-        config, layer_id = self.config, layer.layer_id
-        batch = len(q)
-        rows = batch * self.pool.head_num
-        table, selected = self.page_table[:batch], self.selected[:batch]
-        stored = self.pool.chunk_repr_kind.stored
-        shape = dict(
-            page_size=config.page_size,
-            window_size=config.effective_window,
-            sink_pages=config.sink_pages,
-            sm_scale=layer.scaling,
-        )
-        select_pages_decode(
-            q,
-            self.pool.chunk_repr_pages(layer_id),
-            self.pool.chunk_repr_stamp(layer_id) if stored else None,
-            self.page_version,
-            table,
-            seq_lens,
-            selected,
-            self.select_workspace,
-            self.counters.values,
-            kind=config.chunk_repr,
-            strategy=config.selection_strategy,
-            programs_per_row=programs_per_row(
-                self.processors, rows, MAX_PROGRAMS_PER_ROW
-            ),
-            **shape,
-        )
-        k_buffer, v_buffer = self.pool.get_kv_buffer(layer_id)
-        out = q.new_empty((batch, q.shape[1], layer.v_head_dim))
-        return decode_hsa(
-            q,
-            k_buffer,
-            v_buffer,
-            selected,
-            table,
-            seq_lens,
-            out,
-            self.decode_workspace,
-            logit_cap=layer.logit_cap,
-            splits=programs_per_row(self.processors, rows, MAX_SPLITS),
-            **shape,
-        )
-
-
-def programs_per_row(processors: int, rows: int, limit: int) -> int:
-    """Programs per row that fill the device: a power of two, so that few variants are compiled."""
-    return min(limit, triton.next_power_of_2(triton.cdiv(processors, rows)))
+        return self.attention.attend(q, layer, scales, seq_lens)

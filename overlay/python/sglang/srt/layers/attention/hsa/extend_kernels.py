@@ -14,12 +14,12 @@ import triton
 
 from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
-from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa, rows_per_list
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
-    ExtendSelectWorkspace,
-    PageLists,
-    select_pages_extend,
+from sglang.srt.layers.attention.hsa.tile_attention import (
+    TileAttention,
+    make_lists,
+    make_workspace,
+    select_tile_rows,
 )
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-
-MIN_SELECT_ROWS = 16  # tl.dot needs 16 rows
 
 
 class ExtendKernels:
@@ -59,11 +57,10 @@ class ExtendKernels:
     ):
         self.pool, self.config, self.counters = pool, config, counters
         device = forward_batch.seq_lens.device
-        list_rows = rows_per_list(num_heads // pool.head_num)
         self.plan = plan_extend(
             forward_batch.extend_prefix_lens_cpu,
             forward_batch.extend_seq_lens_cpu,
-            tile_rows=max(list_rows, MIN_SELECT_ROWS),
+            tile_rows=select_tile_rows(num_heads // pool.head_num),
             page_size=config.page_size,
             window_size=config.effective_window,
             sink_pages=config.sink_pages,
@@ -93,11 +90,17 @@ class ExtendKernels:
             ),
             config.page_size,
         )
-        if self.max_candidates:
-            self.lists = PageLists.empty(
-                self.plan, pool.head_num, config.topk, list_rows
-            )
-            self.workspace = ExtendSelectWorkspace(self.plan, pool.head_num, processors)
+        sparse = self.max_candidates > 0
+        self.tiles = TileAttention(
+            pool,
+            config,
+            counters,
+            self.plan,
+            self.page_table,
+            self.page_version,
+            make_lists(self.plan, pool, config, num_heads) if sparse else None,
+            make_workspace(self.plan, pool, processors) if sparse else None,
+        )
 
     def write_representations(self, layer: RadixAttention, scales: KVScales) -> None:
         """Represent the pages that this pass completes, and heal complete pages that have no valid E_i."""
@@ -121,48 +124,6 @@ class ExtendKernels:
         self, q: torch.Tensor, layer: RadixAttention, scales: KVScales
     ) -> torch.Tensor:
         """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D_v]`` in the dtype of q. K, V and representations are written."""
-        config, layer_id = self.config, layer.layer_id
-        layout = dict(
-            page_size=config.page_size,
-            window_size=config.effective_window,
-            sink_pages=config.sink_pages,
-        )
-        k_buffer, v_buffer = self.pool.get_kv_buffer(layer_id)
-        out = q.new_empty((len(q), layer.tp_q_head_num, layer.v_head_dim))
-
-        def attend(lists, out, lse):
-            return extend_hsa(
-                q, k_buffer, v_buffer, lists, self.page_table, self.plan, out,
-                sm_scale=layer.scaling, logit_cap=layer.logit_cap,
-                k_scale=scales.k, v_scale=scales.v, lse=lse, **layout,
-            )  # fmt: skip
-
         if not self.max_candidates:
             self.counters.add("rows_dense", self.rows)
-            return attend(None, out, None)
-        local_lse = None
-        if config.selection_strategy == "softmax_head":
-            local_lse = q.new_empty(q.shape[:2], dtype=torch.float32)
-            attend(None, out, local_lse)
-        select_pages_extend(
-            q,
-            self.pool.chunk_repr_pages(layer_id),
-            (
-                self.pool.chunk_repr_stamp(layer_id)
-                if self.pool.chunk_repr_kind.stored
-                else None
-            ),
-            self.page_version,
-            self.page_table,
-            self.plan,
-            self.lists,
-            self.workspace,
-            self.counters.values,
-            topk=config.topk,
-            kind=config.chunk_repr,
-            strategy=config.selection_strategy,
-            sm_scale=layer.scaling * scales.score,
-            local_lse=local_lse,
-            **layout,
-        )
-        return attend(self.lists, out, None)
+        return self.tiles.attend(q, layer, scales)

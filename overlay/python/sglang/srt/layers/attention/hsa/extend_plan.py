@@ -21,6 +21,7 @@ class ExtendPlan:
         pages: complete pages of the batch ``[C, 3]`` int32: sequence, logical page, 1 if this pass completes it.
         tile_rows: a power of two.
         max_candidates: largest number of candidate pages of any row (host int).
+        max_rows: largest number of rows of a tile (host int).
         rows: T.
     """
 
@@ -28,6 +29,7 @@ class ExtendPlan:
     pages: torch.Tensor
     tile_rows: int
     max_candidates: int
+    max_rows: int
     rows: int
 
 
@@ -75,6 +77,7 @@ def plan_extend(
         pages=_to_device(pages, device),
         tile_rows=tile_rows,
         max_candidates=int(candidates[new > 0].max()) if bool((new > 0).any()) else 0,
+        max_rows=min(tile_rows, int(new.max())),
         rows=int(new.sum()),
     )
 

@@ -34,8 +34,8 @@ def _write_previous_page_kernel(
     built_at,
     page_table,
     seq_lens,
+    k_scales,
     written,
-    k_scale,
     stride_k_slot,
     stride_k_head,
     stride_repr_page,
@@ -74,7 +74,9 @@ def _write_previous_page_kernel(
             mask=in_head[None, :],
             other=0.0,
         )
-        first, second = _represent(keys.to(tl.float32) * k_scale, KIND, PAGE_SIZE)
+        first, second = _represent(
+            keys.to(tl.float32) * tl.load(k_scales + layer), KIND, PAGE_SIZE
+        )
         target = e + page * stride_repr_page + g * stride_repr_head + d
         tl.store(target, first.to(REPR_DTYPE), mask=in_head)
         if WIDTH == 2:
@@ -148,6 +150,8 @@ TL_DTYPES = {
     torch.float32: tl.float32,
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
+    torch.float8_e4m3fn: tl.float8e4nv,
+    torch.float8_e5m2: tl.float8e5,
 }
 
 
@@ -161,11 +165,11 @@ def write_previous_page(
     built_at: torch.Tensor,
     page_table: torch.Tensor,
     seq_lens: torch.Tensor,
+    k_scales: torch.Tensor,
     written: torch.Tensor,
     *,
     page_size: int,
     kind: str,
-    k_scale: float = 1.0,
 ) -> None:
     """Represent the page that each sequence completed in its previous pass, for all layers in one launch.
 
@@ -180,6 +184,7 @@ def write_previous_page(
         built_at: hand-outs of the pool when the batch was built, one int64.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         seq_lens: ``[B]``, the new token included; rows of 1 (padding) write nothing.
+        k_scales: dequantisation factor of each layer's keys ``[L]`` float32.
         written: count of representations written, one int64, added to.
     """
     head_dim = k_like.shape[-1]
@@ -191,8 +196,8 @@ def write_previous_page(
         built_at,
         page_table,
         seq_lens,
+        k_scales,
         written,
-        k_scale,
         k_like.stride(0),
         k_like.stride(1),
         repr_like.stride(0),

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import PageLists
+from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
 
 # Query rows times heads that share a tile of keys, as far as a run may be that long.
 TILE = 64
@@ -32,54 +33,76 @@ def rows_per_list(group: int) -> int:
 
 
 @triton.jit
-def _attend_keys(
+def _logits(
     query,
     k_head,
-    v_head,
     slot,
     inside,
     visible,
-    top,
-    total,
-    acc,
     scale,
     logit_cap,
     stride_k_slot,
-    stride_v_slot,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    V_DIM: tl.constexpr,
-    BLOCK_V: tl.constexpr,
     CAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One step of the online softmax over the keys in ``slot`` ``[N]``; ``visible`` ``[R, N]``."""
+    """Natural logits ``[R, N]`` of the keys in ``slot`` ``[N]``, -inf where not ``visible`` ``[R, N]``."""
     d = tl.arange(0, BLOCK_D)
-    dv = tl.arange(0, BLOCK_V)
     key = tl.load(
         k_head + slot[None, :] * stride_k_slot + d[:, None],
         mask=inside[None, :] & (d[:, None] < HEAD_DIM),
-        other=0.0,
-    )
-    value = tl.load(
-        v_head + slot[:, None] * stride_v_slot + dv[None, :],
-        mask=inside[:, None] & (dv[None, :] < V_DIM),
         other=0.0,
     )
     logits = tl.dot(query, key.to(query.dtype), input_precision=PRECISION) * scale
     if CAP:
         # tanh(x) = 1 - 2 / (exp(2 x) + 1)
         logits = logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
-    logits = tl.where(visible, logits * LOG2_E, float("-inf"))
+    return tl.where(visible, logits, float("-inf"))
+
+
+@triton.jit
+def _accumulate(
+    logits,
+    v_head,
+    slot,
+    inside,
+    top,
+    total,
+    acc,
+    stride_v_slot,
+    DTYPE: tl.constexpr,
+    V_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One step of the online softmax, in base 2, over the values in ``slot`` ``[N]``."""
+    dv = tl.arange(0, BLOCK_V)
+    value = tl.load(
+        v_head + slot[:, None] * stride_v_slot + dv[None, :],
+        mask=inside[:, None] & (dv[None, :] < V_DIM),
+        other=0.0,
+    )
+    logits = logits * LOG2_E
     new_top = tl.maximum(top, tl.max(logits, axis=1))
     # Nothing visible yet: measure against 0, since -inf - -inf is NaN.
     origin = tl.where(new_top == float("-inf"), 0.0, new_top)
     rescale = tl.exp2(top - origin)
     p = tl.exp2(logits - origin[:, None])
     acc = acc * rescale[:, None] + tl.dot(
-        p.to(query.dtype), value.to(query.dtype), input_precision=PRECISION
+        p.to(DTYPE), value.to(DTYPE), input_precision=PRECISION
     )
     return new_top, total * rescale + tl.sum(p, axis=1), acc
+
+
+@triton.jit
+def _weigh_by_score(logits, score):
+    """Shift the logits of one page ``[R, N]`` so that its log-sum-exp becomes ``score`` ``[R]``."""
+    highest = tl.max(logits, axis=1)
+    seen = highest > float("-inf")
+    origin = tl.where(seen, highest, 0.0)
+    lse = origin + tl.log(tl.sum(tl.exp(logits - origin[:, None]), axis=1))
+    return logits + tl.where(seen, score - lse, 0.0)[:, None]
 
 
 @triton.jit
@@ -92,9 +115,11 @@ def _extend_hsa_kernel(
     list_lengths,
     page_table,
     tiles,
+    repr_buffer,
     out,
     lse_out,
     scale,
+    score_scale,
     logit_cap,
     v_scale,
     stride_q_row,
@@ -105,6 +130,8 @@ def _extend_hsa_kernel(
     stride_v_head,
     stride_list,
     stride_table,
+    stride_repr_page,
+    stride_repr_head,
     stride_out_row,
     stride_out_head,
     stride_lse_row,
@@ -125,6 +152,8 @@ def _extend_hsa_kernel(
     CAP: tl.constexpr,
     HAS_LISTS: tl.constexpr,
     HAS_LSE: tl.constexpr,
+    BY_SCORE: tl.constexpr,
+    KIND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     g = tl.program_id(0) % KV_HEADS
@@ -159,6 +188,10 @@ def _extend_hsa_kernel(
         total = tl.zeros((TILE_ROWS,), tl.float32)
         acc = tl.zeros((TILE_ROWS, BLOCK_V), tl.float32)
 
+        if BY_SCORE:
+            first_feature, second_feature = query_features(
+                query.to(tl.float32), score_scale, KIND
+            )
         if HAS_LISTS:
             which = (tile * KV_HEADS + g) * LISTS + run % LISTS
             pages = list_pages + which.to(tl.int64) * stride_list
@@ -170,10 +203,27 @@ def _extend_hsa_kernel(
                 page = tl.load(pages + unit, mask=inside, other=0).to(tl.int64)
                 bits = tl.load(row_bits + unit, mask=inside, other=0)
                 visible = ((bits[None, :] >> m[:, None]) & 1) != 0
-                top, total, acc = _attend_keys(
-                    query, k_head, v_head, page * PAGE_SIZE + (lo + n) % PAGE_SIZE, inside, visible,
-                    top, total, acc, scale, logit_cap, stride_k_slot, stride_v_slot,
-                    HEAD_DIM, BLOCK_D, V_DIM, BLOCK_V, CAP, PRECISION,
+                slot = page * PAGE_SIZE + (lo + n) % PAGE_SIZE
+                logits = _logits(
+                    query, k_head, slot, inside, visible, scale, logit_cap, stride_k_slot,
+                    HEAD_DIM, BLOCK_D, CAP, PRECISION,
+                )  # fmt: skip
+                if BY_SCORE:  # a step is one page
+                    e = repr_buffer + g * stride_repr_head + d
+                    e += (
+                        tl.load(pages + lo // PAGE_SIZE).to(tl.int64) * stride_repr_page
+                    )
+                    e_first = tl.load(e, mask=d < HEAD_DIM, other=0.0).to(tl.float32)
+                    score = tl.sum(first_feature * e_first[None, :], axis=1)
+                    if KIND == "mean_var" or KIND == "min_max":
+                        e += HEAD_DIM
+                        e_second = tl.load(e, mask=d < HEAD_DIM, other=0.0)
+                        e_second = e_second.to(tl.float32)[None, :]
+                        score += tl.sum(second_feature * e_second, axis=1)
+                    logits = _weigh_by_score(logits, score)
+                top, total, acc = _accumulate(
+                    logits, v_head, slot, inside, top, total, acc, stride_v_slot,
+                    query.dtype, V_DIM, BLOCK_V, PRECISION,
                 )  # fmt: skip
 
         # Sink pages and window as one axis of keys; both end at the last row.
@@ -193,10 +243,14 @@ def _extend_hsa_kernel(
                 (at[None, :] >= (start * PAGE_SIZE)[:, None])
                 | (at[None, :] < sink_end[:, None])
             )
-            top, total, acc = _attend_keys(
-                query, k_head, v_head, page.to(tl.int64) * PAGE_SIZE + at % PAGE_SIZE, inside, visible,
-                top, total, acc, scale, logit_cap, stride_k_slot, stride_v_slot,
-                HEAD_DIM, BLOCK_D, V_DIM, BLOCK_V, CAP, PRECISION,
+            slot = page.to(tl.int64) * PAGE_SIZE + at % PAGE_SIZE
+            logits = _logits(
+                query, k_head, slot, inside, visible, scale, logit_cap, stride_k_slot,
+                HEAD_DIM, BLOCK_D, CAP, PRECISION,
+            )  # fmt: skip
+            top, total, acc = _accumulate(
+                logits, v_head, slot, inside, top, total, acc, stride_v_slot,
+                query.dtype, V_DIM, BLOCK_V, PRECISION,
             )  # fmt: skip
 
         o = acc / tl.where(total > 0, total, 1.0)[:, None] * v_scale
@@ -230,6 +284,9 @@ def extend_hsa(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     lse: Optional[torch.Tensor] = None,
+    repr_buffer: Optional[torch.Tensor] = None,
+    kind: str = "",
+    score_scale: float = 1.0,
 ) -> torch.Tensor:
     """Attention of all new tokens of a batch over sinks, selected pages and window.
 
@@ -241,6 +298,9 @@ def extend_hsa(
         plan: of the pass; its tiles hold ``rows_per_list`` rows or a multiple of it.
         out: ``[T, H_q, D_v]``, written whole.
         lse: natural log-sum-exp ``[T, H_q]`` float32, written if given.
+        repr_buffer: representations by physical page ``[num_pages, H_kv, repr_dim]``. Given, a selected page weighs
+            exp(its raw score) and its keys share that by the softmax within the page; None weighs keys by their logits.
+        kind, score_scale: kind of the representations and softmax scale of their scores.
 
     Returns:
         ``out``.
@@ -251,7 +311,8 @@ def extend_hsa(
     group_block = triton.next_power_of_2(group)
     list_rows = rows_per_list(group)
     runs = plan.tile_rows // list_rows
-    step_bytes = KEYS_PER_STEP * (head_dim + v_dim) * k_buffer.element_size()
+    keys = KEYS_PER_STEP if repr_buffer is None else page_size
+    step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
     _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](
         q,
         k_buffer,
@@ -261,9 +322,11 @@ def extend_hsa(
         None if lists is None else lists.lengths,
         page_table,
         plan.tiles,
+        repr_buffer,
         out,
         lse,
         sm_scale * k_scale,
+        score_scale,
         logit_cap,
         v_scale,
         q.stride(0),
@@ -274,6 +337,8 @@ def extend_hsa(
         v_buffer.stride(1),
         0 if lists is None else lists.pages.shape[-1],
         page_table.stride(0),
+        0 if repr_buffer is None else repr_buffer.stride(0),
+        0 if repr_buffer is None else repr_buffer.stride(1),
         out.stride(0),
         out.stride(1),
         0 if lse is None else lse.stride(0),
@@ -290,12 +355,14 @@ def extend_hsa(
         PAGE_SIZE=page_size,
         WINDOW=max(window_size, 1),
         SINKS=sink_pages,
-        KEYS=KEYS_PER_STEP,
+        KEYS=keys,
         CAP=logit_cap > 0,
         HAS_LISTS=lists is not None,
         HAS_LSE=lse is not None,
+        BY_SCORE=repr_buffer is not None,
+        KIND=kind,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=4,
+        num_warps=4 if max(head_dim, v_dim) <= 128 else 8,
         num_stages=max(1, min(MAX_STAGES, SHARED_BYTES // step_bytes)),
     )
     return out

@@ -31,7 +31,6 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
 )
 
 PAGES_PER_STEP = 128
-PROGRAMS_PER_PROCESSOR = 4
 
 
 @triton.jit
@@ -274,7 +273,7 @@ class PageLists:
         cls, plan: ExtendPlan, num_kv_heads: int, topk: int, list_rows: int
     ) -> PageLists:
         """Lists for the tiles of a plan, not yet written."""
-        width = min(list_rows * topk, plan.max_candidates)
+        width = min(min(list_rows, plan.max_rows) * topk, plan.max_candidates)
         width = triton.cdiv(width, 16) * 16  # one compiled variant for all widths
         device = plan.tiles.device
         shape = (len(plan.tiles), num_kv_heads, plan.tile_rows // list_rows)
@@ -287,27 +286,28 @@ class PageLists:
 
 
 class ExtendSelectWorkspace:
-    """Scratch of ``select_pages_extend`` for one plan, reused by every layer.
+    """Scratch of ``select_pages_extend``, reused by every layer.
 
     Args:
-        plan: of the pass.
-        num_kv_heads: KV heads on this rank.
-        processors: multiprocessors of the device.
+        items: tiles times KV heads of the largest plan; above ``programs`` they take turns.
+        tile_rows: of the plans.
+        max_candidates: largest number of candidate pages of any row.
+        programs: programs of a launch at most.
+        device: CUDA device, or ``cpu`` under the Triton interpreter.
     """
 
-    def __init__(self, plan: ExtendPlan, num_kv_heads: int, processors: int):
-        self.items = len(plan.tiles) * num_kv_heads
-        self.programs = min(self.items, PROGRAMS_PER_PROCESSOR * processors)
+    def __init__(
+        self, items: int, tile_rows: int, max_candidates: int, programs: int, device
+    ):
+        self.programs = min(items, programs)
+        rows, limit = self.programs * tile_rows, wide(tile_rows)
         step = max(PAGES_PER_STEP, COLUMNS.value)
-        self.max_pages = triton.cdiv(plan.max_candidates, step) * step
-        rows, device = self.programs * plan.tile_rows, plan.tiles.device
-        limit = wide(plan.tile_rows)
-        large = plan.max_candidates > limit
+        large = max_candidates > limit
 
         def scratch(width: int) -> torch.Tensor:
             return torch.empty((rows, width), dtype=torch.uint32, device=device)
 
-        self.keys = scratch(self.max_pages)
+        self.keys = scratch(triton.cdiv(max_candidates, step) * step)
         self.maxima = scratch(limit if large else 0)
         self.kept = scratch(limit if large else 0)
 
@@ -342,7 +342,7 @@ def select_pages_extend(
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         plan: of the pass, with at least one candidate page.
         out: written whole.
-        workspace: made for this plan.
+        workspace: made for plans of at least this size.
         counters: ``HSACounters.values``, added to.
         strategy: ``group``, ``head`` or ``softmax_head``.
         local_lse: log-sum-exp of window and sinks ``[T, H_q]`` float32; needed by ``softmax_head``.
@@ -354,7 +354,8 @@ def select_pages_extend(
     num_kv_heads = repr_buffer.shape[1]
     group = num_heads // num_kv_heads
     assert KINDS[kind].stored == (repr_version is not None)
-    _select_pages_extend_kernel[(workspace.programs,)](
+    items = len(plan.tiles) * num_kv_heads
+    _select_pages_extend_kernel[(min(items, workspace.programs),)](
         q,
         repr_buffer,
         repr_version,
@@ -370,7 +371,7 @@ def select_pages_extend(
         workspace.kept,
         counters,
         sm_scale,
-        workspace.items,
+        items,
         q.stride(0),
         q.stride(1),
         repr_buffer.stride(0),
