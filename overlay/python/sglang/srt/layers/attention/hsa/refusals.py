@@ -159,7 +159,7 @@ REFUSALS: Tuple[Refusal, ...] = (
         "piecewise CUDA graph",
         "--enforce-piecewise-cuda-graph",
         lambda args, model: args.enforce_piecewise_cuda_graph,
-        "selection reads lengths on the host, which a captured graph cannot do",
+        "the work lists of a prefill are made on the host from its lengths, which a captured graph cannot do",
         "drop --enforce-piecewise-cuda-graph",
     ),
     Refusal(
@@ -173,7 +173,7 @@ REFUSALS: Tuple[Refusal, ...] = (
         "deterministic inference",
         "--enable-deterministic-inference",
         lambda args, model: args.enable_deterministic_inference,
-        "the reference ops are not batch-invariant to the bit",
+        "neither the kernels nor the reference ops are batch-invariant to the bit",
         "use --attention-backend fa3, flashinfer or triton",
     ),
     # Cache movement

@@ -151,14 +151,13 @@ class HSAServerArgs:
         return best if best in DENSE_BACKENDS and reads_keys else "triton"
 
     def _limit_cuda_graphs_for_hsa(self) -> None:
-        """Decode graphs need the decode kernels; prefill runs on ops that read lengths on the host."""
+        """Decode graphs need the kernels; the work lists of a prefill come from lengths on the host."""
         self.disable_piecewise_cuda_graph = True
         if self.device == "cpu" or self.disable_cuda_graph:
             return
         from sglang.srt.layers.attention.hsa.decode_kernels import unsupported
 
-        itemsize = 1 if self.kv_cache_dtype.startswith("fp8") else 2
-        if reason := unsupported(HSAConfig.from_server_args(self), itemsize):
+        if reason := unsupported(HSAConfig.from_server_args(self)):
             logger.warning(f"Cuda graph is disabled because with HSA {reason}.")
             self.disable_cuda_graph = True
 
