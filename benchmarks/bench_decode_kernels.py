@@ -15,7 +15,6 @@ import statistics
 import torch
 
 from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.decode_kernels import programs_per_row
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS, DecodeWorkspace, decode_hsa
 from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
@@ -24,6 +23,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
     SelectPagesWorkspace,
     select_pages_decode,
 )
+from sglang.srt.layers.attention.hsa.split_decode import programs_per_row
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
 
@@ -63,7 +63,7 @@ def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, bandwidt
     k, v = (torch.randn(num_pages * PAGE, kv_heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     table = (torch.randperm(num_pages - 1, device="cuda") + 1).view(batch, pages).int()
     reprs = torch.randn(num_pages, kv_heads, 2 * dim, device="cuda", dtype=torch.bfloat16)
-    version = torch.ones(num_pages, dtype=torch.int32, device="cuda")
+    version = torch.ones(num_pages, dtype=torch.int64, device="cuda")
     lens = torch.full((batch,), length, dtype=torch.int64, device="cuda")
     q = torch.randn(batch, heads, dim, device="cuda", dtype=torch.bfloat16)
     selected = torch.empty(batch, kv_heads, TOPK, dtype=torch.int32, device="cuda")

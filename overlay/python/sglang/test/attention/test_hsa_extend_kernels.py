@@ -9,7 +9,15 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.select_pages import row_ranking
+from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
+from sglang.srt.layers.attention.hsa.ops.chunk_repr import kernel as chunk_repr
+from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
+from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
+from sglang.srt.layers.attention.hsa.ops.select_pages import (
+    extend_kernel,
+    reference,
+    row_ranking,
+)
 from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode
 from sglang.test.attention import hsa_oracle
 from sglang.test.attention.hsa_harness import Harness
@@ -245,9 +253,12 @@ def test_a_page_handed_out_again_gets_no_stamp():
     assert torch.isfinite(o).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("topk", [6, 32])
-def test_selection_among_many_pages(topk):
+def test_selection_among_many_pages(topk, dtype):
     """More pages than a program ranks in registers, most of them with few distinct scores."""
+    if dtype == torch.bfloat16 and not ON_GPU:
+        pytest.skip("the interpreter has no bfloat16")
     from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
     from sglang.srt.layers.attention.hsa.ops.select_pages import (
         extend_kernel,
@@ -263,6 +274,7 @@ def test_selection_among_many_pages(topk):
     # Page 0 is unused; the first head's pages repeat 50 representations, the second's are distinct.
     repr_buffer = torch.randn(pages + 2, heads, dim, device=DEVICE)
     repr_buffer[:, 0] = repr_buffer[torch.randint(1, 51, (pages + 2,)), 0]
+    repr_buffer = repr_buffer.to(dtype)
     version = torch.ones(pages + 2, dtype=torch.int64, device=DEVICE)
     stamp = version.clone()
     stamp[torch.randint(1, pages, (100,))] = 0
@@ -326,6 +338,50 @@ def test_thresholds_are_exact(width, topk, values):
     )
     if width > topk:  # at most topk pages: all are selected
         assert out.cpu().view(torch.int32).tolist() == expected.tolist()
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "dtype,tolerance", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=str
+)
+def test_half_precision_at_real_shapes(dtype, tolerance):
+    h = Harness(
+        num_pages=300, num_heads=16, num_kv_heads=2, head_dim=64, device="cuda", dtype=dtype,
+        page_size=64, window_size=512, topk=10**6,
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(3)]
+    h.step(sequences, [9000, 65, 1])
+    new = [100, 700, 2]
+    q, o = h.step(sequences, new)
+    expected = h.expected(q.to(dtype), sequences, new)
+    np.testing.assert_allclose(o.float().numpy(), expected, atol=tolerance)
+
+
+@pytest.mark.skipif(not ON_GPU, reason="compiles for a CUDA device")
+def test_nothing_is_compiled_after_warm_up():
+    kernels = [
+        extend_kernel._select_pages_extend_kernel,
+        extend._extend_hsa_kernel,
+        chunk_repr._write_pages_kernel,
+        page_table._page_table_kernel,
+    ]
+
+    def variants():
+        return [sum(len(c[0]) for c in k.device_caches.values()) for k in kernels]
+
+    h = Harness(
+        num_pages=600, num_heads=16, num_kv_heads=2, head_dim=64, device="cuda",
+        dtype=torch.bfloat16, page_size=64, window_size=512, topk=32,
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(4)]
+    h.step(sequences, [2000, 1, 700, 64])
+    h.step(sequences, [1, 650, 3, 129])
+    compiled = variants()
+    assert all(compiled)
+    lengths = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        h.step(sequences, torch.randint(1, 150, (4,), generator=lengths).tolist())
+    assert variants() == compiled
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode step time through sgl.Engine: HSA against dense backends, same process tree, same geometry, random weights.
+"""Prefill and decode step time through sgl.Engine: HSA against dense backends, same geometry, random weights.
 
-The step is the slope between two output lengths of the same cached prompt. Each HSA arm fails unless its counters
-say that pages were selected. Ends in one JSON line.
+Prefill is the time of one new token after an emptied cache; the decode step is the slope between two output lengths of
+the same cached prompt. Each HSA arm fails unless its counters say that pages were selected. Ends in one JSON line.
 
-    python benchmarks/bench_decode_step.py --backends hsa flashinfer --lengths 8192 32768 --batches 1 16
+    python benchmarks/bench_steps.py --backends hsa flashinfer fa3 --lengths 8192 32768 --batches 1 16
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[1])
     parser.add_argument("--steps", type=int, nargs=2, default=[32, 160], metavar=("FEW", "MANY"))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prefills", type=int, default=3, help="timed prefills (default: %(default)s)")
     parser.add_argument("--topk", type=int, default=32)
     return parser.parse_args()
 
 
 def measure(engine, length: int, batch: int, args: argparse.Namespace) -> dict:
-    """Median and spread of the step time in milliseconds."""
+    """Median and spread of the prefill and the step time in milliseconds."""
     prompts = [[(7 * i + 13 * b) % 50000 + 10 for i in range(length)] for b in range(batch)]
 
     def seconds(new: int) -> float:
@@ -43,16 +44,19 @@ def measure(engine, length: int, batch: int, args: argparse.Namespace) -> dict:
         engine.generate(input_ids=prompts, sampling_params=dict(temperature=0, ignore_eos=True, max_new_tokens=new))
         return time.perf_counter() - begin
 
-    begin = time.perf_counter()
-    seconds(1)  # fills the radix cache
-    prefill = time.perf_counter() - begin
+    seconds(1)  # compiles what is not compiled yet
+    prefills = []
+    for _ in range(args.prefills):
+        engine.flush_cache()
+        prefills.append(seconds(1) * 1e3)  # the last one leaves the prompts in the radix cache
     seconds(args.steps[0])
     few, many = args.steps
     steps = [(seconds(many) - seconds(few)) / (many - few) * 1e3 for _ in range(args.repeats)]
     return dict(
         length=length,
         batch=batch,
-        prefill_s=round(prefill, 3),
+        prefill_ms=round(statistics.median(prefills), 1),
+        prefill_spread_ms=round(max(prefills) - min(prefills), 1),
         step_ms=round(statistics.median(steps), 4),
         spread_ms=round(max(steps) - min(steps), 4),
     )
@@ -92,7 +96,7 @@ def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
     if backend == "hsa":
         print("counters", counters, flush=True)
         if not (counters["rows_sparse"] and counters["pages_selected"] < counters["pages_candidate"]):
-            raise SystemExit("bench_decode_step: the HSA arm selected nothing; nothing was measured")
+            raise SystemExit("bench_steps: the HSA arm selected nothing; nothing was measured")
     return rows
 
 

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HSA's extend kernels alone: milliseconds per layer of one prefill chunk, and what neighbouring queries share.
+
+Checks selection and output of some rows against the torch references first. Ends in one JSON line.
+
+    python benchmarks/bench_extend_kernels.py --prefixes 0 57344 --agreement 0 0.9
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+
+import torch
+
+from sglang.srt.layers.attention.hsa.counters import HSACounters
+from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
+from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
+from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
+from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa, rows_per_list
+from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
+from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
+    ExtendSelectWorkspace,
+    PageLists,
+    select_pages_extend,
+)
+from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
+from sglang.srt.layers.attention.hsa.tile_attention import PROGRAMS_PER_PROCESSOR, select_tile_rows
+
+PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
+LAYOUT = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS)
+CHECKED_ROWS = 16
+
+
+def milliseconds(launch, repeats: int) -> tuple[float, float]:
+    """Median and spread of a launch."""
+    for _ in range(2):
+        launch()
+    times = []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        launch()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times), max(times) - min(times)
+
+
+def rows_of(lists: PageLists, row: int, kv_heads: int) -> torch.Tensor:
+    """Physical pages of one packed query of the only sequence ``[H_kv, TOPK]`` int32, -1 padded."""
+    runs = lists.lengths.shape[2]
+    tile, inside = divmod(row, runs * lists.list_rows)
+    run, bit = divmod(inside, lists.list_rows)
+    out = torch.full((kv_heads, TOPK), -1, dtype=torch.int32, device="cuda")
+    for g in range(kv_heads):
+        n = int(lists.lengths[tile, g, run])
+        chosen = lists.pages[tile, g, run, :n][((lists.rows[tile, g, run, :n] >> bit) & 1).bool()]
+        out[g, : len(chosen)] = chosen
+    return out
+
+
+def check(q, k, v, reprs, table, lists, out, prefix: int, scale: float) -> tuple[float, float]:
+    """(largest relative error of the output, share of equal selections) of some rows."""
+    new, kv_heads = len(q), k.shape[1]
+    errors, equal = [], []
+    valid = torch.ones_like(table, dtype=torch.bool)
+    for row in torch.linspace(0, new - 1, CHECKED_ROWS).long().tolist():
+        length = torch.tensor([prefix + row + 1], device="cuda")
+        expected, _ = select_pages(
+            q[row : row + 1], reprs, valid, table, torch.tensor([0, 1]), length,
+            topk=TOPK, kind="mean_var", strategy="group", sm_scale=scale, **LAYOUT,
+        )  # fmt: skip
+        chosen = rows_of(lists, row, kv_heads)
+        width = expected.shape[-1]
+        equal.append(float((chosen[:, :width] == expected[0]).all(-1).float().mean()))
+        math = dict(page_size=PAGE, sm_scale=scale)
+        one = (q[row : row + 1], k, v)
+        local = decode_local_fwd(*one, table, length, window_size=WINDOW, sink_pages=SINKS, **math)
+        reference, _ = merge_state(*local, *decode_hsa_fwd(*one, chosen[None], table, length, **math))
+        errors.append(float((out[row].float() - reference[0]).norm() / reference.norm()))
+    return max(errors), statistics.mean(equal)
+
+
+def bench(prefix: int, new: int, heads: int, kv_heads: int, dim: int, agreement: float, repeats: int) -> dict:
+    torch.manual_seed(0)
+    bf16 = dict(device="cuda", dtype=torch.bfloat16)
+    pages = (prefix + new) // PAGE
+    k, v = (torch.randn((pages + 1) * PAGE, kv_heads, dim, **bf16) for _ in range(2))
+    table = (torch.randperm(pages, device="cuda") + 1).int().view(1, -1)
+    reprs = torch.zeros(pages + 1, kv_heads, 2 * dim, **bf16)
+    version = torch.ones(pages + 1, dtype=torch.int64, device="cuda")
+    stamps = torch.zeros_like(version)
+    # Queries that share a direction with their neighbours choose alike; agreement 0 is independent noise.
+    shared = torch.randn(-(-new // PAGE), heads, dim, device="cuda").repeat_interleave(PAGE, 0)[:new]
+    noise = torch.randn(new, heads, dim, device="cuda")
+    q = (agreement * shared + (1 - agreement**2) ** 0.5 * noise).mul(4).to(torch.bfloat16)
+    counters = HSACounters("cuda")
+    group, scale = heads // kv_heads, dim**-0.5
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    plan = plan_extend([prefix], [new], tile_rows=select_tile_rows(group), device="cuda", **LAYOUT)
+    lists = PageLists.empty(plan, kv_heads, TOPK, rows_per_list(group))
+    workspace = ExtendSelectWorkspace(
+        len(plan.tiles) * kv_heads, plan.tile_rows, plan.max_candidates, PROGRAMS_PER_PROCESSOR * processors, "cuda"
+    )
+    out = torch.empty_like(q)
+
+    def write():
+        write_pages(
+            k, reprs, stamps, version, version[:1], table, plan.pages, counters.values,
+            page_size=PAGE, kind="mean_var",
+        )  # fmt: skip
+
+    def select():
+        select_pages_extend(
+            q, reprs, stamps, version, table, plan, lists, workspace, counters.values,
+            topk=TOPK, kind="mean_var", strategy="group", sm_scale=scale, **LAYOUT,
+        )  # fmt: skip
+
+    def attend():
+        extend_hsa(q, k, v, lists, table, plan, out, sm_scale=scale, **LAYOUT)
+
+    write()
+    select()
+    attend()
+    error, equal = check(q, k, v, reprs, table, lists, out, prefix, scale)
+    if not (error < 2e-2 and equal > 0.9 and counters.snapshot()["pages_selected"]):
+        raise SystemExit(f"bench_extend_kernels: wrong result at {prefix=} {new=}: {error=} {equal=}")
+    snapshot = counters.snapshot()
+    write_ms, _ = milliseconds(write, repeats)
+    select_ms, select_spread = milliseconds(select, repeats)
+    attend_ms, attend_spread = milliseconds(attend, repeats)
+    chosen = snapshot["pages_selected"]
+    listed = int(lists.lengths.sum())
+    flops = 4 * group * dim * (chosen * PAGE + new * kv_heads * (WINDOW + 2 * PAGE))
+    return dict(
+        prefix=prefix, new=new, heads=heads, kv_heads=kv_heads, dim=dim, agreement=agreement,
+        error=round(error, 5), equal=round(equal, 3), rows_sparse=snapshot["rows_sparse"], pages_selected=chosen,
+        listed_per_selected=round(listed / max(chosen, 1), 3), write_ms=round(write_ms, 4), select_ms=round(select_ms, 4),
+        select_spread_ms=round(select_spread, 4), attend_ms=round(attend_ms, 4),
+        attend_spread_ms=round(attend_spread, 4), attend_tflops=round(flops / attend_ms / 1e9, 1),
+    )  # fmt: skip
+
+
+def main() -> None:
+    import triton
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prefixes", nargs="+", type=int, default=[0, 24576, 57344, 122880, 516096])
+    parser.add_argument("--new", type=int, default=8192, help="tokens of the chunk (default: %(default)s)")
+    parser.add_argument("--agreement", nargs="+", type=float, default=[0.0, 0.9])
+    parser.add_argument("--repeats", type=int, default=10)
+    args = parser.parse_args()
+    rows = []
+    for heads, kv_heads, dim in ((16, 2, 64), (32, 8, 128), (16, 16, 64)):
+        for prefix in args.prefixes:
+            for agreement in args.agreement:
+                rows.append(bench(prefix, args.new, heads, kv_heads, dim, agreement, args.repeats))
+                print(rows[-1], flush=True)
+    provenance = dict(gpu=torch.cuda.get_device_name(), torch=torch.__version__, triton=triton.__version__)
+    print(json.dumps(dict(provenance, rows=rows)))
+
+
+if __name__ == "__main__":
+    main()
