@@ -259,12 +259,6 @@ def test_selection_among_many_pages(topk, dtype):
     """More pages than a program ranks in registers, most of them with few distinct scores."""
     if dtype == torch.bfloat16 and not ON_GPU:
         pytest.skip("the interpreter has no bfloat16")
-    from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
-    from sglang.srt.layers.attention.hsa.ops.select_pages import (
-        extend_kernel,
-        reference,
-    )
-
     torch.manual_seed(topk)
     pages, heads, dim = 1700, 2, 16
     layout = dict(page_size=16, window_size=16, sink_pages=1)
