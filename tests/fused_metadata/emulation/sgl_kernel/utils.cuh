@@ -108,27 +108,28 @@ inline void make_fibers(uint32_t count) {
   }
 }
 
-/// Lets waiting threads go on whose warp or block has arrived. False if there are none.
+/// Lets waiting threads go on whose warp or block has arrived; if shuffled, one warp at a time, so that warps get ahead
+/// of one another. False if there are none.
 inline bool release() {
-  bool any = false;
+  std::vector<std::size_t> warps;
   for (std::size_t warp = 0; warp < fibers.size(); warp += kWarp) {
     const auto at_shuffle = [](const auto& fiber) { return fiber->state == State::kAtShuffle; };
-    if (!std::all_of(fibers.begin() + warp, fibers.begin() + warp + kWarp, at_shuffle)) continue;
+    if (std::all_of(fibers.begin() + warp, fibers.begin() + warp + kWarp, at_shuffle)) warps.push_back(warp);
+  }
+  if (shuffled && !warps.empty()) warps = {warps[order() % warps.size()]};
+  for (const auto warp : warps) {
     for (uint32_t lane = 0; lane < kWarp; ++lane) {
       auto& fiber = *fibers[warp + lane];
       fiber.received = lane < fiber.distance ? fiber.sent : fibers[warp + lane - fiber.distance]->sent;
     }
     for (uint32_t lane = 0; lane < kWarp; ++lane)
       fibers[warp + lane]->state = State::kReady;
-    any = true;
   }
   const auto at_barrier = [](const auto& fiber) { return fiber->state == State::kAtBarrier; };
-  if (!any && std::all_of(fibers.begin(), fibers.end(), at_barrier)) {
-    for (auto& fiber : fibers)
-      fiber->state = State::kReady;
-    any = true;
-  }
-  return any;
+  if (!std::all_of(fibers.begin(), fibers.end(), at_barrier)) return !warps.empty();
+  for (auto& fiber : fibers)
+    fiber->state = State::kReady;
+  return true;
 }
 
 inline void run_block() {
