@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -225,3 +226,18 @@ def differences(got, expected) -> List[str]:
                     f"{name}[{step}] element {at}: {got[name][step][at]} != {wanted[at]}"
                 )
     return found
+
+
+def capture(function: Callable[[], None]) -> Tuple[torch.cuda.CUDAGraph, int]:
+    """A CUDA graph of what ``function`` launches, and the number of its nodes: kernels, copies and fills."""
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        function()
+    count = ctypes.c_size_t()
+    status = ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(
+        ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count)
+    )
+    if status != 0:
+        raise RuntimeError(f"cuGraphGetNodes failed with CUresult {status}")
+    graph.instantiate()
+    return graph, count.value
