@@ -4,13 +4,13 @@
 import re
 
 from cuda_build import compile_sm90
-from emulated import KERNEL, NAME
+from emulated import EXPORT, KERNEL, NAME
 
-EXPORT = f"#include <tvm/ffi/function.h>\nTVM_FFI_DLL_EXPORT_TYPED_FUNC({NAME}, (FusedMetadataKernel::run));"
+SOURCE = "#include <tvm/ffi/function.h>\n" + EXPORT % (NAME, "FusedMetadataKernel::run")
 
 
 def test_the_kernels_compile_without_spilling(tmp_path):
-    done = compile_sm90(tmp_path, EXPORT, "-Xptxas=-v", "-Werror=all-warnings", kernel=KERNEL)
+    done = compile_sm90(tmp_path, SOURCE, "-Xptxas=-v", "-Werror=all-warnings", kernel=KERNEL)
     assert done.returncode == 0, done.stderr
     # int32 and int64 slots, aligned rows and others. A stack frame would mean that the parameters are copied.
     assert re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr) == [("0", "0")] * 4
