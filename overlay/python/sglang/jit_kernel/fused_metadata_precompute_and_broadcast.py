@@ -79,7 +79,7 @@ def launch(
     ragged: bool,
 ) -> None:
     """Launch the kernel on checked arguments, on the current stream."""
-    _jit_fused_metadata_module()[NAME](
+    _jit_fused_metadata_module().fused_metadata_precompute_and_broadcast(
         seq_lens,
         req_pool_indices,
         req_to_token,

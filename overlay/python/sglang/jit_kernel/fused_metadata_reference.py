@@ -60,10 +60,15 @@ def run_reference(
         lengths = (seq_lens.long() + offset).int()  # [B]
         expanded = ((lengths - counts + 1)[owner] + row_of_request).int()  # [R]
         used = columns < lengths[owner, None]  # [R, max_len]
-        cache_seqlens, cu_seqlens_k, page_indices = step[:3]
-        nsa_cache_seqlens, nsa_cu_seqlens_k, seqlens_expanded, real_page_table = step[
-            3:
-        ]
+        (
+            cache_seqlens,
+            cu_seqlens_k,
+            page_indices,
+            nsa_cache_seqlens,
+            nsa_cu_seqlens_k,
+            seqlens_expanded,
+            real_page_table,
+        ) = step
         if cache_seqlens is not None:
             cache_seqlens.copy_(lengths)
         if cu_seqlens_k is not None:
