@@ -12,7 +12,9 @@ import types
 import pytest
 import torch
 
-POISON = -858993460
+from sglang.jit_kernel import fused_metadata_copy
+from sglang.test.fused_metadata_cases import POISON
+
 CONTEXT, DRAFT_TOKENS, TOPK, REQUESTS = 700, 4, 128, 40
 
 
@@ -87,12 +89,18 @@ def tensors(metadata):
     return found
 
 
+def no_device(*_):
+    raise RuntimeError("there is no device")
+
+
 def replayed(nsa, monkeypatch, fused, steps, page_size, impl, batches):
     """Every tensor of every step's metadata after each replay, from memory that was poisoned after the capture."""
     generator = torch.Generator().manual_seed(5)
     req_to_token = torch.randint(0, 1 << 20, (REQUESTS, CONTEXT + DRAFT_TOKENS), generator=generator, dtype=torch.int32)
     monkeypatch.setattr(nsa, "_USE_FUSED_METADATA_COPY", fused)
     monkeypatch.setattr(nsa, "can_use_fused_metadata_precompute_and_broadcast", lambda: True)
+    # For three steps and more the release tries a kernel first, whatever its switch says, and then copies one by one.
+    monkeypatch.setattr(fused_metadata_copy, "_jit_fused_metadata_copy_multi_module", no_device)
     multi = make_multi_step(nsa, steps, page_size, impl, req_to_token)
     multi.init_cuda_graph_state(8, 8 * DRAFT_TOKENS)
     assert multi.fuse_draft_metadata == fused

@@ -6,8 +6,8 @@
 // the definition in torch and checks every argument; nothing is checked here but what only the device knows.
 //
 // Two kinds of blocks share the grid, and none waits for another:
-//   [0, N)   block i scans the lengths of the batch for destination i. Every destination having its own scan costs no
-//            time, since they run side by side, and lets each have lengths of its own.
+//   [0, N)   block i scans the lengths of the batch for destination i. The scans run side by side, and each destination
+//            may have lengths of its own.
 //   [N, ..)  the others each read a part of one request's slots once and write it to all rows of all destinations.
 
 #include <sgl_kernel/utils.h>
