@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the op refuses: one line that names the argument, and nothing written."""
 
+import enum
 import inspect
 
 import numpy as np
@@ -45,6 +46,12 @@ def meta(tensor):
     return tensor.to("meta")
 
 
+class Other(enum.IntEnum):
+    """As ForwardMode is: an int that means something else here."""
+
+    EXTEND = 1
+
+
 DESTINATIONS = {
     "dtype": lambda t: t.long(),
     "device": meta,
@@ -87,6 +94,7 @@ WRONG += [
     ("page size", put("real_page_size", lambda v: 0), "real_page_size must be an int from 1"),
     ("topk", put("nsa_index_topk", lambda v: None), "nsa_index_topk must be an int from 1"),
     ("mode", put("forward_mode", lambda v: 3), "forward_mode must be 0"),
+    ("another numbering of modes", put("forward_mode", lambda v: Other.EXTEND), "forward_mode must be 0 .* got <Other.EXTEND"),
     ("draft tokens", put("num_draft_tokens", lambda v: 0), "num_draft_tokens must be an int from 1"),
     ("offsets", put("seq_len_offsets", lambda v: [1, 2]), "seq_len_offsets has 2 values for 3 steps"),
     ("offset", put("seq_len_offsets", lambda v: [1, 2, 0.5]), "seq_len_offsets must be an int"),

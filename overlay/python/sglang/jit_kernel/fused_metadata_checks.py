@@ -93,7 +93,8 @@ def _check_inputs(
     _check_integer("max_len", max_len, 0, min(req_to_token.shape[1], INT32_MAX))
     _check_integer("real_page_size", real_page_size, 1)
 
-    if forward_mode not in (DECODE, TARGET_VERIFY, DRAFT_EXTEND):
+    # Not an enum: ForwardMode numbers the modes in another way.
+    if type(forward_mode) is not int or not DECODE <= forward_mode <= DRAFT_EXTEND:
         raise error(
             f"forward_mode must be {DECODE} (decode), {TARGET_VERIFY} (target_verify) or {DRAFT_EXTEND} (draft_extend), "
             f"got {forward_mode!r}"
