@@ -2,6 +2,7 @@
 """Metadata of NSA's draft steps before a replay: the release's precompute and N copies against the fused kernel.
 
     PYTHONPATH=sglang/python python benchmarks/bench_fused_metadata.py
+    PYTHONPATH=sglang/python compute-sanitizer python benchmarks/bench_fused_metadata.py --steps --fuzz 50
 
 Both contestants are ``NativeSparseAttnMultiStepBackend.init_forward_metadata_replay_cuda_graph`` of the patched tree, with
 its switch off and on, over the same N sets of buffers. Checks first that they write the same, and the kernel against the torch
@@ -145,7 +146,7 @@ class MultiStep:
 def check_kernel(cases: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(cases):
-        case = draw(rng, budget=1 << 22)
+        case = draw(rng, budget=1 << 24)
         got, expected = case.buffers("cuda"), case.buffers("cuda")
         op.fused_metadata_precompute_and_broadcast_cuda(**case.arguments(got, "cuda"))
         op.fused_metadata_precompute_and_broadcast_reference(**case.arguments(expected, "cuda"))
@@ -201,11 +202,12 @@ def bench(steps: int, bs: int, length: int, context: int, repeats: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", nargs="+", type=int, default=[1, 3, 5, 8])
+    parser.add_argument("--steps", nargs="*", type=int, default=[1, 3, 5, 8])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64, 256, 512])
     parser.add_argument("--lengths", nargs="+", type=int, default=[4096], help="longest sequence; others from half of it")
     parser.add_argument("--context", type=int, default=32768, help="columns of the page tables")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--fuzz", type=int, default=20, help="random calls to compare with the reference first")
     args = parser.parse_args()
     begin = time.perf_counter()
     for build in (
@@ -215,7 +217,7 @@ def main() -> None:
     ):
         build()
     compile_s = round(time.perf_counter() - begin, 1)
-    check_kernel(20)
+    check_kernel(args.fuzz)
     rows = []
     for length in args.lengths:
         for steps in args.steps:
@@ -229,7 +231,7 @@ def main() -> None:
     }
     print(json.dumps(dict(
         bench="fused_metadata", gpu=torch.cuda.get_device_name(), torch=torch.__version__, cuda=torch.version.cuda,
-        page_size=PAGE, context=args.context, repeats=args.repeats, compile_s=compile_s,
+        page_size=PAGE, context=args.context, repeats=args.repeats, fuzz=args.fuzz, compile_s=compile_s,
         seconds=round(time.perf_counter() - begin, 1), **worst, rows=rows,
     )))  # fmt: skip
 
