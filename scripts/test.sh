@@ -11,7 +11,11 @@ env_install "$ROOT/tests/requirements.txt"
 env_enter
 
 cd "$ROOT"
-targets=(tests sglang/python/sglang/test/attention/test_hsa_*.py)
+targets=(
+    tests
+    sglang/python/sglang/test/attention/test_hsa_*.py
+    sglang/python/sglang/jit_kernel/tests/test_fused_metadata_*.py
+)
 for argument in "$@"; do
     if [ -e "${argument%%::*}" ]; then targets=(); fi # the caller names files
 done
