@@ -96,14 +96,32 @@ class Bench:
             )
         return out[:, ids.shape[1] :].tolist()
 
+    def compare(self, prompt: List[int], want: List[int], got: List[int]):
+        """(tokens before the two part, relative gap of the plain model's logits there).
+
+        Raises:
+            MiniError: they part where it is no near-tie: the gap is above 2^-12 of the largest logit in float32,
+                or above 5 % of it in 16 bits.
+        """
+        same = next((i for i, (a, b) in enumerate(zip(want, got)) if a != b), None)
+        if same is None:
+            return len(want), 0.0
+        ids = torch.tensor([prompt + want[:same]], device=self.model.device)
+        with self.plain_model() as model, torch.inference_mode():
+            out = model(ids, logits_to_keep=1, use_cache=False).logits[0, -1].float()
+        gap = abs(float(out[want[same]] - out[got[same]])) / float(out.abs().max())
+        limit = 2**-12 if self.model.dtype == torch.float32 else 0.05
+        if gap > limit:
+            raise MiniError(
+                f"token {same} differs from the reference at a relative gap of {gap:.4f}, above {limit:.4f}."
+            )
+        return same, gap
+
     def check(self, arm: str, prompts: List[List[int]], expected) -> Dict[str, float]:
         """Compare an arm's greedy tokens with transformers', HSA with every page selected.
 
-        Where they part, the plain model's logits of the two tokens must be a near-tie: closer than 2^-12 of the
-        largest logit in float32, 5 % of it in 16 bits.
-
         Raises:
-            MiniError: a request failed, or tokens part at a token that was not close.
+            MiniError: a request failed, or tokens differ.
         """
         changes = {}
         if arm == "hsa":
@@ -112,29 +130,18 @@ class Bench:
             topk = self.options["token_budget"]
             changes["hsa"] = dataclasses.replace(self.hsa or HSAConfig(), topk=topk)
         params = SamplingParams(max_tokens=len(expected[0]), ignore_eos=True)
-        equal, widest = 0, 0.0
         done = self.engine(arm, **changes).generate(prompts, params)
-        for prompt, want, result in zip(prompts, expected, done):
+        for result in done:
             if result.error:
                 raise MiniError(f"{arm}: {result.error}")
-            got = result.token_ids
-            same = next((i for i in range(len(want)) if want[i] != got[i]), len(want))
-            equal += same
-            if same < len(want):
-                ids = torch.tensor([prompt + want[:same]], device=self.model.device)
-                with self.plain_model() as model, torch.inference_mode():
-                    out = model(ids, logits_to_keep=1, use_cache=False).logits[0, -1]
-                gap = abs(float(out[want[same]]) - float(out[got[same]]))
-                widest = max(widest, gap / float(out.abs().max()))
-        limit = 2**-12 if self.model.dtype == torch.float32 else 0.05
-        if widest > limit:
-            raise MiniError(
-                f"{arm}: tokens differ from transformers at a relative gap of {widest:.4f}, above {limit:.4f}."
+        same, gaps = zip(
+            *(
+                self.compare(prompt, want, result.token_ids)
+                for prompt, want, result in zip(prompts, expected, done)
             )
-        return {
-            "equal": equal / (len(expected) * len(expected[0])),
-            "widest_gap": widest,
-        }
+        )
+        total = len(expected) * len(expected[0])
+        return {"equal": sum(same) / total, "widest_gap": max(gaps)}
 
     def decode_roof(
         self, lengths: Sequence[int], engine: Optional[MiniEngine] = None
