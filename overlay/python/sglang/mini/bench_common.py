@@ -68,6 +68,15 @@ class Bench:
         options = {**self.options, "hsa": hsa, "backend": arm, **changes}
         return MiniEngine(self.model, self.tokenizer, **options)
 
+    def exact_engine(self, arm: str, **changes) -> MiniEngine:
+        """As ``engine``; HSA selects every page, which makes it dense attention."""
+        if arm == "hsa":
+            from sglang.srt.layers.attention.hsa.config import HSAConfig
+
+            topk = self.options["token_budget"]
+            changes["hsa"] = dataclasses.replace(self.hsa or HSAConfig(), topk=topk)
+        return self.engine(arm, **changes)
+
     def prompt(self, length: int, seed: int) -> List[int]:
         generator = torch.Generator().manual_seed(seed)
         vocab = self.model.config.vocab_size
@@ -123,14 +132,8 @@ class Bench:
         Raises:
             MiniError: a request failed, or tokens differ.
         """
-        changes = {}
-        if arm == "hsa":
-            from sglang.srt.layers.attention.hsa.config import HSAConfig
-
-            topk = self.options["token_budget"]
-            changes["hsa"] = dataclasses.replace(self.hsa or HSAConfig(), topk=topk)
         params = SamplingParams(max_tokens=len(expected[0]), ignore_eos=True)
-        done = self.engine(arm, **changes).generate(prompts, params)
+        done = self.exact_engine(arm).generate(prompts, params)
         for result in done:
             if result.error:
                 raise MiniError(f"{arm}: {result.error}")

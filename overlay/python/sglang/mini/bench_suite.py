@@ -97,7 +97,7 @@ def eviction(bench: Bench, arm: str, policy: str, args) -> Dict:
     length = max(2, min(args.contexts) // size) * size + 1
     each = length + args.new_tokens
     budget = 5 * -(-each // size) * size
-    engine = bench.engine(arm, eviction=policy, token_budget=budget)
+    engine = bench.exact_engine(arm, eviction=policy, token_budget=budget)
     prompts = [bench.prompt(length, seed=s) for s in range(8)]
     params = SamplingParams(max_tokens=args.new_tokens, ignore_eos=True)
     reference, hit, seen = {}, 0, 0
