@@ -100,7 +100,7 @@ def bench(module, arguments, capsys):
     return json.loads(output.out.strip().split("\n")[-1])
 
 
-COMMON = ["--new-tokens", "4", "--repeats", "1", "--page-size", "64"]
+COMMON = ["--device", "cpu", "--new-tokens", "4", "--repeats", "1", "--page-size", "64"]
 
 
 def test_local_bench(capsys):
@@ -120,7 +120,7 @@ def test_local_bench(capsys):
 def test_bench_suite(capsys, world):
     from sglang.mini import bench_suite
 
-    arguments = ["--model", str(world("gemma2").path), "--contexts", "70", "--batch-sizes", "1,3"]
+    arguments = ["--model", str(world("gemma2").path), "--contexts", "130", "--batch-sizes", "1,3"]
     result = bench(bench_suite, [*COMMON, *arguments, "--arms", "hf,torch"], capsys)
     assert len(result["throughput"]) == 4 and result["model"] == "gemma2"
     assert all(row["equal"] == 1 for row in result["throughput"] if row["arm"] == "torch")

@@ -44,7 +44,7 @@ def small(world):
     return world("qwen3", num_hidden_layers=1, hidden_size=32, intermediate_size=32)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(options=ENGINES, steps=STEPS, backend=st.sampled_from(("torch", "torch", "hsa")))
 def test_random_histories(small, check_books, options, steps, backend):
     if backend == "hsa":

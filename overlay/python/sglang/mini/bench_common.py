@@ -212,7 +212,7 @@ def machine_peaks(device: torch.device, dtype: torch.dtype) -> Dict[str, float]:
             times.append(time.perf_counter() - start)
         return min(times[1:])
 
-    data = torch.ones((1 << 32 if cuda else 1 << 27) // 4, device=device)
+    data = torch.ones((1 << 30 if cuda else 1 << 27) // 4, device=device)
     target = torch.empty_like(data)
     moved = {data.sum: data.nbytes, lambda: target.copy_(data): 2 * data.nbytes}
     bandwidth = max(size / best_time(call) for call, size in moved.items())
