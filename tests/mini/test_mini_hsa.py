@@ -42,24 +42,30 @@ def test_with_every_page_it_is_dense(world, shape, changes, check_books):
 
 @pytest.mark.parametrize("shape", ("qwen3", "gemma2"))
 def test_with_few_pages_it_is_the_brute_force(world, shape, check_books):
-    """Two pages of up to 19: alone, in a batch with others, in chunks, from the prefix cache, after eviction."""
+    """Two pages of up to 21: alone, in a batch, in chunks, from the prefix cache, after eviction.
+
+    The answer is long enough that pages which decode has filled are candidates.
+    """
     w = world(shape)
-    prompt = prompt_ids(400, seed=9)
-    options = Options(page_size=16, window_size=40, sink_pages=1, topk=2)
-    want = greedy(w.path, prompt, NEW, options)
-    assert want != w.expected(prompt, NEW), "selection has to matter for this prompt"
-    hsa = HSAConfig(topk=2, window_size=40)
-    engine = w.engine(backend="hsa", page_size=16, chunk_size=90, token_budget=800, hsa=hsa)
+    prompt, new = prompt_ids(290, seed=9), 60
+    params = SamplingParams(max_tokens=new, ignore_eos=True)
+    want = greedy(w.path, prompt, new, Options(page_size=16, window_size=8, sink_pages=1, topk=2))
+    assert want != w.expected(prompt, new), "selection has to matter for this prompt"
+    hsa = HSAConfig(topk=2, window_size=8)
+    engine = w.engine(backend="hsa", page_size=16, chunk_size=90, token_budget=700, hsa=hsa)
     others = [prompt_ids(n, seed=n) for n in (50, 161)]
-    assert engine.generate([others[0], prompt, others[1]], GREEDY)[1].token_ids == want
-    again = engine.generate(prompt, GREEDY)
-    assert again.token_ids == want and again.cached_tokens == 384
-    for seed in range(4):  # its pages go to others and come back
+    assert engine.generate([others[0], prompt, others[1]], params)[1].token_ids == want
+    again = engine.generate(prompt, params)
+    assert again.token_ids == want and again.cached_tokens == 288
+    # Pages that decode filled serve a prompt, too.
+    half = engine.generate(prompt + want[:40], params)
+    assert half.token_ids[:20] == want[40:] and half.cached_tokens == 320
+    for seed in range(3):  # its pages go to others and come back
         engine.generate(prompt_ids(600, seed=100 + seed), GREEDY)
-    afresh = engine.generate(prompt, GREEDY)
+    afresh = engine.generate(prompt, params)
     assert afresh.token_ids == want and afresh.cached_tokens == 0
     whole = w.engine(backend="hsa", page_size=16, prefix_cache=False, hsa=hsa)
-    assert whole.generate(prompt, GREEDY).token_ids == want
+    assert whole.generate(prompt, params).token_ids == want
     counts = engine.stats()["hsa"]
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
     check_books(engine)
