@@ -75,7 +75,7 @@ def make_state(ops_backend, spec, spans, page_size, seed=0):
     """A cache of NaN whose requests lie on shuffled pages; earlier keys are written. Returns (state, q, k, v, past)."""
     generator = torch.Generator().manual_seed(seed)
     kv = PagedKVCache(
-        1, spec.num_kv_heads, spec.head_dim, num_pages=40, page_size=page_size, max_requests=len(spans),
+        1, spec.num_kv_heads, spec.head_dim, token_budget=40 * page_size, page_size=page_size, max_requests=len(spans),
         max_tokens=10 * page_size, device=torch.device("cpu"), dtype=torch.float32,
     )  # fmt: skip
     for cache in (kv.k_cache[0], kv.v_cache[0]):

@@ -78,6 +78,7 @@ def test_chat_past_the_budget(world, monkeypatch, capsys):
     (
         (["--model", "/no/such/folder"], "model folder /no/such/folder does not exist"),
         (["--temperature", "-1"], "temperature -1.0 is not valid"),
+        (["--device", "nowhere"], "device nowhere cannot be used"),
         (["--dtype", "int8"], "dtype 'int8' is not known"),
         (["--hsa-topk", "0"], "--hsa-topk 0 is not valid"),
         (["--backend", "sgl"], "backend 'sgl' is not known"),

@@ -89,7 +89,7 @@ def test_prefix_cache_against_a_dictionary(steps, policy):
     from sglang.mini.prefix_cache import PrefixCache
 
     kv = PagedKVCache(
-        1, 1, 1, num_pages=12, page_size=16, max_requests=1, max_tokens=16, device="cpu", dtype=torch.float32
+        1, 1, 1, token_budget=199, page_size=16, max_requests=1, max_tokens=16, device="cpu", dtype=torch.float32
     )
     cache, held, content = PrefixCache(kv, policy), [], {}
     for kind, choice, count in steps:

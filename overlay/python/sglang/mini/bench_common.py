@@ -16,7 +16,7 @@ import torch
 from sglang.mini.__main__ import add_engine_options, engine_arguments
 from sglang.mini.api import MiniError, SamplingParams
 from sglang.mini.engine import MiniEngine
-from sglang.mini.model import ATTENTION, ModelRunner, load
+from sglang.mini.model import ATTENTION, ModelRunner, load, pick_device
 from sglang.mini.random_model import random_model
 
 
@@ -47,12 +47,11 @@ class Bench:
         self.hsa = options.pop("hsa")
         if options.pop("backend"):
             raise MiniError("a benchmark compares backends: use --arms.")
-        device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = options["dtype"] or (
-            torch.float32 if device == "cpu" else torch.bfloat16
-        )
+        device = pick_device(options["device"])
+        cpu = device.type == "cpu"
+        dtype = options["dtype"] or (torch.float32 if cpu else torch.bfloat16)
         make, what = (load, args.model) if args.model else (random_model, args.geometry)
-        self.model, self.tokenizer = make(what, torch.device(device), dtype)
+        self.model, self.tokenizer = make(what, device, dtype)
         self.specs = ModelRunner(self.model).specs
         self.peaks = machine_peaks(self.model.device, dtype)
         self.arms, self.skipped = [], {}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from numbers import Integral
 from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Union
 
 import torch
@@ -15,7 +16,7 @@ from sglang.mini.backend import (
     resolve_page_size,
 )
 from sglang.mini.kv_cache import PagedKVCache
-from sglang.mini.model import ModelRunner, load
+from sglang.mini.model import ModelRunner, load, pick_device
 from sglang.mini.prefix_cache import PrefixCache
 from sglang.mini.scheduler import Request, Scheduler
 
@@ -75,16 +76,7 @@ class MiniEngine:
         backend = resolve_name(backend)
         page_size, hsa = resolve_page_size(backend, page_size, hsa)
         if not isinstance(model, torch.nn.Module):
-            device = torch.device(
-                device or ("cuda" if torch.cuda.is_available() else "cpu")
-            )
-            if dtype is None and device.type == "cpu":
-                dtype = torch.float32
-            if device.type == "cuda" and not torch.cuda.is_available():
-                raise MiniError(
-                    "device cuda was asked for and torch finds none: use cpu."
-                )
-            model, found = load(str(model), device, dtype)
+            model, found = load(str(model), pick_device(device), dtype)
             tokenizer = tokenizer or found
         self.tokenizer = tokenizer
         self.runner = runner = ModelRunner(model)
@@ -95,17 +87,15 @@ class MiniEngine:
             dtype=runner.dtype,
             hsa=hsa,
         )
-        num_pages = token_budget // page_size
-        self.max_tokens = min(num_pages * page_size, runner.max_tokens)
         first = runner.specs[0]
         self.kv = PagedKVCache(
             len(runner.specs),
             first.num_kv_heads,
             first.head_dim,
-            num_pages=num_pages,
+            token_budget=token_budget,
             page_size=page_size,
             max_requests=max_running,
-            max_tokens=self.max_tokens,
+            max_tokens=runner.max_tokens,
             device=runner.device,
             dtype=runner.dtype,
         )
@@ -252,16 +242,16 @@ class MiniEngine:
             raise MiniError(
                 "stop strings need a tokenizer: use stop_token_ids, or give the engine one."
             )
-        if total > self.max_tokens:
+        if total > self.kv.max_tokens:
             raise MiniError(
                 f"the prompt has {request.prompt_len} tokens, which with max_tokens {params.max_tokens} is more than "
-                f"the {self.max_tokens} tokens of a request here: shorten it, lower max_tokens or raise token_budget."
+                f"the {self.kv.max_tokens} tokens of a request here: shorten it, lower max_tokens or raise token_budget."
             )
 
 
 def _is_prompt(prompts) -> bool:
     return isinstance(prompts, str) or (
-        len(prompts) > 0 and isinstance(prompts[0], int)
+        len(prompts) > 0 and isinstance(prompts[0], Integral)
     )
 
 

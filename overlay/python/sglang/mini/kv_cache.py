@@ -18,10 +18,13 @@ class PagedKVCache:
 
     Args:
         num_layers, num_kv_heads, head_dim: of the model.
-        num_pages: pages per layer.
+        token_budget: tokens to hold; what does not fill a page is left out.
         page_size: tokens per page, a power of two of at least 16.
         max_requests: requests that can hold pages at once.
-        max_tokens: tokens of the longest request.
+        max_tokens: tokens of the longest request, if the cache holds so many.
+
+    Raises:
+        MiniError: the page size is not valid, or the cache holds no page or does not fit into memory.
 
     Attributes:
         k_cache, v_cache: one tensor per layer ``[num_pages, page_size, num_kv_heads, head_dim]``.
@@ -35,7 +38,7 @@ class PagedKVCache:
         num_kv_heads: int,
         head_dim: int,
         *,
-        num_pages: int,
+        token_budget: int,
         page_size: int,
         max_requests: int,
         max_tokens: int,
@@ -46,6 +49,7 @@ class PagedKVCache:
             raise MiniError(
                 f"page_size {page_size} is not valid: use a power of two of at least 16."
             )
+        num_pages = token_budget // page_size
         if num_pages < 1:
             raise MiniError(
                 f"the token budget holds no page of {page_size} tokens: raise token_budget or lower page_size."
@@ -66,8 +70,9 @@ class PagedKVCache:
                 f"a cache of {size * dtype.itemsize / 1e9:.1f} GB does not fit into memory: lower token_budget."
             ) from error
         self.num_pages, self.page_size = num_pages, page_size
+        self.max_tokens = min(num_pages * page_size, max_tokens)
         self.req_to_token = torch.zeros(
-            (max_requests, max_tokens), dtype=torch.int32, device=device
+            (max_requests, self.max_tokens), dtype=torch.int32, device=device
         )
         self.refs = [0] * num_pages
         self._free = list(range(num_pages - 1, -1, -1))

@@ -88,10 +88,29 @@ class _Probe:
         return torch.zeros_like(q)
 
 
+def pick_device(name: Optional[str]) -> torch.device:
+    """The named device, or else CUDA if there is one, or else the CPU.
+
+    Raises:
+        MiniError: torch does not know it or does not find it.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MiniError(
+            f"device {name} cannot be used ({str(error).splitlines()[0]}): use cpu."
+        ) from None
+    return device
+
+
 def load(
     path: str, device: torch.device, dtype: Optional[torch.dtype]
 ) -> Tuple[torch.nn.Module, object]:
     """Model and tokenizer (None if the folder has none) of a checkpoint.
+
+    Args:
+        dtype: None is float32 on a CPU and the checkpoint's own elsewhere.
 
     Raises:
         MiniError: there is no such folder, or its weights are not complete.
@@ -100,6 +119,8 @@ def load(
         raise MiniError(
             f"{path} has no config.json: use the folder of a Hugging Face checkpoint."
         )
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype or "auto", output_loading_info=True
