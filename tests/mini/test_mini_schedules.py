@@ -76,6 +76,45 @@ def test_random_histories(small, check_books, options, steps, backend):
     check_books(engine)
 
 
+def test_the_oldest_never_gives_way(small, check_books):
+    """Four requests that outgrow the cache: retraction goes from the youngest up, and the order is kept."""
+    prompts = [prompt_ids(30 + s, seed=s) for s in range(4)]
+    engine = small.engine(page_size=16, token_budget=160)
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    requests = [engine.submit(p, params) for p in prompts]
+    while engine.step():
+        running = [requests.index(r) for r in engine.scheduler.running]
+        waiting = [requests.index(r) for r in engine.scheduler.waiting]
+        assert running + waiting == sorted(running + waiting)
+        assert requests[0].finished or requests[0].row is not None
+    assert engine.stats()["retracted"] > 0
+    assert [r.result.token_ids for r in requests] == [small.expected(p, 40) for p in prompts]
+    check_books(engine)
+
+
+def test_a_request_that_waits_takes_nothing(small, check_books):
+    """It has its first page in the cache and no room for the rest: meanwhile nothing is held or evicted for it."""
+    engine = small.engine(page_size=16, token_budget=112)  # 7 pages
+    one = SamplingParams(max_tokens=1)
+    other = prompt_ids(17, seed=9)
+    for prompt in (SHARED[:17], other):
+        engine.generate(prompt, one)
+    first = engine.submit(prompt_ids(64, seed=4), SamplingParams(max_tokens=16, ignore_eos=True))
+    engine.step()
+    prompt = SHARED[:16] + prompt_ids(60, seed=5)
+    waits = engine.submit(prompt, SamplingParams(max_tokens=5, ignore_eos=True))
+    for _ in range(10):
+        engine.step()
+        assert waits.row is None and not first.finished
+        (node,) = engine.prefix.match(prompt)
+        assert engine.kv.refs[node.page] == 1
+        assert len(engine.prefix.match(other)) == 1
+    while engine.step():
+        pass
+    assert waits.result.token_ids == small.expected(prompt, 5) and waits.result.cached_tokens == 16
+    check_books(engine)
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.sampled_from("imef"), st.lists(st.integers(0, 1), max_size=6), st.integers(1, 5)), max_size=40),

@@ -81,7 +81,8 @@ class Scheduler:
         self.max_running, self.chunk_size = max_running, chunk_size
         self.eos = frozenset(eos)
         self.waiting: Deque[Request] = deque()
-        self.running: List[Request] = []  # oldest first
+        # Oldest first: admission is in order, and only the youngest ever goes back.
+        self.running: List[Request] = []
         self.retracted = 0
 
     def step(self) -> bool:
@@ -130,7 +131,6 @@ class Scheduler:
                 request.result.cached_tokens = request.computed
             self.kv.map_pages(request.row, request.pages, 0)
             self.running.append(request)
-            self.running.sort(key=lambda r: r.submitted)
             pending += request.remaining
 
     def _allocate(self, count: int) -> Optional[List[int]]:
