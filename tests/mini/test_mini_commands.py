@@ -73,6 +73,22 @@ def test_chat_past_the_budget(world, monkeypatch, capsys):
     assert output.out.split("\n")[1].strip()
 
 
+def test_a_dropped_engine_gives_its_cache_back(world):
+    """At once: on a GPU the next engine may need the memory before Python collects cycles."""
+    import gc
+    import weakref
+
+    gc.disable()
+    try:
+        engine = world("qwen3").engine()
+        engine.generate([1, 2])
+        cache = weakref.ref(engine.kv)
+        del engine
+        assert cache() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     (

@@ -119,7 +119,7 @@ class SglKernelAttentionBackend:
                 self.reason,
             )
         if self.name == "sgl_kernel":
-            self.ops = FlashOps(load_flash_attn())
+            self.ops = FlashOps(load_flash_attn().flash_attn_with_kvcache)
         elif self.name == "hsa":
             from sglang.mini.hsa_ops import HSAOps
 
@@ -144,8 +144,7 @@ class SglKernelAttentionBackend:
         if widest > 256 or any(spec.head_dim % 8 for spec in self.specs):
             return f"head_dim must be a multiple of 8 up to 256, the model has {widest}"
         try:
-            load_flash_attn()
-            module = importlib.import_module("sgl_kernel.flash_attn")
+            module = load_flash_attn()
         except Exception as error:  # a missing wheel, library or symbol
             text = str(error).strip().splitlines() or [type(error).__name__]
             return f"sgl_kernel.flash_attn cannot be imported ({text[0]})"
@@ -211,7 +210,7 @@ class FlashOps:
 
 
 def load_flash_attn():
-    return importlib.import_module("sgl_kernel.flash_attn").flash_attn_with_kvcache
+    return importlib.import_module("sgl_kernel.flash_attn")
 
 
 def resolve_name(name: Optional[str]) -> str:

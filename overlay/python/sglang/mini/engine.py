@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Union
 
@@ -101,7 +102,8 @@ class MiniEngine:
         )
         self.prefix = PrefixCache(self.kv, eviction) if prefix_cache else None
         self.scheduler = Scheduler(
-            lambda batch: runner.forward(self.kv, self.backend, batch),
+            # Not a method of self: a cycle would keep the cache alive after the engine.
+            partial(runner.forward, self.kv, self.backend),
             self.kv,
             self.prefix,
             max_running,
