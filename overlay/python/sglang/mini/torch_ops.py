@@ -41,20 +41,24 @@ class TorchOps:
         key = key + torch.arange(longest, device=q.device)  # [B, J]
         mask = key >= 0
         slots = state.kv.req_to_token[state.rows[:, None], key.clamp(min=0).long()]
-        return _attend(q[:, None], slots, mask[:, None], state)[:, 0]
+        # The query heads of a KV head as so many queries: its keys need not be repeated.
+        q = q.unflatten(1, (state.spec.num_kv_heads, -1)).transpose(1, 2)
+        out = _attend(q, slots, mask[:, None], state)  # [B, G, H_kv, D]
+        return out.transpose(1, 2).flatten(1, 2)
 
 
 def _attend(
     q: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor, state: CacheState
 ) -> torch.Tensor:
-    """Queries ``[B, Tq, H_q, D]`` over the keys at ``slots`` ``[B, J]``; mask ``[B, Tq, J]``, True where attended."""
+    """Queries ``[B, Tq, H, D]`` over the keys at ``slots`` ``[B, J]``; mask ``[B, Tq or 1, J]``, True where attended."""
     spec = state.spec
-    group = spec.num_heads // spec.num_kv_heads
-    # [B, H_q, J, D]
     k, v = (
-        cache.flatten(0, 1)[slots].transpose(1, 2).repeat_interleave(group, dim=1)
+        cache.flatten(0, 1)[slots].transpose(1, 2)  # [B, H_kv, J, D]
         for cache in (state.k_cache, state.v_cache)
     )
+    if q.shape[2] > spec.num_kv_heads:
+        group = q.shape[2] // spec.num_kv_heads
+        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     q, mask = q.transpose(1, 2), mask[:, None]
     if spec.softcap:
         logits = q.float() @ k.float().transpose(-1, -2) * spec.scaling
