@@ -58,6 +58,19 @@ _SHAPES: dict[str, dict[str, Any]] = {
         hidden_act="gelu_pytorch_tanh",
         tie_word_embeddings=True,
     ),
+    "gemma": dict(tie_word_embeddings=True),
+    "gemma3_text": dict(
+        num_hidden_layers=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=100,
+        query_pre_attn_scalar=16,
+        tie_word_embeddings=True,
+    ),
+    "mistral": dict(sliding_window=150),
+    "olmo2": {},
+    "phi3": {},
+    "qwen2": {},
+    "qwen3_moe": dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True),
 }
 
 
@@ -69,7 +82,7 @@ def build(shape: str, root: str | os.PathLike, *, seed: int = 0, **config: Any) 
     """Build or reuse one checkpoint.
 
     Args:
-        shape: ``qwen3``, ``llama`` or ``gemma2``.
+        shape: a model type, one of ``shapes()``.
         root: folder that holds the cached checkpoints; created if absent.
         seed: seed of the weights.
         config: fields of the model's Hugging Face config that replace the defaults, for example

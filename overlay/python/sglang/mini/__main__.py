@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chat on the command line: python -m sglang.mini --model DIR"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Iterator, List, Optional
+
+HELP = "/reset forgets the conversation, /stats shows the cache, /exit ends; Ctrl-C stops an answer"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sglang.mini",
+        description="Chat with a Hugging Face model on SGLang's attention kernels.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="folder of a Hugging Face checkpoint")
+    add("--system", help="system message of the conversation")
+    add("--max-tokens", type=int, default=256, help="tokens of an answer")
+    add("--temperature", type=float, default=0.0, help="0 is greedy")
+    add("--top-p", type=float, default=1.0)
+    add("--top-k", type=int, default=0, help="0 keeps all tokens")
+    add("--seed", type=int)
+    add("--stop", action="append", default=[], help="string that ends an answer")
+    add_engine_options(parser)
+    return parser
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the engine, also those of the benchmarks."""
+    add = parser.add_argument_group("engine").add_argument
+    add("--backend", help="torch, sgl_kernel or hsa (default: ATTN_BACKEND, or torch)")
+    add("--device", help="cpu, cuda or mps (default: cuda if there is one)")
+    add("--dtype", help="float32, float16 or bfloat16 (default: float32 on a CPU)")
+    add("--page-size", type=int, help="tokens per page (default: 512, with hsa 64)")
+    add("--token-budget", type=int, default=16384, help="tokens that the cache holds")
+    add("--chunk-size", type=int, default=2048, help="prompt tokens per pass")
+    add("--max-running", type=int, default=32, help="requests that run at once")
+    add("--eviction", default="lru", help="lru or lfu")
+    add("--hsa-topk", type=int, help="pages that HSA selects")
+    add("--hsa-window-size", type=int, help="recent tokens that HSA always attends")
+    add("--tp-size", type=int, default=1, help="only 1 is supported")
+
+
+def engine_arguments(args: argparse.Namespace) -> dict:
+    """Keyword arguments of MiniEngine from parsed options; imports torch.
+
+    Raises:
+        MiniError: for a dtype or an HSA option that does not exist.
+    """
+    import torch
+
+    from sglang.mini.api import MiniError
+
+    dtypes = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+    if args.dtype and args.dtype not in dtypes:
+        raise MiniError(f"dtype {args.dtype!r} is not known: use {', '.join(dtypes)}.")
+    names = ("page_size", "token_budget", "chunk_size", "max_running", "eviction")
+    names += ("backend", "device", "tp_size")
+    hsa = {"topk": args.hsa_topk, "window_size": args.hsa_window_size}
+    hsa = {name: value for name, value in hsa.items() if value is not None}
+    if hsa:
+        from sglang.srt.layers.attention.hsa.config import HSAConfig
+
+        try:
+            hsa = HSAConfig(**hsa)
+        except ValueError as error:
+            raise MiniError(str(error)) from None
+    return {
+        **{name: getattr(args, name) for name in names},
+        "dtype": dtypes.get(args.dtype),
+        "hsa": hsa or None,
+    }
+
+
+def read_lines() -> Iterator[str]:
+    """Lines of standard input; with a prompt if a person types them."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            yield input(prompt).strip()
+        except EOFError:
+            return
+
+
+def encode(tokenizer, messages: List[dict]) -> List[int]:
+    """Token ids of a conversation; without a chat template those of its last message."""
+    if not tokenizer.chat_template:
+        return tokenizer(messages[-1]["content"]).input_ids
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def chat(engine, params, system: Optional[str]) -> int:
+    """Answer every line; returns the number of lines that failed."""
+    start = [{"role": "system", "content": system}] if system else []
+    messages, failed = list(start), 0
+    for line in read_lines():
+        if line == "/exit":
+            break
+        elif line == "/reset":
+            messages = list(start)
+        elif line == "/stats":
+            print(json.dumps(engine.stats()))
+        elif line.startswith("/"):
+            print(HELP, file=sys.stderr)
+        elif line:
+            messages.append({"role": "user", "content": line})
+            answer, error = "", None
+            deltas = engine.stream(encode(engine.tokenizer, messages), params)
+            try:
+                for delta in deltas:
+                    print(delta.text, end="", flush=True)
+                    answer, error = answer + delta.text, delta.error
+            except KeyboardInterrupt:
+                deltas.close()  # cancels the request
+            print()
+            if error:
+                print(f"error: {error}", file=sys.stderr)
+                failed += 1
+                messages.pop()
+            else:
+                messages.append({"role": "assistant", "content": answer})
+    return failed
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    args = build_parser().parse_args(argv)
+    from sglang.mini import MiniEngine, MiniError, SamplingParams
+
+    try:
+        params = SamplingParams(
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            seed=args.seed,
+            stop=tuple(args.stop),
+        )
+        engine = MiniEngine(args.model, **engine_arguments(args))
+        if engine.tokenizer is None:
+            raise MiniError(
+                f"{args.model} has no tokenizer: a chat needs one, MiniEngine.generate does not."
+            )
+    except MiniError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    stats = engine.stats()
+    kind = "chat" if engine.tokenizer.chat_template else "completion, no chat template"
+    print(
+        f"{type(engine.runner.model).__name__} ({kind}): backend {stats['backend']} on {stats['device']}, "
+        f"{stats['dtype']}, {stats['pages']} pages of {stats['page_size']} tokens. {HELP}.",
+        file=sys.stderr,
+    )
+    return 1 if chat(engine, params, args.system) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MiniEngine: generate text with a Hugging Face model on SGLang's attention kernels."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from numbers import Integral
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Union
+
+import torch
+
+from sglang.mini.api import Completion, Delta, MiniError, SamplingParams
+from sglang.mini.backend import (
+    SglKernelAttentionBackend,
+    resolve_name,
+    resolve_page_size,
+)
+from sglang.mini.kv_cache import PagedKVCache
+from sglang.mini.model import ModelRunner, load, pick_device
+from sglang.mini.prefix_cache import PrefixCache
+from sglang.mini.scheduler import Request, Scheduler
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.hsa.config import HSAConfig
+
+Prompt = Union[str, Sequence[int]]
+Sampling = Union[SamplingParams, Sequence[SamplingParams], None]
+
+
+class MiniEngine:
+    """An engine for one model on one device.
+
+    Args:
+        model: folder of a Hugging Face checkpoint, or a loaded transformers model.
+        tokenizer: for a loaded model; without one prompts are token ids and text stays empty.
+        backend: ``torch``, ``sgl_kernel`` or ``hsa``; None takes ATTN_BACKEND, or else ``torch``.
+        device: None takes CUDA if there is one, else the CPU. A loaded model stays where it is.
+        dtype: of a model that is loaded here; None is float32 on a CPU and the checkpoint's own elsewhere.
+        page_size: tokens per page, a power of two from 16; None is 512, and HSA's 64 with ``hsa``.
+        token_budget: tokens that the cache holds, all requests and the prefix cache together.
+        max_running: requests that run at once.
+        chunk_size: prompt tokens per pass.
+        prefix_cache: keep full pages for later requests that begin with the same tokens.
+        eviction: ``lru`` or ``lfu``, which kept pages go first.
+        hsa: options of HSA; their page size gives way to ``page_size``.
+        tp_size: only 1 is supported.
+
+    Raises:
+        MiniError: a value is not valid, the model is not supported, or it cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: Union[str, torch.nn.Module],
+        tokenizer=None,
+        *,
+        backend: Optional[str] = None,
+        device: Optional[str] = None,
+        dtype: Optional[torch.dtype] = None,
+        page_size: Optional[int] = None,
+        token_budget: int = 16384,
+        max_running: int = 32,
+        chunk_size: int = 2048,
+        prefix_cache: bool = True,
+        eviction: str = "lru",
+        hsa: Optional[HSAConfig] = None,
+        tp_size: int = 1,
+    ):
+        if tp_size != 1:
+            raise MiniError(
+                f"tp_size {tp_size} is not supported: the mini engine runs on one device; use sglang.launch_server."
+            )
+        for name, value in (("max_running", max_running), ("chunk_size", chunk_size)):
+            if value < 1:
+                raise MiniError(f"{name} {value} is not valid: use at least 1.")
+        backend = resolve_name(backend)
+        page_size, hsa = resolve_page_size(backend, page_size, hsa)
+        if not isinstance(model, torch.nn.Module):
+            model, found = load(str(model), pick_device(device), dtype)
+            tokenizer = tokenizer or found
+        self.tokenizer = tokenizer
+        self.runner = runner = ModelRunner(model)
+        self.backend = SglKernelAttentionBackend(
+            backend,
+            specs=runner.specs,
+            device=runner.device,
+            dtype=runner.dtype,
+            hsa=hsa,
+        )
+        first = runner.specs[0]
+        self.kv = PagedKVCache(
+            len(runner.specs),
+            first.num_kv_heads,
+            first.head_dim,
+            token_budget=token_budget,
+            page_size=page_size,
+            max_requests=max_running,
+            max_tokens=runner.max_tokens,
+            device=runner.device,
+            dtype=runner.dtype,
+        )
+        self.prefix = PrefixCache(self.kv, eviction) if prefix_cache else None
+        self.scheduler = Scheduler(
+            # Not a method of self: a cycle would keep the cache alive after the engine.
+            partial(runner.forward, self.kv, self.backend),
+            self.kv,
+            self.prefix,
+            max_running,
+            chunk_size,
+            _eos_ids(model, tokenizer),
+        )
+        self._lock = threading.RLock()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Optional[SamplingParams] = None,
+        index: int = 0,
+    ) -> Request:
+        """Queue a request. One that cannot run is returned as finished with its error, and harms no other."""
+        params = sampling or SamplingParams()
+        try:
+            request = Request(index, self._encode(prompt), params, self.tokenizer)
+            self._check(request)
+        except MiniError as error:
+            request = Request(index, [], SamplingParams(), None)
+            request.finish("error", str(error))
+            return request
+        with self._lock:
+            self.scheduler.waiting.append(request)
+        return request
+
+    def step(self) -> bool:
+        """Let all requests progress by one round; False if there are none."""
+        with self._lock:
+            return self.scheduler.step()
+
+    def cancel(self, request: Request) -> None:
+        """End a request now; what it generated stays in its result."""
+        with self._lock:
+            if not request.finished:
+                self.scheduler.drop(request, "cancelled")
+
+    def generate(
+        self, prompts: Union[Prompt, Sequence[Prompt]], sampling: Sampling = None
+    ) -> Union[Completion, List[Completion]]:
+        """Complete a prompt (one Completion) or several at once (a list, in order).
+
+        Args:
+            prompts: text or token ids, or a list of such.
+            sampling: for all prompts, or one per prompt; None is greedy.
+        """
+        if _is_prompt(prompts):
+            return self.generate([prompts], sampling)[0]
+        requests = self._submit_all(prompts, sampling)
+        try:
+            while not all(request.finished for request in requests):
+                self.step()
+        finally:
+            for request in requests:
+                self.cancel(request)
+        return [request.result for request in requests]
+
+    def stream(
+        self, prompts: Union[Prompt, Sequence[Prompt]], sampling: Sampling = None
+    ) -> Iterator[Delta]:
+        """As ``generate``, piece by piece. Closing the iterator cancels what is not finished.
+
+        Several streams may be open at once, in one thread or in many: whoever waits for a piece moves all of them.
+        """
+        if _is_prompt(prompts):
+            prompts = [prompts]
+        requests = live = self._submit_all(prompts, sampling)
+        try:
+            while live:
+                with self._lock:
+                    if not any(request.deltas for request in live):
+                        self.scheduler.step()
+                for request in live:
+                    while request.deltas:
+                        yield request.deltas.popleft()
+                live = [r for r in live if r.deltas or not r.finished]
+        finally:
+            for request in requests:
+                self.cancel(request)
+
+    def stats(self) -> Dict[str, object]:
+        """What runs and what the cache holds now; with HSA also its counters (see docs/hsa.md)."""
+        with self._lock:
+            counters = getattr(self.backend.ops, "counters", None)
+            return {
+                "backend": self.backend.name,
+                "device": str(self.runner.device),
+                "dtype": str(self.runner.dtype).split(".")[-1],
+                "page_size": self.kv.page_size,
+                "pages": self.kv.num_pages,
+                "pages_free": self.kv.free_pages,
+                "pages_cached": len(self.prefix.pages()) if self.prefix else 0,
+                "pages_evicted": self.prefix.evicted if self.prefix else 0,
+                "retracted": self.scheduler.retracted,
+                **({"hsa": counters.snapshot()} if counters else {}),
+            }
+
+    def _submit_all(
+        self, prompts: Sequence[Prompt], sampling: Sampling
+    ) -> List[Request]:
+        if sampling is None or isinstance(sampling, SamplingParams):
+            sampling = [sampling] * len(prompts)
+        if len(sampling) != len(prompts):
+            raise MiniError(
+                f"{len(sampling)} sampling parameters for {len(prompts)} prompts: give one, or one per prompt."
+            )
+        return [
+            self.submit(prompt, params, index)
+            for index, (prompt, params) in enumerate(zip(prompts, sampling))
+        ]
+
+    def _encode(self, prompt: Prompt) -> List[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise MiniError(
+                    "the prompt is text and the engine has no tokenizer: give token ids."
+                )
+            prompt = self.tokenizer(prompt).input_ids if prompt else []
+        try:
+            ids = [int(token) for token in prompt]
+        except (TypeError, ValueError):
+            raise MiniError(
+                f"a prompt is text or a list of token ids, not {type(prompt).__name__}."
+            ) from None
+        if not ids:
+            raise MiniError("the prompt is empty: give at least one token.")
+        for token in ids:
+            if not 0 <= token < self.runner.vocab_size:
+                raise MiniError(
+                    f"token id {token} is not in the vocabulary of {self.runner.vocab_size}."
+                )
+        return ids
+
+    def _check(self, request: Request) -> None:
+        params, total = request.params, request.prompt_len + request.params.max_tokens
+        if params.stop and self.tokenizer is None:
+            raise MiniError(
+                "stop strings need a tokenizer: use stop_token_ids, or give the engine one."
+            )
+        if total > self.kv.max_tokens:
+            raise MiniError(
+                f"the prompt has {request.prompt_len} tokens, which with max_tokens {params.max_tokens} is more than "
+                f"the {self.kv.max_tokens} tokens of a request here: shorten it, lower max_tokens or raise token_budget."
+            )
+
+
+def _is_prompt(prompts) -> bool:
+    return isinstance(prompts, str) or (
+        len(prompts) > 0 and isinstance(prompts[0], Integral)
+    )
+
+
+def _eos_ids(model: torch.nn.Module, tokenizer) -> List[int]:
+    """End-of-sequence tokens of the checkpoint."""
+    config = getattr(model, "generation_config", None) or model.config
+    eos = config.eos_token_id
+    if eos is None and tokenizer is not None:
+        eos = tokenizer.eos_token_id
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)

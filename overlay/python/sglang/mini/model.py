@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Hugging Face model: loading, replacing its attention through transformers' interface, running it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+
+from sglang.mini.api import MiniError
+from sglang.mini.backend import CacheState, LayerSpec, SglKernelAttentionBackend
+from sglang.mini.kv_cache import PagedKVCache
+
+logger = logging.getLogger(__name__)
+
+ATTENTION = "sglang_mini"
+# Each of these is compared with transformers' own generate() in the tests.
+MODEL_TYPES = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+)
+# Rotary embeddings that change with the longest sequence of a batch would make a request depend on its neighbours.
+BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+# What models pass to their attention beside the tensors that is of no concern to it.
+HARMLESS = {"position_ids", "use_cache", "output_attentions", "output_router_logits"}
+
+
+def mini_attention(module, query, key, value, attention_mask, **kwargs):
+    """Attention function for transformers: q ``[1, H_q, T, D]``, k and v ``[1, H_kv, T, D]`` -> ``[1, T, H_q, D]``."""
+    state = kwargs.pop("cache_state", None)
+    if state is None:
+        raise MiniError(
+            "the attention of this model belongs to a MiniEngine: call model.set_attn_implementation('sdpa') "
+            "before using the model without it."
+        )
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    positions = kwargs["position_ids"][0]
+    out = state.attend(module.layer_idx, q, k, v, positions, module=module, **kwargs)
+    return out.unsqueeze(0), None
+
+
+AttentionInterface.register(ATTENTION, mini_attention)
+
+
+class _Probe:
+    """Takes the place of the cache in one forward pass and notes what each layer asks of its attention."""
+
+    def __init__(self):
+        self.specs: List[LayerSpec] = []
+
+    def attend(self, layer, q, k, v, positions, *, module, **kwargs):
+        options = dict(kwargs)
+        scaling = options.pop("scaling", None)
+        window = options.pop("sliding_window", None)
+        softcap = options.pop("softcap", None)
+        options.pop("dropout", None)  # 0 in evaluation
+        unknown = sorted(
+            n for n, x in options.items() if n not in HARMLESS and x is not None
+        )
+        if unknown:
+            raise MiniError(f"its attention takes {', '.join(unknown)}")
+        if k.shape != v.shape or q.shape[-1] != k.shape[-1]:
+            raise MiniError("its queries, keys and values have different sizes")
+        if not getattr(module, "is_causal", True):
+            raise MiniError("its attention is not causal")
+        self.specs.append(
+            LayerSpec(
+                layer=layer,
+                num_heads=q.shape[1],
+                num_kv_heads=k.shape[1],
+                head_dim=q.shape[2],
+                scaling=q.shape[2] ** -0.5 if scaling is None else scaling,
+                window=window or 0,
+                softcap=softcap or 0.0,
+            )
+        )
+        return torch.zeros_like(q)
+
+
+def pick_device(name: Optional[str]) -> torch.device:
+    """The named device, or else CUDA if there is one, or else the CPU.
+
+    Raises:
+        MiniError: torch does not know it or does not find it.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MiniError(
+            f"device {name} cannot be used ({str(error).splitlines()[0]}): use cpu."
+        ) from None
+    return device
+
+
+def load(
+    path: str, device: torch.device, dtype: Optional[torch.dtype]
+) -> Tuple[torch.nn.Module, object]:
+    """Model and tokenizer (None if the folder has none) of a checkpoint.
+
+    Args:
+        dtype: None is float32 on a CPU and the checkpoint's own elsewhere.
+
+    Raises:
+        MiniError: there is no such folder, or its weights are not complete.
+    """
+    if not (Path(path) / "config.json").is_file() and Path(path).exists():
+        raise MiniError(
+            f"{path} has no config.json: use the folder of a Hugging Face checkpoint."
+        )
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype or "auto", output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        if not Path(path).exists():
+            raise MiniError(
+                f"model folder {path} does not exist: use the folder of a Hugging Face checkpoint."
+            ) from None
+        raise MiniError(
+            f"model {path} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise MiniError(
+            f"model {path} lacks {len(missing)} weights, among them {missing[0]}: use a complete checkpoint."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # whatever the tokenizer's own code raises
+        logger.warning(
+            "%s has no usable tokenizer (%s): prompts are token ids", path, error
+        )
+        tokenizer = None
+    return model.to(device), tokenizer
+
+
+class ModelRunner:
+    """Runs a causal language model whose attention goes to the paged cache.
+
+    Args:
+        model: a loaded transformers model; its attention implementation is set.
+
+    Attributes:
+        specs: what each layer asks of its attention.
+
+    Raises:
+        MiniError: the model's attention cannot be replaced, or the engine was not tested with it.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.model = model.eval()
+        self.device = model.device
+        self.dtype = model.get_input_embeddings().weight.dtype
+        config = model.config
+        name = f"{type(model).__name__} (model type {config.model_type})"
+        if config.model_type not in MODEL_TYPES:
+            raise MiniError(
+                f"{name} is not supported: use one of {', '.join(MODEL_TYPES)}."
+            )
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = {rope.get("rope_type")} | {
+            x.get("rope_type") for x in rope.values() if isinstance(x, dict)
+        }
+        for kind in kinds & set(BATCH_DEPENDENT_ROPE):
+            raise MiniError(
+                f"{name} with {kind} rotary embeddings is not supported: they depend on the other requests."
+            )
+        model.set_attn_implementation(ATTENTION)
+        probe = _Probe()
+        try:
+            self._run(torch.zeros(2, dtype=torch.int64), torch.arange(2), probe, [1])
+        except MiniError as error:
+            raise MiniError(f"{name} is not supported: {error}.") from None
+        self.specs = tuple(sorted(probe.specs, key=lambda spec: spec.layer))
+        layers = [spec.layer for spec in self.specs]
+        shapes = {(spec.num_kv_heads, spec.head_dim) for spec in self.specs}
+        if layers != list(range(config.num_hidden_layers)) or len(shapes) != 1:
+            raise MiniError(
+                f"{name} is not supported: its layers do not all have one attention of one shape."
+            )
+        self.vocab_size = config.vocab_size
+        self.max_tokens = getattr(config, "max_position_embeddings", 1 << 30)
+
+    @torch.inference_mode()
+    def _run(self, ids, positions, state, last: Sequence[int]) -> torch.Tensor:
+        return self.model(
+            input_ids=ids.to(self.device)[None],
+            position_ids=positions.to(self.device)[None],
+            use_cache=False,
+            cache_state=state,
+            logits_to_keep=torch.tensor(last, device=self.device),
+        ).logits[0]
+
+    def forward(
+        self,
+        kv: PagedKVCache,
+        backend: SglKernelAttentionBackend,
+        batch: Sequence[Tuple[int, Sequence[int], Sequence[int], int]],
+    ) -> torch.Tensor:
+        """Run new tokens of several requests in one packed sequence.
+
+        Args:
+            batch: of each request its row in ``kv.req_to_token``, its pages, its new tokens and the position of
+                the first of them.
+
+        Returns:
+            logits of each request's last new token ``[B, vocab]`` float32.
+        """
+        size = kv.page_size
+        ids, positions, slots, full, spans = [], [], [], [], []
+        for _, pages, tokens, first in batch:
+            end = first + len(tokens)
+            ids += tokens
+            positions += range(first, end)
+            slots += [pages[p // size] * size + p % size for p in range(first, end)]
+            full += pages[first // size : end // size]
+            spans.append((first, end))
+        ends = torch.tensor([0] + [len(tokens) for _, _, tokens, _ in batch]).cumsum(0)
+        rows = torch.tensor([row for row, *_ in batch], device=self.device)
+        longest = max(end for _, end in spans)
+        state = CacheState(
+            kv=kv,
+            backend=backend,
+            specs=self.specs,
+            decode=len(ids) == len(batch),
+            rows=rows,
+            page_table=kv.page_table(rows, longest),
+            cache_seqlens=torch.tensor([end for _, end in spans], dtype=torch.int32).to(
+                self.device
+            ),
+            cu_seqlens_q=ends.to(self.device, torch.int32),
+            spans=spans,
+            slots=torch.tensor(slots).to(self.device),
+            completed_pages=torch.tensor(full, dtype=torch.int64).to(self.device),
+        )
+        last = (ends[1:] - 1).tolist()
+        return self._run(
+            torch.tensor(ids), torch.tensor(positions), state, last
+        ).float()
