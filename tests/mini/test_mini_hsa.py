@@ -99,28 +99,32 @@ def test_options_without_the_backend_are_refused(world):
         world("qwen3").engine(backend="torch", hsa=HSAConfig())
 
 
-def test_decode_kernels_equal_the_references(child, world):
+def test_kernels_equal_the_references(child, world):
     """The Triton kernels under the interpreter, which must be on before Triton is imported."""
     if torch.cuda.is_available():
         pytest.skip("test_on_the_gpu runs the kernels themselves")
     output = child([__file__, world("qwen3").path], TRITON_INTERPRET="1")
-    assert output.split() == ["equal", "equal"]
+    assert output.split() == ["equal"] * 3
 
 
 def _main(path):
     from sglang.mini import MiniEngine
-    from sglang.mini.hsa_kernels import HSADecodeKernels
+    from sglang.mini.hsa_kernels import HSAKernels
 
-    for topk in (2, 1000):
-        hsa = HSAConfig(topk=topk, window_size=20)
+    for options in (
+        dict(topk=2),
+        dict(topk=1000),
+        dict(topk=2, selection_strategy="softmax_head", weight_mode="score"),
+    ):
+        hsa = HSAConfig(window_size=20, **options)
         engine = MiniEngine(path, backend="hsa", page_size=16, hsa=hsa)
         prompts = [prompt_ids(n, seed=n) for n in (1, 16, 120)]
         params = SamplingParams(max_tokens=2, ignore_eos=True)
         want = [r.token_ids for r in engine.generate(prompts, params)]
         ops, before = engine.backend.ops, engine.stats()["hsa"]["rows_sparse"]
-        ops.kernels = HSADecodeKernels(ops.config, torch.device("cpu"), ops.counters)
+        ops.kernels = HSAKernels(ops.config, torch.device("cpu"), ops.counters)
         got = [r.token_ids for r in engine.generate(prompts, params)]
-        assert engine.stats()["hsa"]["rows_sparse"] > before and ops.kernels.rows
+        assert engine.stats()["hsa"]["rows_sparse"] > before and ops.kernels.planned
         print("equal" if got == want else f"{got} {want}")
 
 

@@ -123,7 +123,7 @@ class SglKernelAttentionBackend:
         elif self.name == "hsa":
             from sglang.mini.hsa_ops import HSAOps
 
-            self.ops = HSAOps(specs, hsa, self.device, dtype)
+            self.ops = HSAOps(specs, hsa, self.device)
         else:
             from sglang.mini.torch_ops import TorchOps
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hierarchical sparse attention on the mini engine's cache, with the ops of SGLang's HSA backend.
 
-Prefill runs on the torch references. Decode does too on a CPU; on CUDA it runs on the Triton kernels, as far as they
-cover the options. Layers with a sliding window are attended densely.
+On CUDA it runs on the Triton kernels, elsewhere on the torch references. Layers with a sliding window are attended
+densely.
 """
 
 from __future__ import annotations
 
-import logging
 from typing import Optional, Sequence, Tuple
 
 import torch
@@ -30,8 +29,6 @@ from sglang.srt.layers.attention.hsa.ops.extend.reference import (
 )
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
 from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
-
-logger = logging.getLogger(__name__)
 
 
 class HSAOps:
@@ -56,7 +53,6 @@ class HSAOps:
         specs: Sequence[LayerSpec],
         config: Optional[HSAConfig],
         device: torch.device,
-        dtype: torch.dtype,
     ):
         self.config = config = config or HSAConfig()
         if config.chunk_repr not in KINDS:
@@ -78,7 +74,9 @@ class HSAOps:
         self.reprs = {}
         self.kernels = None
         if device.type == "cuda":
-            self.kernels = _load_kernels(config, dtype, device, self.counters)
+            from sglang.mini.hsa_kernels import HSAKernels
+
+            self.kernels = HSAKernels(config, device, self.counters)
 
     def _options(self, spec: LayerSpec) -> Tuple[dict, dict]:
         """Keyword arguments that the ops share: of attention, and of the cut into window, sinks and candidates."""
@@ -117,6 +115,10 @@ class HSAOps:
     ) -> torch.Tensor:
         if state.spec.layer not in self.layers:
             return self.dense.prefill(q, state, positions)
+        if self.kernels is not None:
+            return self.kernels.prefill(
+                q, state, self._representations(state), *self._options(state.spec)
+            )
         attention, cut = self._options(state.spec)
         tables = (state.page_table, state.cu_seqlens_q, state.cache_seqlens)
         k, v = state.k_cache.flatten(0, 1), state.v_cache.flatten(0, 1)
@@ -186,17 +188,3 @@ class HSAOps:
         ):
             self.counters.add(name, amount)
         return pages, scores if config.weight_mode == "score" else None
-
-
-def _load_kernels(config: HSAConfig, dtype, device, counters):
-    """The decode kernels, or None with one log line that says why the references run instead."""
-    try:
-        from sglang.mini.hsa_kernels import HSADecodeKernels, unsupported
-
-        reason = unsupported(config, dtype.itemsize)
-    except ImportError as error:
-        reason = f"Triton cannot be imported ({error})"
-    if reason is None:
-        return HSADecodeKernels(config, device, counters)
-    logger.warning("backend hsa decodes on the torch references: %s", reason)
-    return None

@@ -17,7 +17,6 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.counters import INDEX
 from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
@@ -337,7 +336,7 @@ def select_pages_extend(
     Args:
         q: packed queries ``[T, H_q, D]``, last dimension contiguous.
         repr_buffer: representations by physical page ``[num_pages, H_kv, repr_dim]``, last dimension contiguous.
-        repr_version: version each was written for ``[num_pages]`` int64; None for a kind that is not stored.
+        repr_version: version each was written for ``[num_pages]`` int64; None if all are valid.
         page_version: versions that were read before the page table ``[num_pages]`` int64.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         plan: of the pass, with at least one candidate page.
@@ -353,7 +352,6 @@ def select_pages_extend(
     num_heads, head_dim = q.shape[1:]
     num_kv_heads = repr_buffer.shape[1]
     group = num_heads // num_kv_heads
-    assert KINDS[kind].stored == (repr_version is not None)
     items = len(plan.tiles) * num_kv_heads
     _select_pages_extend_kernel[(min(items, workspace.programs),)](
         q,
