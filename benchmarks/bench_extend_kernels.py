@@ -15,10 +15,10 @@ import statistics
 import torch
 
 from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
+from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
-from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa, rows_per_list
+from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
     ExtendSelectWorkspace,
@@ -26,7 +26,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
     select_pages_extend,
 )
 from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
-from sglang.srt.layers.attention.hsa.tile_attention import PROGRAMS_PER_PROCESSOR, select_tile_rows
+from sglang.srt.layers.attention.hsa.tile_attention import PROGRAMS_PER_PROCESSOR
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
 LAYOUT = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS)
@@ -99,10 +99,10 @@ def bench(prefix: int, new: int, heads: int, kv_heads: int, dim: int, agreement:
     counters = HSACounters("cuda")
     group, scale = heads // kv_heads, dim**-0.5
     processors = torch.cuda.get_device_properties(0).multi_processor_count
-    plan = plan_extend([prefix], [new], tile_rows=select_tile_rows(group), device="cuda", **LAYOUT)
-    lists = PageLists.empty(plan, kv_heads, TOPK, rows_per_list(group))
+    plan = plan_extend([prefix], [new], tiling=choose_tiling(group, dim, "group"), device="cuda", **LAYOUT)
+    lists = PageLists.empty(plan, kv_heads, TOPK)
     workspace = ExtendSelectWorkspace(
-        len(plan.tiles) * kv_heads, plan.tile_rows, plan.max_candidates, PROGRAMS_PER_PROCESSOR * processors, "cuda"
+        len(plan.tiles) * kv_heads, plan.tiling.tile_rows, plan.max_candidates, PROGRAMS_PER_PROCESSOR * processors, "cuda"
     )
     out = torch.empty_like(q)
 

@@ -9,13 +9,13 @@ import triton
 from sglang.mini.backend import CacheState
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
+from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import (
     MAX_SPLITS,
     DecodeWorkspace,
     decode_hsa,
 )
-from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa, rows_per_list
+from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
     MAX_PROGRAMS_PER_ROW,
     SelectPagesWorkspace,
@@ -27,10 +27,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
     select_pages_extend,
 )
 from sglang.srt.layers.attention.hsa.split_decode import programs_per_row
-from sglang.srt.layers.attention.hsa.tile_attention import (
-    PROGRAMS_PER_PROCESSOR,
-    select_tile_rows,
-)
+from sglang.srt.layers.attention.hsa.tile_attention import PROGRAMS_PER_PROCESSOR
 
 
 class HSAKernels:
@@ -62,19 +59,17 @@ class HSAKernels:
         self.plan = plan_extend(
             [first for first, _ in state.spans],
             [end - first for first, end in state.spans],
-            tile_rows=select_tile_rows(group),
+            tiling=choose_tiling(group, spec.head_dim, self.config.selection_strategy),
             page_size=self.config.page_size,
             device=device,
             **cut,
         )
         self.lists = self.workspace = None
         if self.plan.max_candidates:
-            self.lists = PageLists.empty(
-                self.plan, spec.num_kv_heads, self.config.topk, rows_per_list(group)
-            )
+            self.lists = PageLists.empty(self.plan, spec.num_kv_heads, self.config.topk)
             self.workspace = ExtendSelectWorkspace(
                 len(self.plan.tiles) * spec.num_kv_heads,
-                self.plan.tile_rows,
+                self.plan.tiling.tile_rows,
                 self.plan.max_candidates,
                 PROGRAMS_PER_PROCESSOR * self.processors,
                 device,

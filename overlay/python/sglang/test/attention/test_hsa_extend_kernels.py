@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
+from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr import kernel as chunk_repr
 from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
 from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
@@ -197,7 +197,7 @@ def test_kernel_and_reference_select_the_same_pages():
     h.step(sequences, [500, 130])
     new = [5, 37]
     q, _ = h.step(sequences, new)
-    lists = h.backend.forward_metadata.lists
+    lists = h.backend.forward_metadata.tiles.lists
     row = 0
     for s, count in zip(sequences, new):
         table = h.pages_of(s).tolist()
@@ -249,7 +249,7 @@ def test_a_page_handed_out_again_gets_no_stamp():
     x = torch.randn(40, 32, device=DEVICE)
     o = h.layers[0](torch.randn(40, 64, device=DEVICE), x, x.clone(), batch)
     assert h.pool.chunk_repr_version[0][page] == stamp
-    assert page not in h.backend.forward_metadata.lists.pages[0, 0, 0, :3]
+    assert page not in h.backend.forward_metadata.tiles.lists.pages[0, 0, 0, :3]
     assert torch.isfinite(o).all()
 
 
@@ -263,7 +263,13 @@ def test_selection_among_many_pages(topk, dtype):
     pages, heads, dim = 1700, 2, 16
     layout = dict(page_size=16, window_size=16, sink_pages=1)
     new = 3
-    plan = plan_extend([16 * pages], [new], tile_rows=32, device=DEVICE, **layout)
+    plan = plan_extend(
+        [16 * pages],
+        [new],
+        tiling=choose_tiling(1, 16, "group"),
+        device=DEVICE,
+        **layout,
+    )
     q = torch.randn(new, heads, dim, device=DEVICE)
     # Page 0 is unused; the first head's pages repeat 50 representations, the second's are distinct.
     repr_buffer = torch.randn(pages + 2, heads, dim, device=DEVICE)
@@ -273,7 +279,7 @@ def test_selection_among_many_pages(topk, dtype):
     stamp = version.clone()
     stamp[torch.randint(1, pages, (100,))] = 0
     table = (torch.randperm(pages + 1) + 1).int().to(DEVICE).view(1, -1)
-    lists = extend_kernel.PageLists.empty(plan, heads, topk, 32)
+    lists = extend_kernel.PageLists.empty(plan, heads, topk)
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
     extend_kernel.select_pages_extend(
         q, repr_buffer, stamp, version, table, plan, lists,

@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
+from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr import kernel as chunk_repr
 from sglang.srt.layers.attention.hsa.ops.decode import kernel as decode
 from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
@@ -18,6 +18,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages import (
 )
 
 HOPPER = GPUTarget("cuda", 90, 32)
+SHARED_BYTES = 227 * 1024  # of a program on Hopper
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -59,9 +60,9 @@ class Recorder:
             signature[param.name] = "constexpr"
             constexprs[(param.num,)] = constants[param.name]
         source = ASTSource(self.kernel, signature, constexprs, attrs)
-        self.compiled.append(
-            triton.compile(source, target=HOPPER, options=options).asm["ptx"]
-        )
+        compiled = triton.compile(source, target=HOPPER, options=options)
+        assert compiled.metadata.shared <= SHARED_BYTES
+        self.compiled.append(compiled.asm["ptx"])
 
     @staticmethod
     def _type(value):
@@ -148,37 +149,38 @@ def test_decode(record, dtype, head_dim, cap):
     assert dtype == torch.float32 or "mma" in recorder.compiled[0]
 
 
-def plan(group, tile_rows):
+def plan(group, head_dim, strategy="group"):
     return plan_extend(
-        [0, 5000], [700, 1], tile_rows=tile_rows, page_size=64, window_size=512, sink_pages=1, device="cpu"
+        [0, 5000], [700, 1], tiling=choose_tiling(group, head_dim, strategy), page_size=64, window_size=512, sink_pages=1, device="cpu"
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "kind,strategy,dtype,heads",
+    "kind,strategy,dtype,heads,head_dim",
     [
-        ("mean_var", "group", torch.bfloat16, 16),
-        ("mean", "group", torch.float16, 2),
-        ("min_max", "head", torch.bfloat16, 6),
-        ("mean_var", "softmax_head", torch.bfloat16, 32),
-        ("landmark", "group", torch.float8_e4m3fn, 8),
+        ("mean_var", "group", torch.bfloat16, 16, 64),
+        ("mean_var", "group", torch.bfloat16, 8, 256),
+        ("mean", "group", torch.float16, 2, 128),
+        ("min_max", "head", torch.bfloat16, 6, 80),
+        ("mean_var", "head", torch.bfloat16, 8, 256),
+        ("mean_var", "softmax_head", torch.bfloat16, 32, 128),
+        ("landmark", "group", torch.float8_e4m3fn, 8, 64),
     ],
 )
-def test_select_pages_extend(record, kind, strategy, dtype, heads):
+def test_select_pages_extend(record, kind, strategy, dtype, heads, head_dim):
     recorder = record(extend_kernel, "_select_pages_extend_kernel")
     versions = torch.zeros(9, dtype=torch.int64)
-    list_rows = extend.rows_per_list(heads // HKV)
-    p = plan(heads // HKV, max(16, list_rows))
+    p = plan(heads // HKV, head_dim, strategy)
     extend_kernel.select_pages_extend(
-        torch.empty(p.rows, heads, 64, dtype=torch.bfloat16),
-        torch.empty(9, HKV, 128, dtype=dtype),
+        torch.empty(p.rows, heads, head_dim, dtype=torch.bfloat16),
+        torch.empty(9, HKV, 2 * head_dim, dtype=dtype),
         None if kind == "landmark" else versions,
         versions,
         torch.zeros(2, 80, dtype=torch.int32),
         p,
-        extend_kernel.PageLists.empty(p, HKV, 32, list_rows),
+        extend_kernel.PageLists.empty(p, HKV, 32),
         extend_kernel.ExtendSelectWorkspace(
-            len(p.tiles) * HKV, p.tile_rows, 3000, 4, "cpu"
+            len(p.tiles) * HKV, p.tiling.tile_rows, 3000, 4, "cpu"
         ),
         torch.zeros(6, dtype=torch.int64),
         page_size=64,
@@ -205,8 +207,7 @@ def test_select_pages_extend(record, kind, strategy, dtype, heads):
 )
 def test_extend(record, dtype, head_dim, heads, cap, by_score):
     recorder = record(extend, "_extend_hsa_kernel")
-    list_rows = extend.rows_per_list(heads // HKV)
-    p = plan(heads // HKV, max(16, list_rows))
+    p = plan(heads // HKV, head_dim)
     cache = torch.empty(640, HKV, head_dim, dtype=dtype)
     wide = torch.float16 if dtype == torch.float16 else torch.bfloat16
     q = torch.empty(p.rows, heads, head_dim, dtype=wide)
@@ -214,7 +215,7 @@ def test_extend(record, dtype, head_dim, heads, cap, by_score):
         q,
         cache,
         cache,
-        extend_kernel.PageLists.empty(p, HKV, 32, list_rows),
+        extend_kernel.PageLists.empty(p, HKV, 32),
         torch.zeros(2, 80, dtype=torch.int32),
         p,
         torch.empty_like(q),
@@ -240,7 +241,7 @@ def test_write_pages(record, kind):
         versions,
         versions[:1],
         torch.zeros(2, 80, dtype=torch.int32),
-        plan(4, 16).pages,
+        plan(4, 64).pages,
         torch.zeros(6, dtype=torch.int64),
         page_size=64,
         kind=kind,

@@ -14,6 +14,7 @@ import triton
 
 from sglang.srt.layers.attention.hsa.counters import INDEX, HSACounters
 from sglang.srt.layers.attention.hsa.extend_kernels import ExtendKernels
+from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_previous_page
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.split_decode import SplitDecode
@@ -47,6 +48,9 @@ class DecodeKernels:
         num_heads: query heads on this rank.
         scales: of the cached keys and values of each HSA layer.
         counters: counts are added to it on the device.
+
+    Raises:
+        ValueError: for a head dimension above 256.
     """
 
     def __init__(
@@ -59,7 +63,9 @@ class DecodeKernels:
         counters: HSACounters,
     ):
         self.pool, self.config, self.counters = pool, config, counters
-        self.num_heads = num_heads
+        self.tiling = choose_tiling(
+            num_heads // pool.head_num, pool.head_dim, config.selection_strategy
+        )
         self.req_to_token = req_to_token_pool.req_to_token
         device = self.req_to_token.device
         rows, width = self.req_to_token.shape
@@ -108,7 +114,7 @@ class DecodeKernels:
     def extend(self, forward_batch: ForwardBatch) -> ExtendKernels:
         """The kernels of an extend pass."""
         return ExtendKernels(
-            forward_batch, self.pool, self.config, self.num_heads, self.processors, self.counters
+            forward_batch, self.pool, self.config, self.tiling, self.processors, self.counters
         )  # fmt: skip
 
     def begin(self, forward_batch: ForwardBatch) -> None:

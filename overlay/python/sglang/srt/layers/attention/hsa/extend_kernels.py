@@ -12,15 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 
-from sglang.srt.layers.attention.hsa.extend_plan import plan_extend
+from sglang.srt.layers.attention.hsa.extend_plan import Tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.tile_attention import (
-    TileAttention,
-    make_lists,
-    make_workspace,
-    select_tile_rows,
-)
+from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import PageLists
+from sglang.srt.layers.attention.hsa.tile_attention import TileAttention, make_workspace
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -38,7 +34,7 @@ class ExtendKernels:
         forward_batch: the batch; its lengths on the host must be set.
         pool: pool that keeps the representations.
         config: resolved options.
-        num_heads: query heads on this rank.
+        tiling: of the kernels.
         processors: multiprocessors of the device.
         counters: counts are added to it on the device.
 
@@ -51,7 +47,7 @@ class ExtendKernels:
         forward_batch: ForwardBatch,
         pool: ChunkReprMixin,
         config: HSAConfig,
-        num_heads: int,
+        tiling: Tiling,
         processors: int,
         counters: HSACounters,
     ):
@@ -60,7 +56,7 @@ class ExtendKernels:
         self.plan = plan_extend(
             forward_batch.extend_prefix_lens_cpu,
             forward_batch.extend_seq_lens_cpu,
-            tile_rows=select_tile_rows(num_heads // pool.head_num),
+            tiling=tiling,
             page_size=config.page_size,
             window_size=config.effective_window,
             sink_pages=config.sink_pages,
@@ -98,7 +94,7 @@ class ExtendKernels:
             self.plan,
             self.page_table,
             self.page_version,
-            make_lists(self.plan, pool, config, num_heads) if sparse else None,
+            PageLists.empty(self.plan, pool.head_num, config.topk) if sparse else None,
             make_workspace(self.plan, pool, processors) if sparse else None,
         )
 

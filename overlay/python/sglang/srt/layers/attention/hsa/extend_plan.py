@@ -4,11 +4,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 import torch
 
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
+
+# Query rows times query heads that meet a page at once, by head dimension: what registers and shared memory hold.
+# Strategies other than group keep the features of every head beside the pages.
+ROWS = {"group": {64: 64, 128: 64, 256: 32}, "heads": {64: 64, 128: 32, 256: 16}}
+MAX_LIST_ROWS = 32  # one bit of an int32 each
+MIN_SUMMED_ROWS = 16  # rows of a matrix product
+
+
+class Tiling(NamedTuple):
+    """How many new tokens share a program.
+
+    Attributes:
+        tile_rows: of the selection kernel, a multiple of list_rows.
+        list_rows: of a page list and so of the attention kernel. Both are powers of two.
+    """
+
+    tile_rows: int
+    list_rows: int
+
+
+def choose_tiling(group: int, head_dim: int, strategy: str) -> Tiling:
+    """Tiling for query heads per KV head, head dimension and selection strategy.
+
+    Raises:
+        ValueError: for a head dimension above 256.
+    """
+    by_dim = ROWS["group" if strategy == "group" else "heads"]
+    rows = next((rows for dim, rows in by_dim.items() if head_dim <= dim), None)
+    if rows is None:
+        raise ValueError(
+            f"the HSA kernels take head dimensions up to 256, not {head_dim}"
+        )
+    heads = 1 << (group - 1).bit_length()
+    list_rows = min(MAX_LIST_ROWS, max(1, rows // heads))
+    # The strategy group adds up the heads first, so a tile of few tokens would leave the product few rows.
+    summed = strategy == "group"
+    return Tiling(max(list_rows, MIN_SUMMED_ROWS) if summed else list_rows, list_rows)
 
 
 @dataclass
@@ -16,10 +53,10 @@ class ExtendPlan:
     """Work lists of one extend pass over B sequences with T new tokens in all.
 
     Attributes:
-        tiles: runs of at most ``tile_rows`` new tokens of one sequence ``[N, 4]`` int32: sequence, first packed row,
+        tiles: runs of at most ``tiling.tile_rows`` new tokens of one sequence ``[N, 4]`` int32: sequence, first packed row,
             rows, position of the first row.
         pages: complete pages of the batch ``[C, 3]`` int32: sequence, logical page, 1 if this pass completes it.
-        tile_rows: a power of two.
+        tiling: of the kernels.
         max_candidates: largest number of candidate pages of any row (host int).
         max_rows: largest number of rows of a tile (host int).
         rows: T.
@@ -27,7 +64,7 @@ class ExtendPlan:
 
     tiles: torch.Tensor
     pages: torch.Tensor
-    tile_rows: int
+    tiling: Tiling
     max_candidates: int
     max_rows: int
     rows: int
@@ -37,7 +74,7 @@ def plan_extend(
     prefix_lens: Sequence[int],
     new_lens: Sequence[int],
     *,
-    tile_rows: int,
+    tiling: Tiling,
     page_size: int,
     window_size: int,
     sink_pages: int,
@@ -48,12 +85,13 @@ def plan_extend(
     Args:
         prefix_lens: cached tokens of each sequence ``[B]``.
         new_lens: new tokens of each sequence ``[B]``.
-        tile_rows: new tokens per tile.
+        tiling: see ``choose_tiling``.
     """
     prefix = torch.as_tensor(prefix_lens, dtype=torch.int64)
     new = torch.as_tensor(new_lens, dtype=torch.int64)
     total = prefix + new
 
+    tile_rows = tiling.tile_rows
     sequence, index = _enumerate((new + tile_rows - 1) // tile_rows)
     offset = index * tile_rows  # first row of the tile in its sequence
     first_row = torch.cumsum(new, 0) - new
@@ -75,7 +113,7 @@ def plan_extend(
     return ExtendPlan(
         tiles=_to_device(tiles, device),
         pages=_to_device(pages, device),
-        tile_rows=tile_rows,
+        tiling=tiling,
         max_candidates=int(candidates[new > 0].max()) if bool((new > 0).any()) else 0,
         max_rows=min(tile_rows, int(new.max())),
         rows=int(new.sum()),

@@ -11,7 +11,7 @@ import torch
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
-from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa, rows_per_list
+from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
     ExtendSelectWorkspace,
     PageLists,
@@ -23,21 +23,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.scales import KVScales
     from sglang.srt.layers.radix_attention import RadixAttention
 
-MIN_SELECT_ROWS = 16  # tl.dot needs 16 rows
 PROGRAMS_PER_PROCESSOR = 4
-
-
-def select_tile_rows(group: int) -> int:
-    """Queries of a tile, for query heads per KV head."""
-    return max(rows_per_list(group), MIN_SELECT_ROWS)
-
-
-def make_lists(
-    plan: ExtendPlan, pool: ChunkReprMixin, config: HSAConfig, num_heads: int
-) -> PageLists:
-    """Lists for a plan, not yet written."""
-    list_rows = rows_per_list(num_heads // pool.head_num)
-    return PageLists.empty(plan, pool.head_num, config.topk, list_rows)
 
 
 def make_workspace(
@@ -46,7 +32,7 @@ def make_workspace(
     """Scratch for a plan on a device with so many multiprocessors."""
     return ExtendSelectWorkspace(
         len(plan.tiles) * pool.head_num,
-        plan.tile_rows,
+        plan.tiling.tile_rows,
         plan.max_candidates,
         PROGRAMS_PER_PROCESSOR * processors,
         plan.tiles.device,

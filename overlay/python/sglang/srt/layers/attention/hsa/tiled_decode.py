@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan, choose_tiling
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
     ExtendSelectWorkspace,
+    PageLists,
 )
-from sglang.srt.layers.attention.hsa.tile_attention import (
-    TileAttention,
-    make_lists,
-    select_tile_rows,
-)
+from sglang.srt.layers.attention.hsa.tile_attention import TileAttention
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -45,15 +42,17 @@ class TiledDecode:
         plan = ExtendPlan(
             tiles=torch.stack([row, row, row, row], dim=1),
             pages=torch.empty((0, 3), dtype=torch.int32, device=device),
-            tile_rows=select_tile_rows(num_heads // pool.head_num),
+            tiling=choose_tiling(
+                num_heads // pool.head_num, pool.head_dim, config.selection_strategy
+            ),
             max_candidates=max_pages,
             max_rows=1,
             rows=rows,
         )
         workspace = ExtendSelectWorkspace(
-            rows * pool.head_num, plan.tile_rows, max_pages, processors, device
+            rows * pool.head_num, plan.tiling.tile_rows, max_pages, processors, device
         )
-        lists = make_lists(plan, pool, config, num_heads)
+        lists = PageLists.empty(plan, pool.head_num, config.topk)
         self.whole = TileAttention(
             pool, config, counters, plan, page_table, page_version, lists, workspace
         )

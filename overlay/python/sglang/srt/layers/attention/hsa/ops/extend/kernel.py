@@ -18,18 +18,10 @@ from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import PageLists
 from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
 
-# Query rows times heads that share a tile of keys, as far as a run may be that long.
-TILE = 64
-MAX_LIST_ROWS = 32
 KEYS_PER_STEP = 64
 MAX_STAGES = 3
 SHARED_BYTES = 200_000
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-
-
-def rows_per_list(group: int) -> int:
-    """Queries that share one program of the attention kernel."""
-    return min(MAX_LIST_ROWS, max(1, TILE // triton.next_power_of_2(group)))
 
 
 @triton.jit
@@ -295,7 +287,7 @@ def extend_hsa(
         k_buffer, v_buffer: ``[num_slots, H_kv, D]``, ``[num_slots, H_kv, D_v]``; the new tokens are written.
         lists: selected pages; None for sinks and window alone.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
-        plan: of the pass; its tiles hold ``rows_per_list`` rows or a multiple of it.
+        plan: of the pass.
         out: ``[T, H_q, D_v]``, written whole.
         lse: natural log-sum-exp ``[T, H_q]`` float32, written if given.
         repr_buffer: representations by physical page ``[num_pages, H_kv, repr_dim]``. Given, a selected page weighs
@@ -309,8 +301,8 @@ def extend_hsa(
     num_kv_heads, v_dim = v_buffer.shape[1:]
     group = num_heads // num_kv_heads
     group_block = triton.next_power_of_2(group)
-    list_rows = rows_per_list(group)
-    runs = plan.tile_rows // list_rows
+    tile_rows, list_rows = plan.tiling
+    runs = tile_rows // list_rows
     keys = KEYS_PER_STEP if repr_buffer is None else page_size
     step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
     _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](

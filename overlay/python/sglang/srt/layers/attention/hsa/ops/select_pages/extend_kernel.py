@@ -29,7 +29,10 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     wide,
 )
 
-PAGES_PER_STEP = 128
+PAGES_PER_STEP = (
+    128  # of the pages that a matrix product takes, half of it above 128 dimensions
+)
+SHARED_BYTES = 180_000  # for features and the pages in flight
 
 
 @triton.jit
@@ -268,14 +271,13 @@ class PageLists:
     list_rows: int
 
     @classmethod
-    def empty(
-        cls, plan: ExtendPlan, num_kv_heads: int, topk: int, list_rows: int
-    ) -> PageLists:
+    def empty(cls, plan: ExtendPlan, num_kv_heads: int, topk: int) -> PageLists:
         """Lists for the tiles of a plan, not yet written."""
+        tile_rows, list_rows = plan.tiling
         width = min(min(list_rows, plan.max_rows) * topk, plan.max_candidates)
         width = triton.cdiv(width, 16) * 16  # one compiled variant for all widths
         device = plan.tiles.device
-        shape = (len(plan.tiles), num_kv_heads, plan.tile_rows // list_rows)
+        shape = (len(plan.tiles), num_kv_heads, tile_rows // list_rows)
         return cls(
             torch.empty((*shape, width), dtype=torch.int32, device=device),
             torch.empty((*shape, width), dtype=torch.int32, device=device),
@@ -353,6 +355,13 @@ def select_pages_extend(
     num_kv_heads = repr_buffer.shape[1]
     group = num_heads // num_kv_heads
     items = len(plan.tiles) * num_kv_heads
+    group_block, block_d = (triton.next_power_of_2(n) for n in (group, head_dim))
+    # Three terms of either half of the features, and two halves of each page's representation.
+    feature_rows = plan.tiling.tile_rows * (1 if strategy == "group" else group_block)
+    features = 3 * 2 * feature_rows * block_d * 2
+    pages, step = PAGES_PER_STEP, 2 * PAGES_PER_STEP * block_d * 2
+    if features + step > SHARED_BYTES:
+        pages, step = pages // 2, step // 2
     _select_pages_extend_kernel[(min(items, workspace.programs),)](
         q,
         repr_buffer,
@@ -380,12 +389,12 @@ def select_pages_extend(
         workspace.keys.shape[1],
         KV_HEADS=num_kv_heads,
         GROUP=group,
-        GROUP_BLOCK=triton.next_power_of_2(group),
-        ROWS=plan.tile_rows,
-        WIDE=wide(plan.tile_rows),
+        GROUP_BLOCK=group_block,
+        ROWS=plan.tiling.tile_rows,
+        WIDE=wide(plan.tiling.tile_rows),
         LIST_ROWS=out.list_rows,
         HEAD_DIM=head_dim,
-        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        BLOCK_D=max(16, block_d),
         PAGE_SIZE=page_size,
         WINDOW=max(window_size, 1),
         SINKS=sink_pages,
@@ -393,11 +402,12 @@ def select_pages_extend(
         KIND=kind,
         STRATEGY=strategy,
         HAS_VERSIONS=repr_version is not None,
-        PAGES=PAGES_PER_STEP,
+        PAGES=pages,
         ROWS_DENSE=INDEX["rows_dense"],
         ROWS_SPARSE=INDEX["rows_sparse"],
         PAGES_CANDIDATE=INDEX["pages_candidate"],
         PAGES_SELECTED=INDEX["pages_selected"],
         num_warps=8,
+        num_stages=3 if features + 2 * step <= SHARED_BYTES else 2,
     )
     return out
