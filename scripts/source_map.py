@@ -37,7 +37,7 @@ def patched_tree(root: Path = ROOT) -> Tree:
     return open_tree(str(root / "sglang"), f"SGLang {lock.load(root).release(None).tag}, patched")
 
 
-def patched_page(tree: Tree, root: Path = ROOT) -> str:
+def patched_page(facts: Map, root: Path = ROOT) -> str:
     """The page of the patched tree, with links to the release, or to overlay/ for files that are added."""
     release = lock.load(root).release(None)
 
@@ -46,7 +46,7 @@ def patched_page(tree: Tree, root: Path = ROOT) -> str:
             return f"../overlay/{path}#L{line}"
         return None if path in release.files else f"{UPSTREAM}/{release.tag}/{path}#L{line}"
 
-    return page.page(read_map(tree), page.Links(target))
+    return page.page(facts, page.Links(target))
 
 
 def other_page(facts: Map) -> str:
@@ -88,15 +88,15 @@ def main() -> int:
         print(diff.compare(old, new), end="")
         return 0
     tree = open_tree(args.tree) if args.tree else patched_tree()
+    facts = read_map(tree)
     if args.backend:
-        facts = read_map(tree)
         text = page.terminal(facts, args.backend)
         if text is None:
             names = ", ".join(backend.name for backend in facts.backends)
             raise OverlayError(f"{tree.label} has no backend {args.backend}", f"choose one of {names}")
         print(text, end="")
         return 0
-    made = other_page(read_map(tree)) if args.tree else patched_page(tree)
+    made = other_page(facts) if args.tree else patched_page(facts)
     if args.check:
         wrong = check(made)
         if wrong:

@@ -126,7 +126,7 @@ class CallGraph:
             kernel = Kernel(f"{value.function} ({', '.join(value.files)})", "CUDA, compiled at run time", path, line, True)
         elif isinstance(value, Registered) and value.method:
             kernel = Kernel(f"another backend's {value.method}", "registry", path, line, True)
-        elif isinstance(value, External) and _is_kernel(value):
+        elif isinstance(value, External) and _is_kernel(value) and value.root in self.evaluator.tree.device_packages:
             kernel = Kernel(value.name, _kind(value.name), path, line, True)
         else:
             return None

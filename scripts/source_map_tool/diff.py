@@ -32,8 +32,8 @@ def compare(old: Map, new: Map) -> str:
     """Added, removed, moved to another file, moved within a file; one line each, grouped, in the order of names."""
     before, after = flatten(old), flatten(new)
     groups: dict[str, list[str]] = {
-        f"only in {new.label}": [f"{name}  {_where(after[name])}" for name in sorted(after.keys() - before.keys())],
-        f"only in {old.label}": [f"{name}  {_where(before[name])}" for name in sorted(before.keys() - after.keys())],
+        f"added in {new.label}": [f"{name}  {_where(after[name])}" for name in sorted(after.keys() - before.keys())],
+        f"removed since {old.label}": [f"{name}  {_where(before[name])}" for name in sorted(before.keys() - after.keys())],
         "in another file": [],
         "on another line": [],
     }

@@ -13,6 +13,7 @@ from overlay_tool.archives import SUFFIXES, read_archive
 from overlay_tool.console import OverlayError
 
 PACKAGE = "python/sglang/"
+_IMPORT = re.compile(rb"^\s*(?:from|import) (\w+)", re.MULTILINE)
 _OPENING, _CLOSING = re.compile(r"([(\[{]) "), re.compile(r",? ([)\]}])")
 _RELEASE = re.compile(r"v?(\d+(?:\.\d+)+(?:(?:a|b|rc|\.?post|\.?dev)\d+)*)")
 
@@ -83,6 +84,15 @@ class Tree:
             for path in self.paths
             if path.startswith(PACKAGE + "srt/") and any(word in self._read(path) for word in wanted)
         ]
+
+    @cached_property
+    def device_packages(self) -> frozenset[str]:
+        """Packages that layers or kernels import. Others, however they are called, launch nothing."""
+        found: set[str] = set()
+        for path in self.paths:
+            if "/layers/" in path or "kernel" in path:
+                found.update(word.decode() for word in _IMPORT.findall(self._read(path)))
+        return frozenset(found)
 
     def _read(self, path: str) -> bytes:
         text = self._texts[path]
