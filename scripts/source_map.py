@@ -22,7 +22,8 @@ from pathlib import Path
 from overlay_tool import lock
 from overlay_tool.console import OverlayError
 from source_map_tool import diff, page
-from source_map_tool.facts import Map, read_map
+from source_map_tool.facts import read_map
+from source_map_tool.model import Map
 from source_map_tool.tree import Tree, open_tree
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 
 from .evaluate import Evaluator, Frame
-from .symbols import FUNCTION_NODES, Class, Compiled, External, Function, Instance, Method, Registered
+from .symbols import Class, Compiled, External, Function, Instance, Method, Registered
 
 MAX_DEPTH = 16
 # Packages whose functions are no kernels: the interpreter's, and those that build, convert, log or measure.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .facts import Map
+from .model import Map
 from .page import short
 
 Facts = dict[str, tuple[str, int]]  # name of a fact -> path and line

@@ -25,6 +25,8 @@ from .symbols import (
     Registered,
     Super,
     bindings_of,
+    returns,
+    stored,
 )
 from .tree import Module, Tree
 
@@ -209,14 +211,14 @@ class Evaluator:
 
     def _assigns(self, cls: Class, name: str) -> bool:
         """Whether an object of the class has an attribute of this name, which would hide a method."""
-        return any(name in _stored(method) for part in self.mro(cls) for method in part.methods.values())
+        return any(name in stored(method) for part in self.mro(cls) for method in part.methods.values())
 
     def _attribute_of(self, cls: Class, name: str, declared: bool) -> Values:
         """What the methods of a class store in ``self.name``, or what the class declares."""
         found: list = []
         for part in () if declared else self.mro(cls):
             for method in part.methods.values():
-                for value in _stored(method).get(name, ()):
+                for value in stored(method).get(name, ()):
                     found += self.eval(value, Frame(part.module, method, cls))
         for part in self.mro(cls):
             if not found and name in part.bindings:
@@ -394,49 +396,6 @@ def is_callable(value: object) -> bool:
             return value.name.startswith(("torch.nn.", "torch.ops."))
         return value.is_object or "." in value.name and value.root != "typing"
     return isinstance(value, (Function, Method, Compiled, Registered))
-
-
-def returns(node: ast.FunctionDef) -> list[ast.Return]:
-    """The `return` statements of a function itself, those of the functions in it left out."""
-    found, todo = [], list(node.body)
-    while todo:
-        part = todo.pop(0)
-        if isinstance(part, ast.Return) and part.value is not None:
-            found.append(part)
-        if not isinstance(part, (*FUNCTION_NODES, ast.ClassDef, ast.Lambda)):
-            todo[:0] = list(ast.iter_child_nodes(part))
-    return found
-
-
-def _stored(method: Function) -> dict[str, list[ast.expr]]:
-    """Expressions that a method stores in attributes of its first parameter, also by append, extend and subscript."""
-    if hasattr(method, "stored"):
-        return method.stored
-    found: dict[str, list[ast.expr]] = {}
-    own = method.params[0] if method.params else ""
-
-    def store(target: ast.expr, value: ast.expr) -> None:
-        if isinstance(target, (ast.Tuple, ast.List)):
-            same = isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts)
-            for number, item in enumerate(target.elts):
-                store(item, value.elts[number] if same else value)
-            return
-        while isinstance(target, ast.Subscript):
-            target = target.value
-        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == own:
-            found.setdefault(target.attr, []).append(value)
-
-    for node in ast.walk(method.node):
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                store(target, node.value)
-        elif isinstance(node, ast.AnnAssign) and node.value is not None:
-            store(node.target, node.value)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-            if node.func.attr in ("append", "extend"):
-                store(node.func.value, node.args[0])
-    method.stored = found
-    return found
 
 
 def _names_class(name: str) -> bool:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 from .calls import Kernel, Step
-from .facts import Backend, ClassFacts, Map, Outcomes, Place
+from .model import Backend, ClassFacts, Map, Outcomes, Place
 
 MAX_NODES = 24  # a larger diagram helps nobody
 MAX_CODE = 120  # in a table
@@ -274,7 +275,7 @@ def _condition(text: str) -> str:
 
 
 def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    return text if len(text) <= length else re.sub(r"\w*$", "", text[:length]) + "…"  # no half words
 
 
 def _code(text: str) -> str:

@@ -191,6 +191,49 @@ def bindings_of(body: Iterable[ast.stmt], inside: bool = False) -> Bindings:
     return found
 
 
+def returns(node: ast.FunctionDef) -> list[ast.Return]:
+    """The `return` statements of a function itself, those of the functions in it left out."""
+    found, todo = [], list(node.body)
+    while todo:
+        part = todo.pop(0)
+        if isinstance(part, ast.Return) and part.value is not None:
+            found.append(part)
+        if not isinstance(part, (*FUNCTION_NODES, ast.ClassDef, ast.Lambda)):
+            todo[:0] = list(ast.iter_child_nodes(part))
+    return found
+
+
+def stored(method: Function) -> dict[str, list[ast.expr]]:
+    """Expressions that a method stores in attributes of its first parameter, also by append, extend and subscript."""
+    if hasattr(method, "stored"):
+        return method.stored
+    found: dict[str, list[ast.expr]] = {}
+    own = method.params[0] if method.params else ""
+
+    def store(target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, (ast.Tuple, ast.List)):
+            same = isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts)
+            for number, item in enumerate(target.elts):
+                store(item, value.elts[number] if same else value)
+            return
+        while isinstance(target, ast.Subscript):
+            target = target.value
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == own:
+            found.setdefault(target.attr, []).append(value)
+
+    for node in ast.walk(method.node):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                store(target, node.value)
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            store(node.target, node.value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            if node.func.attr in ("append", "extend"):
+                store(node.func.value, node.args[0])
+    method.stored = found
+    return found
+
+
 def _nested(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
     """Statements in order, those in branches, loops and handlers included, not those in functions and classes."""
     for node in body:
