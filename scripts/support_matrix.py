@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write what the code says into the documentation: docs/support_matrix.md and the README's table of options.
+"""Write what the code says into the documentation: the support matrix, the README's options, the refusals to look up.
 
     support_matrix.py            print the support matrix
     support_matrix.py --options  print the table of options
-    support_matrix.py --write    bring both files up to date
+    support_matrix.py --write    bring docs/support_matrix.md, docs/troubleshooting.md and the README up to date
 
 It reads HSA's refusals and defaults, so it needs the environment that quickstart.sh or test.sh makes. What is supported is
 listed here with the test that proves it; a test that does not exist is an error.
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX = ROOT / "docs" / "support_matrix.md"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- options: begin -->\n", "<!-- options: end -->\n"
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 
 IN_TREE = "overlay/python/sglang/test/attention/"
 SPARSE, DENSE, STORAGE = (f"tests/hsa/test_engine_{name}.py::" for name in ("sparse", "dense", "storage"))
@@ -228,11 +228,31 @@ def options_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def refusals_table() -> str:
+    """What start-up can be asked for and refuses, with the way out."""
+    from sglang.srt.layers.attention.hsa.refusals import REFUSALS
+
+    lines = ["| it says: does not support | because of | do this |", "| --- | --- | --- |"]
+    lines += [f"| {r.feature} | {_code(r.asked)} | {_code(r.instead)} |" for r in REFUSALS]
+    return "\n".join(lines) + "\n"
+
+
 def readme_with(table: str) -> str:
-    """The README with the table between its two marks."""
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}{table}{END}{after}"
+    """The README with the table of options."""
+    return _between(README, "options", table)
+
+
+def troubleshooting_with(table: str) -> str:
+    """The page docs/troubleshooting.md with the table of refusals."""
+    return _between(TROUBLESHOOTING, "refusals", table)
+
+
+def _between(page: Path, name: str, table: str) -> str:
+    """A page with a table between its two marks."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}{table}{end}{after}"
 
 
 def _code(text: str) -> str:
@@ -249,7 +269,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--options", action="store_true", help="print the README's table of options")
-    choice.add_argument("--write", action="store_true", help="bring both files up to date")
+    choice.add_argument("--write", action="store_true", help="bring all pages up to date")
     args = parser.parse_args()
     try:
         import sglang.srt.layers.attention.hsa  # noqa: F401
@@ -261,6 +281,7 @@ def main() -> int:
     if args.write:
         MATRIX.write_text(support_matrix(), encoding="utf-8")
         README.write_text(readme_with(options_table()), encoding="utf-8")
+        TROUBLESHOOTING.write_text(troubleshooting_with(refusals_table()), encoding="utf-8")
     else:
         print(options_table() if args.options else support_matrix(), end="")
     return 0
