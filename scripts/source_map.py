@@ -85,7 +85,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     args = _arguments()
     if args.diff:
-        old, new = (read_map(open_tree(name)) for name in args.diff)
+        old, new = (read_map(open_tree(name, name)) for name in args.diff)
         print(diff.compare(old, new), end="")
         return 0
     tree = open_tree(args.tree) if args.tree else patched_tree()

@@ -25,6 +25,7 @@ from .symbols import (
     Registered,
     Super,
     bindings_of,
+    is_callable,
     returns,
     stored,
 )
@@ -37,7 +38,7 @@ CONTAINER_CALLS = ("list", "tuple", "dict", "set", "sorted", "reversed", "enumer
 CONTAINER_METHODS = ("append", "clear", "extend", "get", "index", "insert", "items", "keys", "pop", "update", "values")
 # Calls that return the function they are given, compiled or with some arguments filled in.
 WRAPPERS = ("functools", "torch", "triton")
-MAX_BOUND = 4  # a parameter that can be more than this is treated as unknown
+MAX_BOUND = 4  # a parameter that can be more than this is unknown
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,9 @@ class Evaluator:
 
     def classes(self, module: Module) -> list[Class]:
         """The classes at the top of a file."""
-        nodes = [binding.value for bindings in self._top(module).values() for binding in bindings if binding.kind == "node"]
-        return [self._symbol(node, Frame(module)) for node in sorted(nodes, key=lambda node: node.lineno) if isinstance(node, ast.ClassDef)]
+        bound = [binding.value for bindings in self._top(module).values() for binding in bindings if binding.kind == "node"]
+        nodes = [node for node in bound if isinstance(node, ast.ClassDef)]
+        return [self._symbol(node, Frame(module)) for node in sorted(nodes, key=lambda node: node.lineno)]
 
     def _package(self, name: str) -> Values:
         module = self.tree.module(name)
@@ -275,17 +277,13 @@ class Evaluator:
         parts: list[ast.expr] = []
         if isinstance(node, ast.IfExp):
             parts = [node.body, node.orelse]
-        elif isinstance(node, ast.BoolOp):
+        elif isinstance(node, (ast.BoolOp, ast.Dict)):
             parts = node.values
         elif isinstance(node, (ast.List, ast.Tuple, ast.Set)):
             parts = node.elts
-        elif isinstance(node, ast.Dict):
-            parts = node.values
         elif isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp)):
             parts = [node.elt]
-        elif isinstance(node, ast.DictComp):
-            parts = [node.value]
-        elif isinstance(node, (ast.NamedExpr, ast.Starred, ast.Await)):
+        elif isinstance(node, (ast.DictComp, ast.NamedExpr, ast.Starred, ast.Await)):
             parts = [node.value]
         return [value for part in parts for value in self.eval(part, frame)]
 
@@ -387,15 +385,6 @@ class Evaluator:
             if values and len(values) <= MAX_BOUND:
                 found.append((name, values))
         return tuple(found)
-
-
-def is_callable(value: object) -> bool:
-    """Whether a value is worth following through an argument."""
-    if isinstance(value, External):
-        if value.root == "torch":  # not its dtypes
-            return value.name.startswith(("torch.nn.", "torch.ops."))
-        return value.is_object or "." in value.name and value.root != "typing"
-    return isinstance(value, (Function, Method, Compiled, Registered))
 
 
 def _names_class(name: str) -> bool:

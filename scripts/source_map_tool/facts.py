@@ -159,9 +159,7 @@ def _lookups(evaluator: Evaluator, tree: Tree, table: str) -> list[Function]:
 
 def _callers(evaluator: Evaluator, tree: Tree, lookups: list[Function]) -> list[Function]:
     """The functions from the lookup outwards, nearest caller first, turned round: the first is called first."""
-    attention = tree.module("sglang.srt.layers.attention.base_attn_backend")
-    is_backend = lambda function: function.method_of and any(part.module is attention for part in evaluator.mro(function.method_of))  # noqa: E731
-    found = [function for function in lookups if not is_backend(function)]
+    found = [function for function in lookups if not _is_of_a_backend(evaluator, function)]
     todo = list(found)
     while todo and len(found) < MAX_CALLERS:
         wanted = todo.pop(0)
@@ -172,6 +170,12 @@ def _callers(evaluator: Evaluator, tree: Tree, lookups: list[Function]) -> list[
                     if "backend" in function.name:  # beyond that it is the engine's start-up
                         todo.append(function)
     return found[::-1]
+
+
+def _is_of_a_backend(evaluator: Evaluator, function: Function) -> bool:
+    """Whether a function is a method of a backend, one that builds a second backend for its own use."""
+    cls = function.method_of
+    return cls is not None and evaluator.find_method(cls, "init_forward_metadata") is not None
 
 
 def _mentions(evaluator: Evaluator, function: Function, wanted: Function) -> bool:
@@ -308,20 +312,23 @@ def _decode_step(evaluator: Evaluator, tree: Tree) -> list[Place]:
     runner = _class_named(evaluator, tree, "ModelRunner")
     layer = _class_named(evaluator, tree, "RadixAttention")
     base = _class_named(evaluator, tree, "AttentionBackend")
+    graphs = _class_named(evaluator, tree, "CudaGraphRunner")
     for cls, method, attribute, word in (
         (runner, "forward_decode", "init_forward_metadata", "attn_backend"),
         (runner, "forward_decode", "forward", "model"),
+        (graphs, "replay_prepare", "init_forward_metadata_replay_cuda_graph", "attn_backend"),
+        (graphs, "replay", "replay", "graph"),
         (layer, "forward", "forward", "attn_backend"),
         (base, "forward", "forward_decode", "self"),
         (base, "forward", "forward_extend", "self"),
     ):
         function = evaluator.find_method(cls, method) if cls else None
-        for node in ast.walk(function.node) if function else ():
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == attribute:
+        calls = [node for node in ast.walk(function.node) if isinstance(node, ast.Call)] if function else []
+        for node in sorted(calls, key=lambda call: call.lineno):
+            if isinstance(node.func, ast.Attribute) and node.func.attr == attribute:
                 text = function.module.text_of(node.func)
                 if word in text:
                     found.append(Place(function.qualname, function.module.path, function.line, f"{node.lineno} {text}"))
-                    break
     return found
 
 

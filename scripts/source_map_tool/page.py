@@ -32,6 +32,10 @@ through objects that the engine hands in (the KV pool, the model) end at what th
 into the cache is not shown.
 """
 
+EAGER_OR_GRAPH = """\
+Without a CUDA graph every layer goes through `forward`. With one, that happened when the graph was captured; a step only
+brings the metadata up to date and replays it."""
+
 
 class Links:
     """How a place is written: its short path and line, as a link if there is something to link to."""
@@ -136,6 +140,7 @@ def _decode_step(facts: Map, links: Links) -> str:
     lines = ["## One decode step", ""]
     if not facts.decode_step:
         return "\n".join([*lines, "The functions that lead to a backend were not found under their names in this tree.", ""])
+    lines += [EAGER_OR_GRAPH, ""]
     lines += ["| function | calls | place |", "| --- | --- | --- |"]
     for place in facts.decode_step:
         call = place.note.split(" ", 1)
@@ -145,14 +150,13 @@ def _decode_step(facts: Map, links: Links) -> str:
     for place in facts.decode_step:
         owner = place.name.split(".")[0]
         called = place.note.split(" ", 1)[1]
-        target = {"init_forward_metadata": "Backend", "forward_decode": "Backend", "forward_extend": "Backend"}.get(
-            called.rsplit(".", 1)[-1], "AttentionBackend" if "attn_backend" in called else "RadixAttention"
-        )
         message = called.rsplit(".", 1)[-1]
+        through = "AttentionBackend" if "attn_backend" in called else "RadixAttention"
+        target = {"replay": "Graph", "forward": through}.get(message, "Backend")
         if owner == "AttentionBackend":
             message += " (decode)" if message == "forward_decode" else " (prefill, verify)"
         seen.append(f"    {owner}->>{target}: {message}")
-    return "\n".join([*lines, *seen, "    Backend->>Kernel: launch (see the backend below)", "```", ""])
+    return "\n".join([*lines, *dict.fromkeys(seen), "    Backend->>Kernel: launch, or capture into the graph (see the backend below)", "```", ""])
 
 
 def _section(facts: ClassFacts, links: Links) -> str:
@@ -218,11 +222,10 @@ def _flow(path: Step) -> list[str]:
     """A flowchart: the whole way if it is small, or else from each direct call straight to its kernels."""
     full = _edges(path)
     if len({end for edge in full for end in edge}) > MAX_NODES:
-        full = [
-            edge
-            for call in path.calls
-            for edge in [(_node(path), _node(call)), *(() if call.kernel else ((_node(call), (kernel.name, True)) for kernel in call.kernels()))]
-        ]
+        full = []
+        for call in path.calls:
+            full.append((_node(path), _node(call)))
+            full += [(_node(call), (kernel.name, True)) for kernel in call.kernels() if kernel != call.kernel]
     edges = list(dict.fromkeys(full))
     nodes = list(dict.fromkeys(end for edge in edges for end in edge))
     lines = []
@@ -241,11 +244,11 @@ def _edges(step: Step) -> list[tuple]:
 
 def terminal(facts: Map, name: str) -> str | None:
     """One backend as plain text: by its name, its class, or the name of the file that holds the class."""
-    chosen = [
-        item
-        for item in facts.classes
-        if name in (*item.backends, item.place.name, item.place.path.rsplit("/", 1)[-1].removesuffix(".py").removesuffix("_backend"))
-    ]
+
+    def file_name(item: ClassFacts) -> str:
+        return item.place.path.rsplit("/", 1)[-1].removesuffix(".py").removesuffix("_backend")
+
+    chosen = [item for item in facts.classes if name in (*item.backends, item.place.name, file_name(item))]
     lines = []
     for item in chosen:
         lines += [f"{item.place.name}  {short(item.place.path)}:{item.place.line}", f"  backends: {', '.join(item.backends)}"]

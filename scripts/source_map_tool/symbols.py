@@ -140,6 +140,15 @@ class Binding:
 Bindings = dict[str, list[Binding]]
 
 
+def is_callable(value: object) -> bool:
+    """Whether a value is worth following through an argument."""
+    if isinstance(value, External):
+        if value.root == "torch":  # not its dtypes
+            return value.name.startswith(("torch.nn.", "torch.ops."))
+        return value.is_object or "." in value.name and value.root != "typing"
+    return isinstance(value, (Function, Method, Compiled, Registered))
+
+
 def bindings_of(body: Iterable[ast.stmt], inside: bool = False) -> Bindings:
     """What the statements bind, branches included; with ``inside`` also the functions nested in a function."""
     found: Bindings = {}
