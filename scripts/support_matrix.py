@@ -84,7 +84,11 @@ CELLS = (
     Cell("Sliding window", "layers in the common pool", (SPARSE + "test_layer_lists_and_sliding_window_layers",)),
     Cell("Sliding window", "layers with a pool of their own", refusal="hybrid sliding-window memory"),
     Cell("Sliding window", "attention chunks", refusal="chunked local attention"),
-    Cell("Soft cap", "on", (DENSE + "test_greedy_tokens_and_logprobs[gemma2-softcap-window]", REFERENCE_DENSE + "[5.0-64]")),
+    Cell(
+        "Soft cap",
+        "on",
+        (DENSE + "test_greedy_tokens_and_logprobs[gemma2-softcap-window]", REFERENCE_DENSE + "[5.0-64]"),
+    ),
     Cell("Tensor parallel", "up to the KV heads", (ON_GPU + "test_two_tensor_parallel_ranks",), needs=TWO_GPUS),
     Cell("Tensor parallel", "more ranks than KV heads", refusal="more tensor-parallel ranks than KV heads"),
     Cell("Data parallel", "replicas", (ON_GPU + "test_two_replicas",), needs=TWO_GPUS),
@@ -108,7 +112,11 @@ CELLS = (
     Cell("Models", "embedding", refusal="embedding models"),
     Cell("Models", "linear attention", refusal="linear-attention hybrids"),
     Cell("Models", "diffusion", refusal="diffusion language models"),
-    Cell("Backends", "dense layers and short batches", (IN_TREE + "test_hsa_backend_decode.py::test_layers_without_hsa_are_dense",)),
+    Cell(
+        "Backends",
+        "dense layers and short batches",
+        (IN_TREE + "test_hsa_backend_decode.py::test_layers_without_hsa_are_dense",),
+    ),
     Cell("Backends", "another for prefill or decode", refusal="a different backend for prefill or decode"),
     Cell("Backends", "double sparsity", refusal="double sparsity"),
     Cell("Backends", "HiSparse", refusal="hierarchical sparse offload"),
@@ -143,7 +151,13 @@ def _wrong_test(test: str) -> list[str]:
     function = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
     if function is None:
         return [f"{path} has no {name}"]
-    constants = {target.id: node.value for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
+    constants = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     values: set[str] = set()
     todo: list[ast.AST] = list(function.decorator_list)
     while todo:
@@ -274,7 +288,9 @@ def main() -> int:
     try:
         import sglang.srt.layers.attention.hsa  # noqa: F401
     except ImportError:
-        sys.exit("support_matrix: error: SGLang with HSA is not installed here; run scripts/test.sh, then use its .venv")
+        sys.exit(
+            "support_matrix: error: SGLang with HSA is not installed here; run scripts/test.sh, then use its .venv"
+        )
     wrong = wrong_cells()
     if wrong:
         sys.exit("support_matrix: error: " + "\n".join(wrong))

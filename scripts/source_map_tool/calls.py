@@ -101,7 +101,9 @@ class CallGraph:
         if any(keyword.arg == "cuda_files" for keyword in call.keywords):
             return None  # compiles a kernel; the launch is a call of what it returns
         if isinstance(value, Instance):
-            method = self.evaluator.find_method(value.cls, "__call__") or self.evaluator.find_method(value.cls, "forward")
+            method = self.evaluator.find_method(value.cls, "__call__") or self.evaluator.find_method(
+                value.cls, "forward"
+            )
             value = Method(method, value.cls, True, value.declared) if method else None
         elif isinstance(value, Class):
             method = self.evaluator.find_method(value, "__init__")
@@ -123,7 +125,9 @@ class CallGraph:
                 return Step(name, function.module.path, function.line, calls=steps)
             return None
         if isinstance(value, Compiled) and value.function:
-            kernel = Kernel(f"{value.function} ({', '.join(value.files)})", "CUDA, compiled at run time", path, line, True)
+            kernel = Kernel(
+                f"{value.function} ({', '.join(value.files)})", "CUDA, compiled at run time", path, line, True
+            )
         elif isinstance(value, Registered) and value.method:
             kernel = Kernel(f"another backend's {value.method}", "registry", path, line, True)
         elif isinstance(value, External) and _is_kernel(value) and value.root in self.evaluator.tree.device_packages:
@@ -139,7 +143,9 @@ class CallGraph:
             for value in self.evaluator.eval(target, Frame(function.module)):
                 if isinstance(value, External) and value.name.rsplit(".", 1)[-1] in JIT_NAMES:
                     if value.root not in ("torch", "numba", "jax"):
-                        return {"triton": "Triton", "tilelang": "TileLang", "cutlass": "CuTe"}.get(value.root, value.root)
+                        return {"triton": "Triton", "tilelang": "TileLang", "cutlass": "CuTe"}.get(
+                            value.root, value.root
+                        )
         return ""
 
 

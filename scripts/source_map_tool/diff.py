@@ -33,7 +33,9 @@ def compare(old: Map, new: Map) -> str:
     before, after = flatten(old), flatten(new)
     groups: dict[str, list[str]] = {
         f"added in {new.label}": [f"{name}  {_where(after[name])}" for name in sorted(after.keys() - before.keys())],
-        f"removed since {old.label}": [f"{name}  {_where(before[name])}" for name in sorted(before.keys() - after.keys())],
+        f"removed since {old.label}": [
+            f"{name}  {_where(before[name])}" for name in sorted(before.keys() - after.keys())
+        ],
         "in another file": [],
         "on another line": [],
     }

@@ -26,6 +26,7 @@ from .symbols import (
     Super,
     bindings_of,
     is_callable,
+    names_class,
     returns,
     stored,
 )
@@ -137,7 +138,9 @@ class Evaluator:
 
     def classes(self, module: Module) -> list[Class]:
         """The classes at the top of a file."""
-        bound = [binding.value for bindings in self._top(module).values() for binding in bindings if binding.kind == "node"]
+        bound = [
+            binding.value for bindings in self._top(module).values() for binding in bindings if binding.kind == "node"
+        ]
         nodes = [node for node in bound if isinstance(node, ast.ClassDef)]
         return [self._symbol(node, Frame(module)) for node in sorted(nodes, key=lambda node: node.lineno)]
 
@@ -247,7 +250,7 @@ class Evaluator:
         for value in self.eval(node, frame):
             if isinstance(value, Class):
                 found.append(Instance(value, declared=value.module is not frame.module))
-            elif isinstance(value, External) and _names_class(value.name) and value.root not in ("typing", "torch"):
+            elif isinstance(value, External) and names_class(value.name) and value.root not in ("typing", "torch"):
                 found.append(External(value.name, is_object=True))
         return tuple(found)
 
@@ -269,7 +272,9 @@ class Evaluator:
         if isinstance(node, ast.Name):
             return self._name(node.id, frame)
         if isinstance(node, ast.Attribute):
-            return [found for value in self.eval(node.value, frame) for found in self.attribute(value, node.attr, frame)]
+            return [
+                found for value in self.eval(node.value, frame) for found in self.attribute(value, node.attr, frame)
+            ]
         if isinstance(node, ast.Call):
             return self._result(node, frame)
         if isinstance(node, ast.Subscript):
@@ -319,7 +324,11 @@ class Evaluator:
             return self._builtin(node, frame)
         files = [keyword.value for keyword in node.keywords if keyword.arg == "cuda_files"]
         if files:
-            names = [part.value for part in ast.walk(files[0]) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+            names = [
+                part.value
+                for part in ast.walk(files[0])
+                if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            ]
             return [Compiled(tuple(names))]
         return [found for value in self.eval(node.func, frame) for found in self._called(value, node, frame)]
 
@@ -339,7 +348,7 @@ class Evaluator:
                 callables = [item for item in inner if is_callable(item)]
                 if callables:
                     return callables
-            if _names_class(value.name):
+            if names_class(value.name):
                 return [External(value.name, is_object=True)]
         return []
 
@@ -385,11 +394,6 @@ class Evaluator:
             if values and len(values) <= MAX_BOUND:
                 found.append((name, values))
         return tuple(found)
-
-
-def _names_class(name: str) -> bool:
-    last = name.rsplit(".", 1)[-1].lstrip("_")
-    return last[:1].isupper() and not last.isupper()
 
 
 def _unique(values: Iterable) -> Values:

@@ -72,7 +72,9 @@ def _find_registry(tree: Tree) -> tuple[Module, Place]:
                         name = part.targets[0].value.id
                         line = next(item.lineno for item in module.ast.body if _assigns(item, name))
                         return module, Place(name, module.path, line)
-    raise OverlayError(f"{tree.label} has no {DECORATOR}", "give a release of SGLang that has a registry of attention backends")
+    raise OverlayError(
+        f"{tree.label} has no {DECORATOR}", "give a release of SGLang that has a registry of attention backends"
+    )
 
 
 def _assigns(node: ast.stmt, name: str) -> bool:
@@ -140,7 +142,12 @@ def _negated(test: str) -> str:
 
 def _message(function: Function, args: list[ast.expr]) -> str:
     """The constant parts of an error's text."""
-    parts = [part.value for arg in args for part in ast.walk(arg) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+    parts = [
+        part.value
+        for arg in args
+        for part in ast.walk(arg)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    ]
     return " ".join(" ".join(parts).split())
 
 
@@ -150,8 +157,14 @@ def _lookups(evaluator: Evaluator, tree: Tree, table: str) -> list[Function]:
     for module in tree.containing(table):
         for function in evaluator.functions(module):
             for node in ast.walk(function.node):
-                if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and not isinstance(node.slice, ast.Constant):
-                    if _last_name(node.value) == table and Registered() in evaluator.eval(node, evaluator.function(function)):
+                if (
+                    isinstance(node, ast.Subscript)
+                    and isinstance(node.ctx, ast.Load)
+                    and not isinstance(node.slice, ast.Constant)
+                ):
+                    if _last_name(node.value) == table and Registered() in evaluator.eval(
+                        node, evaluator.function(function)
+                    ):
                         found.append(function)
                         break
     return found
@@ -211,7 +224,11 @@ def _helpers(evaluator: Evaluator, chain: list[Function], wrapper: Function | No
     found: dict[tuple, Place] = {}
     for function in chain:
         for _, target in _called_functions(evaluator, function):
-            if target not in chain and target is not wrapper and any(word in target.name.lower() for word in ("backend", "attn")):
+            if (
+                target not in chain
+                and target is not wrapper
+                and any(word in target.name.lower() for word in ("backend", "attn"))
+            ):
                 found.setdefault((target.module.path, target.line), _place(target, target.summary))
     return list(found.values())
 
@@ -225,7 +242,9 @@ def _settings(evaluator: Evaluator, tree: Tree) -> tuple[list[Place], list[Place
                 target = node.targets[0] if isinstance(node, ast.Assign) else None
                 if isinstance(target, ast.Attribute) and target.attr in OPTIONS:
                     value = module.text_of(node.value)
-                    settings.append(Place(f"{target.attr} = {value}", module.path, node.lineno, "".join(conditions[-1:])))
+                    settings.append(
+                        Place(f"{target.attr} = {value}", module.path, node.lineno, "".join(conditions[-1:]))
+                    )
                     for part in ast.walk(node.value):
                         if isinstance(part, ast.Call):
                             for found in evaluator.eval(part.func, evaluator.function(function)):
@@ -235,8 +254,14 @@ def _settings(evaluator: Evaluator, tree: Tree) -> tuple[list[Place], list[Place
     defaults = []
     for function in choosers:
         for node, conditions in _statements(function.node.body, function.module, ()):
-            if isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-                place = Place(node.value.value, function.module.path, node.lineno, " and ".join(map(_grouped, conditions)))
+            if (
+                isinstance(node, ast.Return)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
+                place = Place(
+                    node.value.value, function.module.path, node.lineno, " and ".join(map(_grouped, conditions))
+                )
                 defaults.append(place)
     return settings, defaults
 
@@ -269,7 +294,9 @@ def _leaves(body: list[ast.stmt]) -> bool:
 
 def _class_facts(evaluator: Evaluator, graph: CallGraph, cls: Class) -> ClassFacts:
     mro = evaluator.mro(cls)
-    root = next((part for part in mro[1:] if "init_forward_metadata" in part.methods and not evaluator.mro(part)[1:]), None)
+    root = next(
+        (part for part in mro[1:] if "init_forward_metadata" in part.methods and not evaluator.mro(part)[1:]), None
+    )
     facts = ClassFacts(cls, _place(cls, cls.summary), [base.name for base in mro[1:]])
     names = dict.fromkeys(name for part in mro if part is not root for name in part.methods)
     for name in names:

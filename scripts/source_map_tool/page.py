@@ -64,7 +64,12 @@ def page(facts: Map, links: Links) -> str:
 
 
 def _choice(facts: Map, links: Links) -> str:
-    lines = ["## How a backend is chosen", "", "Called one after the other, from start-up to the table of backends:", ""]
+    lines = [
+        "## How a backend is chosen",
+        "",
+        "Called one after the other, from start-up to the table of backends:",
+        "",
+    ]
     lines += _table("function", facts.chain, links)
     lines += ["", "```mermaid", "flowchart TD"]
     previous = ""
@@ -73,7 +78,11 @@ def _choice(facts: Map, links: Links) -> str:
         if previous:
             lines.append(f"    {previous} --> c{number}")
         previous = f"c{number}"
-    lines += [f'    table[("{facts.registry.name}")]', f"    {previous} --> table", '    table --> backend["a backend"]']
+    lines += [
+        f'    table[("{facts.registry.name}")]',
+        f"    {previous} --> table",
+        '    table --> backend["a backend"]',
+    ]
     if facts.wrapper:
         lines += [f'    backend --> wrapper["{facts.wrapper.name}"]']
     lines += ["```", ""]
@@ -91,10 +100,15 @@ def _choice(facts: Map, links: Links) -> str:
     if facts.defaults:
         lines += ["### Defaults", "", "Without `--attention-backend`, the first of these whose condition holds:", ""]
         lines += ["| backend | when | place |", "| --- | --- | --- |"]
-        lines += [f"| `{item.name}` | {_condition(item.note)} | {links(item.path, item.line)} |" for item in facts.defaults]
+        lines += [
+            f"| `{item.name}` | {_condition(item.note)} | {links(item.path, item.line)} |" for item in facts.defaults
+        ]
         lines.append("")
     if facts.settings:
-        lines += ["Before and after that, these lines set one of the three options by themselves (innermost condition):", ""]
+        lines += [
+            "Before and after that, these lines set one of the three options by themselves (innermost condition):",
+            "",
+        ]
         lines += ["| sets | when | place |", "| --- | --- | --- |"]
         lines += [
             f"| {_code(item.name)} | {_condition(item.note)} | {links(item.path, item.line)} |"
@@ -139,7 +153,9 @@ def _demands(backend: Backend) -> list[str]:
 def _decode_step(facts: Map, links: Links) -> str:
     lines = ["## One decode step", ""]
     if not facts.decode_step:
-        return "\n".join([*lines, "The functions that lead to a backend were not found under their names in this tree.", ""])
+        return "\n".join(
+            [*lines, "The functions that lead to a backend were not found under their names in this tree.", ""]
+        )
     lines += [EAGER_OR_GRAPH, ""]
     lines += ["| function | calls | place |", "| --- | --- | --- |"]
     for place in facts.decode_step:
@@ -156,7 +172,15 @@ def _decode_step(facts: Map, links: Links) -> str:
         if owner == "AttentionBackend":
             message += " (decode)" if message == "forward_decode" else " (prefill, verify)"
         seen.append(f"    {owner}->>{target}: {message}")
-    return "\n".join([*lines, *dict.fromkeys(seen), "    Backend->>Kernel: launch, or capture into the graph (see the backend below)", "```", ""])
+    return "\n".join(
+        [
+            *lines,
+            *dict.fromkeys(seen),
+            "    Backend->>Kernel: launch, or capture into the graph (see the backend below)",
+            "```",
+            "",
+        ]
+    )
 
 
 def _section(facts: ClassFacts, links: Links) -> str:
@@ -178,7 +202,9 @@ def _section(facts: ClassFacts, links: Links) -> str:
     lines += ["| kernel | kind | place | reached from |", "| --- | --- | --- | --- |"]
     for places, methods in kernels.values():
         where = ", ".join(_lines_of(places, links))
-        lines.append(f"| `{places[0].name}` | {places[0].kind} | {where} | {', '.join(f'`{method}`' for method in methods)} |")
+        lines.append(
+            f"| `{places[0].name}` | {places[0].kind} | {where} | {', '.join(f'`{method}`' for method in methods)} |"
+        )
     lines += ["", "```text", *tree_text(facts.paths), "```", ""]
     decode = next((path for path in facts.paths if path.name.endswith(".forward_decode")), None)
     if decode is not None:
@@ -251,11 +277,16 @@ def terminal(facts: Map, name: str) -> str | None:
     chosen = [item for item in facts.classes if name in (*item.backends, item.place.name, file_name(item))]
     lines = []
     for item in chosen:
-        lines += [f"{item.place.name}  {short(item.place.path)}:{item.place.line}", f"  backends: {', '.join(item.backends)}"]
+        lines += [
+            f"{item.place.name}  {short(item.place.path)}:{item.place.line}",
+            f"  backends: {', '.join(item.backends)}",
+        ]
         lines += [f"  extends: {', '.join(item.bases)}"] if item.bases else []
         for backend in facts.backends:
             if backend.name in item.backends:
-                lines.append(f"  {backend.name}: {backend.factory.name}  {short(backend.factory.path)}:{backend.factory.line}")
+                lines.append(
+                    f"  {backend.name}: {backend.factory.name}  {short(backend.factory.path)}:{backend.factory.line}"
+                )
                 lines += [f"    {text.replace('`', '')}" for text in _demands(backend)]
         for kind in KINDS:
             for place in item.methods.get(kind, []):

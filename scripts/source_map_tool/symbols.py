@@ -51,7 +51,9 @@ class Class:
         self.module, self.node, self.owner = module, node, owner
         self.name = self.qualname = node.name
         self.line = node.lineno
-        self.methods = {item.name: Function(module, item, self) for item in _nested(node.body) if isinstance(item, FUNCTION_NODES)}
+        self.methods = {
+            item.name: Function(module, item, self) for item in _nested(node.body) if isinstance(item, FUNCTION_NODES)
+        }
         self.fields = {
             item.target.id: item.annotation
             for item in node.body
@@ -147,6 +149,12 @@ def is_callable(value: object) -> bool:
             return value.name.startswith(("torch.nn.", "torch.ops."))
         return value.is_object or "." in value.name and value.root != "typing"
     return isinstance(value, (Function, Method, Compiled, Registered))
+
+
+def names_class(name: str) -> bool:
+    """Whether an outside name is that of a class, by the way it is written."""
+    last = name.rsplit(".", 1)[-1].lstrip("_")
+    return last[:1].isupper() and not last.isupper()
 
 
 def bindings_of(body: Iterable[ast.stmt], inside: bool = False) -> Bindings:

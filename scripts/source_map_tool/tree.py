@@ -110,7 +110,9 @@ def open_tree(name: str, label: str | None = None) -> Tree:
     if not release:
         raise OverlayError(f"{name} is neither a release nor an existing folder or archive", "give one of these")
     archive, data = fetch.release_archive(release.group(1))
-    return _of(sources.Upstream(sources.place(read_archive(archive, data), archive), archive), label or f"v{release.group(1)}")
+    return _of(
+        sources.Upstream(sources.place(read_archive(archive, data), archive), archive), label or f"v{release.group(1)}"
+    )
 
 
 def _of(upstream: sources.Upstream, label: str | None) -> Tree:

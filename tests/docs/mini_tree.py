@@ -273,7 +273,8 @@ def next_release() -> dict[str, str]:
     tuned = KERNELS[KERNELS.index("@triton.autotune") : KERNELS.index("def decode_fwd")]
     files["srt/layers/attention/helpers.py"] = "import triton\n\n\n" + tuned + KERNELS[cut:end]
     files["srt/layers/attention/kernels.py"] = (
-        "from sglang.srt.layers.attention.helpers import helper\n" + KERNELS.replace(tuned, "").replace(KERNELS[cut:end], "")
+        "from sglang.srt.layers.attention.helpers import helper\n"
+        + KERNELS.replace(tuned, "").replace(KERNELS[cut:end], "")
     )
     files["srt/layers/attention/beta.py"] = BETA.replace("class SplitBeta", "x = 1\ny = 2\n\n\nclass SplitBeta")
     return files

@@ -102,7 +102,9 @@ def test_dashboard_is_sound():
     places = set()
     for panel in board["panels"]:
         grid = panel["gridPos"]
-        cells = {(x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])}
+        cells = {
+            (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
+        }
         assert not cells & places and max(x for x, _ in cells) < 24, panel["title"]
         places |= cells
         for target in panel["targets"]:
@@ -139,7 +141,11 @@ def test_named_scripts_exist(page):
 def test_measurements_are_those_of_the_log():
     """Times in the guide's table stand in one row of the log."""
     log = (ROOT / "benchmarks" / "LOG.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+K) \| ([\d.]+) ms \| ([\d.]+) ms \|$", (DOCS / "guide.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\d+K) \| ([\d.]+) ms \| ([\d.]+) ms \|$", (DOCS / "guide.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert rows
     for context, ours, dense in rows:
-        assert re.search(rf"^\| {context} \| {re.escape(ours)} \([\d.]+\) \| {re.escape(dense)} \([\d.]+\) \|$", log, re.MULTILINE), context
+        assert re.search(
+            rf"^\| {context} \| {re.escape(ours)} \([\d.]+\) \| {re.escape(dense)} \([\d.]+\) \|$", log, re.MULTILINE
+        ), context

@@ -22,7 +22,18 @@ from source_map_tool.tree import open_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 ATTENTION = "python/sglang/srt/layers/attention/"
-NAMED_IN_THE_PAGE = ("triton", "flashinfer", "trtllm_mla", "torch_native", "flex_attention", "fa3", "fa4", "cutlass_mla", "nsa", "hsa")
+NAMED_IN_THE_PAGE = (
+    "triton",
+    "flashinfer",
+    "trtllm_mla",
+    "torch_native",
+    "flex_attention",
+    "fa3",
+    "fa4",
+    "cutlass_mla",
+    "nsa",
+    "hsa",
+)
 PICKS = 10
 
 
@@ -111,7 +122,9 @@ def test_page_is_current(patched):
 
 
 def test_check_fails_when_a_line_moves(patched, tmp_path, monkeypatch):
-    moved = re.sub(r"triton_backend\.py:(\d+)", lambda found: f"triton_backend.py:{int(found[1]) + 1}", patched, count=1)
+    moved = re.sub(
+        r"triton_backend\.py:(\d+)", lambda found: f"triton_backend.py:{int(found[1]) + 1}", patched, count=1
+    )
     assert moved != patched
     monkeypatch.setattr(source_map, "PAGE", tmp_path / "page.md")
     assert "does not match" in source_map.check(patched)  # there is no page
@@ -128,7 +141,9 @@ def test_every_registered_backend_has_a_chapter(patched):
     assert sorted(sections(patched)) == sorted(names)
 
 
-@pytest.mark.parametrize("backend", [*NAMED_IN_THE_PAGE, "aiter", "flashmla", "trtllm_mha", "dual_chunk_flash_attn", "wave"])
+@pytest.mark.parametrize(
+    "backend", [*NAMED_IN_THE_PAGE, "aiter", "flashmla", "trtllm_mha", "dual_chunk_flash_attn", "wave"]
+)
 def test_ten_places_hold_what_the_page_says(patched, backend):
     known = sorted(set(places(sections(patched)[backend])))
     assert len(known) >= PICKS or backend in ("torch_native", "flex_attention"), known
@@ -145,16 +160,32 @@ def test_the_line_after_does_not(patched):
 @pytest.mark.parametrize(
     "backend, path, kernel",
     [
-        ("triton", ["forward_decode", "decode_attention_fwd", "decode_attention_fwd_grouped", "_decode_grouped_att_m_fwd"], "_fwd_grouped_kernel_stage1"),
+        (
+            "triton",
+            ["forward_decode", "decode_attention_fwd", "decode_attention_fwd_grouped", "_decode_grouped_att_m_fwd"],
+            "_fwd_grouped_kernel_stage1",
+        ),
         ("flashinfer", ["forward_decode"], "flashinfer.BatchDecodeWithPagedKVCacheWrapper.forward"),
         ("trtllm_mla", ["forward_decode"], "flashinfer.decode.trtllm_batch_decode_with_kv_cache_mla"),
         ("cutlass_mla", ["forward_decode"], "sgl_kernel.cutlass_mla_decode"),
         ("fa3", ["forward_decode"], "sgl_kernel.flash_attn.flash_attn_with_kvcache"),
-        ("fa4", ["forward_decode", "flash_attn_with_kvcache", "flash_attn_varlen_func"], "flash_attn.cute.flash_attn_varlen_func"),
+        (
+            "fa4",
+            ["forward_decode", "flash_attn_with_kvcache", "flash_attn_varlen_func"],
+            "flash_attn.cute.flash_attn_varlen_func",
+        ),
         ("nsa", ["forward_decode", "_forward_flashmla_kv"], "sgl_kernel.flash_mla.flash_mla_with_kvcache"),
         ("hsa", ["forward_decode", "attend", "decode_hsa"], "_decode_hsa_kernel"),
-        ("torch_native", ["forward_decode", "_run_sdpa_forward_decode"], "torch.nn.functional.scaled_dot_product_attention"),
-        ("flex_attention", ["forward_decode", "_run_flex_forward_decode"], "torch.nn.attention.flex_attention.flex_attention"),
+        (
+            "torch_native",
+            ["forward_decode", "_run_sdpa_forward_decode"],
+            "torch.nn.functional.scaled_dot_product_attention",
+        ),
+        (
+            "flex_attention",
+            ["forward_decode", "_run_flex_forward_decode"],
+            "torch.nn.attention.flex_attention.flex_attention",
+        ),
         ("aiter", ["forward_decode"], "aiter.mla.mla_decode_fwd"),
     ],
 )
@@ -199,19 +230,30 @@ def test_choice_of_the_mini_tree(mini):
     assert [place.name for place in mini.helpers] == ["ServerArgs.get_attention_backends"]
     assert mini.wrapper.name == "attn_backend_wrapper"
     assert "HybridBackend" in [built.cls.name for built in mini.wrapped.built]
-    assert [(place.name, place.note) for place in mini.defaults] == [("alpha", "is_hopper()"), ("beta", "is_hip()"), ("old_alpha", "")]
+    assert [(place.name, place.note) for place in mini.defaults] == [
+        ("alpha", "is_hopper()"),
+        ("beta", "is_hip()"),
+        ("old_alpha", ""),
+    ]
     assert len(mini.decode_step) == 5
 
 
 def test_kernels_of_the_mini_tree(mini):
     """Lazy imports, partial, wrapped attributes, arguments, lists of objects, hidden methods, super, aliases."""
-    assert kernels_of(mini, "AlphaBackend", "forward_decode") == ["flashlib.decode.PagedWrapper.run", "_decode_kernel", "_tuned_kernel"]
+    assert kernels_of(mini, "AlphaBackend", "forward_decode") == [
+        "flashlib.decode.PagedWrapper.run",
+        "_decode_kernel",
+        "_tuned_kernel",
+    ]
     assert kernels_of(mini, "AlphaBackend", "forward_extend") == ["flashlib.prefill.trtllm_attend"]
     assert kernels_of(mini, "AlphaBackend", "init_forward_metadata") == ["flashlib.decode.PagedWrapper.begin_forward"]
     assert kernels_of(mini, "BetaBackend", "forward_decode") == kernels_of(mini, "AlphaBackend", "forward_decode")
     assert kernels_of(mini, "SplitBetaBackend", "forward_decode") == ["_tuned_kernel", "_decode_kernel"]
     kinds = {kernel.name: kernel.kind for item in mini.classes for path in item.paths for kernel in path.kernels()}
-    assert kinds["_decode_kernel"] == "Triton" and kinds["flashlib.prefill.trtllm_attend"] == "TensorRT-LLM through flashlib"
+    assert (
+        kinds["_decode_kernel"] == "Triton"
+        and kinds["flashlib.prefill.trtllm_attend"] == "TensorRT-LLM through flashlib"
+    )
 
 
 def test_every_place_of_two_different_trees(mini, tmp_path):
@@ -231,7 +273,9 @@ def test_diff_says_what_moved(mini, tmp_path):
     groups = dict(re.findall(r"^(\w[^\n]*): \d+\n((?:  [^\n]+\n)*)", text, re.MULTILINE))
     assert "backend gamma -> AlphaBackend" in groups["added in later"]
     assert "backend old_alpha -> AlphaBackend" in groups["removed since mini"]
-    assert re.search(r"kernel AlphaBackend: _tuned_kernel  \S+kernels.py:12 -> \S+helpers.py:6", groups["in another file"])
+    assert re.search(
+        r"kernel AlphaBackend: _tuned_kernel  \S+kernels.py:12 -> \S+helpers.py:6", groups["in another file"]
+    )
     assert re.search(r"class SplitBetaBackend  \S+beta.py:10 -> 14", groups["on another line"])
     assert diff.compare(mini, mini).count(": 0\n") == 4
 
