@@ -1,24 +1,173 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write what the code says into the documentation: docs/support_matrix.md and the README's table of options.
+"""Write what the code says into the documentation: the support matrix, the README's options, the refusals to look up.
 
     support_matrix.py            print the support matrix
     support_matrix.py --options  print the table of options
-    support_matrix.py --write    bring both files up to date
+    support_matrix.py --write    bring docs/support_matrix.md, docs/troubleshooting.md and the README up to date
 
-It reads HSA's refusals and defaults, so it needs the environment that quickstart.sh or test.sh makes.
+It reads HSA's refusals and defaults, so it needs the environment that quickstart.sh or test.sh makes. What is supported is
+listed here with the test that proves it; a test that does not exist is an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX = ROOT / "docs" / "support_matrix.md"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- options: begin -->\n", "<!-- options: end -->\n"
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+
+IN_TREE = "overlay/python/sglang/test/attention/"
+SPARSE, DENSE, STORAGE = (f"tests/hsa/test_engine_{name}.py::" for name in ("sparse", "dense", "storage"))
+SCHEDULE = SPARSE + "test_schedule_does_not_change_tokens"
+KERNEL_SHAPES = IN_TREE + "test_hsa_decode_kernels.py::test_shapes"
+REFERENCE_DENSE = IN_TREE + "test_hsa_paged_kernel.py::test_all_pages_selected_is_dense_attention"
+ON_GPU = IN_TREE + "test_hsa_engine_gpu.py::"
+FP8 = STORAGE + "test_fp8_cache_gives_each_request_its_own_answer"
+HALF = IN_TREE + "test_hsa_kv_dtypes.py::test_half_precision_caches"
+HICACHE = IN_TREE + "test_hsa_hierarchical_cache.py::test_pages_from_the_host_are_healed"
+TOKENS = SPARSE + "test_tokens_equal_the_brute_force_model"
+TWO_GPUS = "two CUDA devices"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of a feature: supported, with the tests that prove it, or refused, by the refusal of that name.
+
+    Attributes:
+        feature, setting: what the row is about.
+        proof: ids of tests; none if it is refused.
+        refusal: `feature` of an entry of REFUSALS; empty if it is supported.
+        needs: what the tests need beyond a CPU.
+    """
+
+    feature: str
+    setting: str
+    proof: tuple[str, ...] = ()
+    refusal: str = ""
+    needs: str = ""
+
+
+CELLS = (
+    Cell("Page size", "16", (KERNEL_SHAPES, REFERENCE_DENSE + "[0.0-16]")),
+    Cell("Page size", "32", (SPARSE + "test_other_options_equal_the_brute_force_model",)),
+    Cell("Page size", "64", (TOKENS, REFERENCE_DENSE + "[0.0-64]")),
+    Cell("Page size", "128", (KERNEL_SHAPES, REFERENCE_DENSE + "[0.0-128]")),
+    Cell("KV cache dtype", "float32", (TOKENS,)),
+    Cell("KV cache dtype", "bfloat16", (DENSE + "test_bfloat16_differs_from_dense_by_no_more_than_its_noise", HALF)),
+    Cell("KV cache dtype", "float16", (HALF,)),
+    Cell("KV cache dtype", "fp8_e4m3", (FP8 + "[fp8_e4m3]",)),
+    Cell("KV cache dtype", "fp8_e5m2", (FP8 + "[fp8_e5m2]",)),
+    Cell("KV cache dtype", "fp8_e5m2 with FlashAttention 3", refusal="fp8_e5m2 keys with FlashAttention 3"),
+    Cell("KV cache dtype", "fp4_e2m1", refusal="4-bit KV cache"),
+    Cell("CUDA graph", "decode", (ON_GPU + "test_cuda_graphs_do_not_change_tokens",), needs="a CUDA device"),
+    Cell("CUDA graph", "piecewise", refusal="piecewise CUDA graph"),
+    Cell("CUDA graph", "torch.compile", refusal="torch.compile"),
+    Cell("Radix cache", "on", (TOKENS, STORAGE + "test_forced_retractions_and_shuffled_shared_prefixes[True]")),
+    Cell("Radix cache", "off", (SCHEDULE + "[no-radix]",)),
+    Cell("Chunked prefill", "any size", (SCHEDULE + "[chunk-64]", SCHEDULE + "[chunk-1000]")),
+    Cell("Mixed chunk", "on", (SCHEDULE + "[chunk-100-mixed]",)),
+    Cell("Overlap schedule", "on", (STORAGE + "test_forced_retractions_and_shuffled_shared_prefixes[True]",)),
+    Cell("Overlap schedule", "off", (SCHEDULE + "[no-overlap-mixed]",)),
+    Cell("Overlap schedule", "two batches", refusal="two-batch overlap"),
+    Cell("Overlap schedule", "prefill beside decode", refusal="prefill-decode multiplexing"),
+    *(
+        Cell("Speculative decoding", kind, refusal="speculative decoding")
+        for kind in ("EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "NGRAM")
+    ),
+    Cell("Sliding window", "layers in the common pool", (SPARSE + "test_layer_lists_and_sliding_window_layers",)),
+    Cell("Sliding window", "layers with a pool of their own", refusal="hybrid sliding-window memory"),
+    Cell("Sliding window", "attention chunks", refusal="chunked local attention"),
+    Cell(
+        "Soft cap",
+        "on",
+        (DENSE + "test_greedy_tokens_and_logprobs[gemma2-softcap-window]", REFERENCE_DENSE + "[5.0-64]"),
+    ),
+    Cell("Tensor parallel", "up to the KV heads", (ON_GPU + "test_two_tensor_parallel_ranks",), needs=TWO_GPUS),
+    Cell("Tensor parallel", "more ranks than KV heads", refusal="more tensor-parallel ranks than KV heads"),
+    Cell("Data parallel", "replicas", (ON_GPU + "test_two_replicas",), needs=TWO_GPUS),
+    Cell("Data parallel", "attention", refusal="data-parallel attention"),
+    Cell("Pipeline parallel", "on", refusal="pipeline parallelism"),
+    Cell("Context parallel", "on", refusal="context-parallel attention"),
+    Cell("Prefill-decode disaggregation", "on", refusal="prefill-decode disaggregation"),
+    Cell("Prefill-decode disaggregation", "decode offload", refusal="decode KV offload"),
+    Cell("Hierarchical cache", "CUDA", (HICACHE + "[kernel]", HICACHE + "[direct]"), needs="a CUDA device"),
+    Cell("Hierarchical cache", "CPU", refusal="hierarchical cache on a CPU"),
+    Cell("Hierarchical cache", "storage behind it", refusal="storage behind the hierarchical cache"),
+    Cell("Hierarchical cache", "LMCache", refusal="LMCache"),
+    Cell("LoRA", "on", refusal="LoRA adapters"),
+    Cell("Deterministic inference", "on", refusal="deterministic inference"),
+    Cell("CPU", "prefill and decode", (DENSE + "test_greedy_tokens_and_logprobs[qwen3-gqa]", TOKENS)),
+    Cell("Models", "dense, grouped-query attention", (DENSE + "test_greedy_tokens_and_logprobs[qwen3-gqa]",)),
+    Cell("Models", "dense, multi-head attention", (DENSE + "test_greedy_tokens_and_logprobs[llama-mha]",)),
+    Cell("Models", "multimodal", refusal="multimodal models"),
+    Cell("Models", "MLA", refusal="multi-head latent attention"),
+    Cell("Models", "encoder-decoder", refusal="encoder-decoder models"),
+    Cell("Models", "embedding", refusal="embedding models"),
+    Cell("Models", "linear attention", refusal="linear-attention hybrids"),
+    Cell("Models", "diffusion", refusal="diffusion language models"),
+    Cell(
+        "Backends",
+        "dense layers and short batches",
+        (IN_TREE + "test_hsa_backend_decode.py::test_layers_without_hsa_are_dense",),
+    ),
+    Cell("Backends", "another for prefill or decode", refusal="a different backend for prefill or decode"),
+    Cell("Backends", "double sparsity", refusal="double sparsity"),
+    Cell("Backends", "HiSparse", refusal="hierarchical sparse offload"),
+    Cell("Page representation", "prior", refusal="query-dependent page representations"),
+)
+
+
+def wrong_cells(cells: tuple[Cell, ...] = CELLS) -> list[str]:
+    """What is wrong with the matrix, one line each: cells without a proof, tests that do not exist, refusals left out."""
+    from sglang.srt.layers.attention.hsa.refusals import REFUSALS
+
+    known = {refusal.feature for refusal in REFUSALS}
+    wrong = []
+    for cell in cells:
+        name = f"{cell.feature}, {cell.setting}"
+        if bool(cell.proof) == bool(cell.refusal):
+            wrong.append(f"{name}: needs either a test or a refusal")
+        if cell.refusal and cell.refusal not in known:
+            wrong.append(f"{name}: there is no refusal named {cell.refusal!r}")
+        wrong += [f"{name}: {problem}" for test in cell.proof for problem in _wrong_test(test)]
+    wrong += [f"{feature}: refused, but not in the matrix" for feature in known - {cell.refusal for cell in cells}]
+    return wrong
+
+
+def _wrong_test(test: str) -> list[str]:
+    """Why a test id names no test; parameters are looked up in the decorators and the constants that these name."""
+    path, _, name = test.partition("::")
+    name, _, params = name.rstrip("]").partition("[")
+    if not (ROOT / path).is_file():
+        return [f"there is no file {path}"]
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    function = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
+    if function is None:
+        return [f"{path} has no {name}"]
+    constants = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    values: set[str] = set()
+    todo: list[ast.AST] = list(function.decorator_list)
+    while todo:
+        for node in ast.walk(todo.pop()):
+            if isinstance(node, ast.Constant):
+                values.add(str(node.value))
+            elif isinstance(node, ast.Name) and node.id in constants:
+                todo.append(constants.pop(node.id))
+    missing = [] if not params or params in values else [part for part in params.split("-") if part not in values]
+    return [f"{path}::{name} has no parameter {part}" for part in missing]
 
 
 def support_matrix() -> str:
@@ -34,6 +183,7 @@ def support_matrix() -> str:
         ("Weight mode", config.WEIGHT_MODES, config.HSAConfig.weight_mode),
         ("Dense backend", config.DENSE_BACKENDS, "the platform's best"),
     )
+    messages = {refusal.feature: refusal.message for refusal in REFUSALS}
     lines = [
         "# Support matrix",
         "",
@@ -45,16 +195,29 @@ def support_matrix() -> str:
         "| --- | --- | --- |",
         *(f"| {name} | {', '.join(map(str, choices))} | {default} |" for name, choices, default in values),
         "",
-        "## What start-up refuses",
+        "## What works, and what start-up refuses",
         "",
-        "With `--attention-backend hsa` each of these ends in an error that gives the reason. Nothing is switched off",
-        "or replaced silently.",
+        "*Yes* names the tests that prove it; they run on a CPU unless it says what they need. *Refused* gives the error that",
+        "the server ends with. Nothing is switched off or replaced silently.",
         "",
-        "| feature | asked for by | why not | instead |",
+        "| feature | setting | with `--attention-backend hsa` |",
+        "| --- | --- | --- |",
+        *(f"| {cell.feature} | {cell.setting} | {_answer(cell, messages)} |" for cell in CELLS),
+        "",
+        "## Refusals",
+        "",
+        "| what | asked for by | why not | instead |",
         "| --- | --- | --- | --- |",
         *(f"| {r.feature} | {_code(r.asked)} | {r.reason} | {_code(r.instead)} |" for r in REFUSALS),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _answer(cell: Cell, messages: dict[str, str]) -> str:
+    if cell.refusal:
+        return f"**refused**: `{messages[cell.refusal]}`"
+    tests = ", ".join(f"`{test}`" for test in cell.proof)
+    return f"**yes**: {tests}" + (f" (needs {cell.needs})" if cell.needs else "")
 
 
 def options_table() -> str:
@@ -79,11 +242,31 @@ def options_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def refusals_table() -> str:
+    """What start-up can be asked for and refuses, with the way out."""
+    from sglang.srt.layers.attention.hsa.refusals import REFUSALS
+
+    lines = ["| it says: does not support | because of | do this |", "| --- | --- | --- |"]
+    lines += [f"| {r.feature} | {_code(r.asked)} | {_code(r.instead)} |" for r in REFUSALS]
+    return "\n".join(lines) + "\n"
+
+
 def readme_with(table: str) -> str:
-    """The README with the table between its two marks."""
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}{table}{END}{after}"
+    """The README with the table of options."""
+    return _between(README, "options", table)
+
+
+def troubleshooting_with(table: str) -> str:
+    """The page docs/troubleshooting.md with the table of refusals."""
+    return _between(TROUBLESHOOTING, "refusals", table)
+
+
+def _between(page: Path, name: str, table: str) -> str:
+    """A page with a table between its two marks."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}{table}{end}{after}"
 
 
 def _code(text: str) -> str:
@@ -100,15 +283,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--options", action="store_true", help="print the README's table of options")
-    choice.add_argument("--write", action="store_true", help="bring both files up to date")
+    choice.add_argument("--write", action="store_true", help="bring all pages up to date")
     args = parser.parse_args()
     try:
         import sglang.srt.layers.attention.hsa  # noqa: F401
     except ImportError:
-        sys.exit("support_matrix: error: SGLang with HSA is not installed here; run scripts/test.sh, then use its .venv")
+        sys.exit(
+            "support_matrix: error: SGLang with HSA is not installed here; run scripts/test.sh, then use its .venv"
+        )
+    wrong = wrong_cells()
+    if wrong:
+        sys.exit("support_matrix: error: " + "\n".join(wrong))
     if args.write:
         MATRIX.write_text(support_matrix(), encoding="utf-8")
         README.write_text(readme_with(options_table()), encoding="utf-8")
+        TROUBLESHOOTING.write_text(troubleshooting_with(refusals_table()), encoding="utf-8")
     else:
         print(options_table() if args.options else support_matrix(), end="")
     return 0

@@ -3,6 +3,7 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "be
 def generator():
     spec = importlib.util.spec_from_file_location("support_matrix", ROOT / "scripts" / "support_matrix.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
 
@@ -22,6 +24,59 @@ def generator():
 def test_support_matrix_is_current(generator):
     written = generator.MATRIX.read_text(encoding="utf-8")
     assert written == generator.support_matrix(), "run scripts/support_matrix.py --write"
+
+
+# Every row that a reader may ask for; the matrix has at least these.
+FEATURES = (
+    "Page size", "KV cache dtype", "CUDA graph", "Radix cache", "Chunked prefill", "Mixed chunk", "Overlap schedule",
+    "Speculative decoding", "Sliding window", "Soft cap", "Tensor parallel", "Data parallel", "Pipeline parallel",
+    "Prefill-decode disaggregation", "Hierarchical cache", "LoRA", "Deterministic inference", "CPU", "Models",
+)  # fmt: skip
+
+
+def test_every_cell_of_the_matrix_has_a_test_or_a_refusal(generator):
+    from sglang.srt.layers.attention.hsa import config
+
+    assert not generator.wrong_cells()
+    assert set(FEATURES) <= {cell.feature for cell in generator.CELLS}
+
+    def settings(feature):
+        return [cell.setting for cell in generator.CELLS if cell.feature == feature]
+
+    assert settings("Page size") == [str(size) for size in config.PAGE_SIZES]
+    assert "multimodal" in settings("Models") and "piecewise" in settings("CUDA graph")
+
+
+def test_speculative_kinds_are_those_of_the_parser(generator):
+    import argparse
+
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    [action] = [action for action in parser._actions if "--speculative-algorithm" in action.option_strings]
+    assert [cell.setting for cell in generator.CELLS if cell.feature == "Speculative decoding"] == action.choices
+
+
+@pytest.mark.parametrize(
+    "proof, refusal, message",
+    [
+        ((), "", "needs either a test or a refusal"),
+        (("tests/test_docs.py::test_support_matrix_is_current",), "LMCache", "needs either a test or a refusal"),
+        (("tests/no_such_file.py::test_x",), "", "there is no file"),
+        (("tests/test_docs.py::test_no_such_test",), "", "has no test_no_such_test"),
+        (("tests/test_docs.py::test_links_lead_somewhere[nowhere.md]",), "", "has no parameter"),
+        ((), "time travel", "there is no refusal named"),
+    ],
+)
+def test_a_wrong_cell_is_found(generator, proof, refusal, message):
+    cell = generator.Cell("A feature", "on", proof, refusal)
+    assert any(message in line for line in generator.wrong_cells((*generator.CELLS, cell)))
+
+
+def test_a_refusal_left_out_is_found(generator):
+    cells = tuple(cell for cell in generator.CELLS if cell.refusal != "LMCache")
+    assert generator.wrong_cells(cells) == ["LMCache: refused, but not in the matrix"]
 
 
 def test_readme_options_are_current(generator):

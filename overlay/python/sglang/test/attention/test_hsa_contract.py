@@ -223,6 +223,7 @@ ASKED_BY_ARGUMENTS = {
     "piecewise CUDA graph": dict(enforce_piecewise_cuda_graph=True),
     "torch.compile": dict(enable_torch_compile=True),
     "deterministic inference": dict(enable_deterministic_inference=True),
+    "LoRA adapters": dict(enable_lora=True),
     "hierarchical cache on a CPU": dict(enable_hierarchical_cache=True),
     "storage behind the hierarchical cache": dict(hicache_storage_backend="file"),
     "LMCache": dict(enable_lmcache=True),
@@ -249,6 +250,7 @@ ASKED_BY_MODEL = {
     ),
     "hybrid sliding-window memory": dict(is_hybrid_swa=True),
     "chunked local attention": dict(attention_chunk_size=8192),
+    "multimodal models": dict(is_multimodal=True),
 }
 
 

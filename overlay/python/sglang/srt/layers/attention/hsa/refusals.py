@@ -110,6 +110,13 @@ REFUSALS: Tuple[Refusal, ...] = (
         "its local layers mask keys by chunk, which neither window nor pages express",
         _OTHER,
     ),
+    Refusal(
+        "multimodal models",
+        "a model with images, video or audio",
+        lambda args, model: model.is_multimodal,
+        "no prompt with media has been compared with dense attention",
+        _OTHER,
+    ),
     # Backends and kernels
     Refusal(
         "a different backend for prefill or decode",
@@ -175,6 +182,13 @@ REFUSALS: Tuple[Refusal, ...] = (
         lambda args, model: args.enable_deterministic_inference,
         "neither the kernels nor the reference ops are batch-invariant to the bit",
         "use --attention-backend fa3, flashinfer or triton",
+    ),
+    Refusal(
+        "LoRA adapters",
+        "--enable-lora or --lora-paths",
+        lambda args, model: bool(args.enable_lora or args.lora_paths),
+        "no adapter has been compared with dense attention",
+        "merge the adapter into the checkpoint",
     ),
     # Cache movement
     Refusal(

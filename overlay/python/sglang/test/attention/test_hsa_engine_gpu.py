@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine with HSA on CUDA devices: graphs, tensor-parallel ranks and replicas leave the tokens alone."""
+
+import numpy as np
+import pytest
+import torch
+
+import sglang as sgl
+from sglang.test.attention.hsa_fixtures import write_random_model
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"
+)
+two_devices = pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason="needs two CUDA devices"
+)
+
+LENGTHS = (1, 63, 64, 65, 700, 1500)
+NEW = 48
+
+
+def generate(model_path, **engine):
+    """Tokens of every prompt alone and of all of them as a batch, and the counters of each scheduler."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 512, n).tolist() for n in LENGTHS]
+    sampling = dict(temperature=0, ignore_eos=True, max_new_tokens=NEW)
+    options = dict(
+        attention_backend="hsa",
+        hsa_dense_backend="triton",
+        hsa_topk=2,
+        hsa_window_size=128,
+        dtype="float16",
+        max_total_tokens=16384,
+        max_running_requests=8,
+        cuda_graph_max_bs=8,
+        mem_fraction_static=0.3,
+        skip_tokenizer_init=True,
+        sampling_backend="pytorch",
+        grammar_backend="none",
+        log_level="error",
+    )
+    with sgl.Engine(model_path=model_path, **{**options, **engine}) as llm:
+        alone = [llm.generate(input_ids=p, sampling_params=sampling) for p in prompts]
+        batch = llm.generate(input_ids=prompts, sampling_params=sampling)
+        states = llm.get_server_info()["internal_states"]
+    tokens = [out["output_ids"] for out in (*alone, *batch)]
+    assert tokens[: len(prompts)] == tokens[len(prompts) :]
+    return tokens, [state["hsa_counters"] for state in states]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return write_random_model(tmp_path_factory.mktemp("model") / "qwen3", head_dim=64)
+
+
+@pytest.fixture(scope="module")
+def eager(model_path):
+    """One device, no graphs."""
+    tokens, [counts] = generate(model_path, disable_cuda_graph=True)
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+    return tokens
+
+
+def test_cuda_graphs_do_not_change_tokens(model_path, eager):
+    """# trap 3, 10"""
+    tokens, [counts] = generate(model_path)
+    assert tokens == eager
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+
+
+@two_devices
+def test_two_tensor_parallel_ranks(model_path, eager):
+    """Each rank has one of the two KV heads. # trap 29"""
+    tokens, [counts] = generate(model_path, tp_size=2)
+    assert tokens == eager
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+
+
+@two_devices
+def test_two_replicas(model_path, eager):
+    tokens, counts = generate(model_path, dp_size=2)
+    assert tokens == eager
+    assert len(counts) == 2 and all(count["pages_selected"] > 0 for count in counts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))

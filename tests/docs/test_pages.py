@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The handwritten pages quote what exists: error texts, metrics, commands, counters."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+
+
+@functools.cache
+def product_strings() -> list[str]:
+    """Every string of the product, as the user would see it: pieces of f-strings, joined literals, shell scripts."""
+    found = []
+    sources = [*(ROOT / "overlay").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
+    for path in sources:
+        if "/test/" in path.as_posix():
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                found.append("".join(parts))
+    for path in (ROOT / "scripts").glob("*.sh"):
+        found += path.read_text(encoding="utf-8").splitlines()
+    return found
+
+
+def quoted_errors() -> list[str]:
+    return re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def is_printed(error: str) -> bool:
+    """Whether one string of the product has the parts of a quoted error, in their order."""
+    parts = [re.escape(part.strip(" ;:,.")) for part in error.split("…") if len(part.strip(" ;:,.")) > 3]
+    assert parts, "nothing to recognise it by"
+    return any(re.search(".*".join(parts), text, re.DOTALL) for text in product_strings())
+
+
+@pytest.mark.parametrize("error", quoted_errors())
+def test_quoted_errors_exist(error):
+    assert is_printed(error)
+
+
+def test_an_invented_error_is_noticed():
+    assert not is_printed("the server ate …")
+    assert not is_printed("another run is working on … the hsa tree")
+
+
+@pytest.fixture(scope="module")
+def generator():
+    spec = importlib.util.spec_from_file_location("support_matrix_of_pages", ROOT / "scripts" / "support_matrix.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_refusal_can_be_looked_up(generator):
+    from sglang.srt.layers.attention.hsa.refusals import REFUSALS
+
+    page = generator.TROUBLESHOOTING.read_text(encoding="utf-8")
+    assert page == generator.troubleshooting_with(generator.refusals_table()), "run scripts/support_matrix.py --write"
+    for refusal in REFUSALS:
+        assert f"| {refusal.feature} |" in page
+
+
+def metrics_of(text: str) -> set[str]:
+    return set(re.findall(r"sglang:(\w+)", text))
+
+
+def hsa_metrics() -> set[str]:
+    from sglang.srt.layers.attention.hsa.counters import COUNTERS
+
+    return {f"hsa_{name}_total" for name in COUNTERS}
+
+
+def test_dashboard_and_page_name_metrics_that_exist():
+    """HSA's own come from its counters; the others have to be in SGLang's collector."""
+    dashboard = (DOCS / "grafana" / "hsa.json").read_text(encoding="utf-8")
+    collector = (ROOT / "sglang/python/sglang/srt/observability/metrics_collector.py").read_text(encoding="utf-8")
+    for text in (dashboard, (DOCS / "metrics.md").read_text(encoding="utf-8")):
+        own = {name for name in metrics_of(text) if name.startswith("hsa_")}
+        assert own == hsa_metrics()
+        for name in metrics_of(text) - own:
+            assert f'"sglang:{re.sub("_(bucket|count|sum)$", "", name)}"' in collector, name
+
+
+def test_dashboard_is_sound():
+    board = json.loads((DOCS / "grafana" / "hsa.json").read_text(encoding="utf-8"))
+    places = set()
+    for panel in board["panels"]:
+        grid = panel["gridPos"]
+        cells = {
+            (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
+        }
+        assert not cells & places and max(x for x, _ in cells) < 24, panel["title"]
+        places |= cells
+        for target in panel["targets"]:
+            assert target["expr"].count("(") == target["expr"].count(")")
+            assert set(re.findall(r"\$(\w+)", target["expr"])) <= {"model", "__rate_interval"}
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    assert {variable["name"] for variable in board["templating"]["list"]} == {"datasource", "model"}
+
+
+@functools.cache
+def server_options() -> set[str]:
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+@pytest.mark.parametrize("page", ["guide.md", "recipes.md", "metrics.md", "troubleshooting.md"])
+def test_server_options_exist(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    of_tools = {"--force", "--source", "--write", "--hsa-"}
+    named = {option.rstrip("-") for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)} - {"--hsa"}
+    assert named and named <= server_options() | of_tools, sorted(named - server_options() - of_tools)
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_named_scripts_exist(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for path in re.findall(r"(?<![\w/])((?:scripts|benchmarks)/[\w/]+\.(?:py|sh|md))", text):
+        assert (ROOT / path).is_file(), path
+
+
+def test_measurements_are_those_of_the_log():
+    """Times in the guide's table stand in one row of the log."""
+    log = (ROOT / "benchmarks" / "LOG.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (\d+K) \| ([\d.]+) ms \| ([\d.]+) ms \|$", (DOCS / "guide.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert rows
+    for context, ours, dense in rows:
+        assert re.search(
+            rf"^\| {context} \| {re.escape(ours)} \([\d.]+\) \| {re.escape(dense)} \([\d.]+\) \|$", log, re.MULTILINE
+        ), context
