@@ -56,13 +56,14 @@ env_install() {
         echo "$key $TREE" >"$VENV/.sglang-hsa"
     fi
 
-    local file stamp
+    local file name stamp
     for file in "$@"; do
-        stamp="$VENV/.sglang-hsa-$(basename "$file")"
+        name=${file#"$ROOT"/}
+        stamp="$VENV/.sglang-hsa-${name//\//-}"
         if cmp -s "$file" "$stamp"; then
-            echo "environment: ${file#"$ROOT"/} is installed, skipped"
+            echo "environment: $name is installed, skipped"
         else
-            echo "environment: installing ${file#"$ROOT"/}"
+            echo "environment: installing $name"
             _env_pip --requirement "$file"
             cp "$file" "$stamp"
         fi

@@ -201,9 +201,9 @@ def test_cuda_graphs_are_for_decode_on_the_kernels(model_path):
         return not stand_in.disable_cuda_graph
 
     assert graphs_after()
-    assert not graphs_after(hsa_selection_strategy="softmax_head")
-    assert not graphs_after(hsa_weight_mode="score")
-    assert not graphs_after(kv_cache_dtype="fp8_e4m3")
+    assert graphs_after(hsa_selection_strategy="softmax_head", hsa_weight_mode="score")
+    assert graphs_after(kv_cache_dtype="fp8_e4m3")
+    assert not graphs_after(hsa_strict=True)
     assert not graphs_after(disable_cuda_graph=True)
 
 

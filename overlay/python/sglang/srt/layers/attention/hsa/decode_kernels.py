@@ -80,10 +80,7 @@ class DecodeKernels:
             if device.type == "cuda"
             else 4
         )
-        split = config.selection_strategy != "softmax_head" and (
-            config.weight_mode == "mass"
-        )
-        self.attention = (SplitDecode if split else TiledDecode)(
+        shared = (
             pool,
             config,
             num_heads,
@@ -92,6 +89,10 @@ class DecodeKernels:
             self.processors,
             counters,
         )
+        split = config.selection_strategy != "softmax_head" and (
+            config.weight_mode == "mass"
+        )
+        self.attention = SplitDecode(*shared) if split else TiledDecode(*shared)
         keys = [pool.k_buffer[layer - pool.start_layer] for layer in pool.hsa_layer_ids]
         self.k_ptrs, self.repr_ptrs, self.stamp_ptrs = (
             torch.tensor(
