@@ -19,9 +19,12 @@ targets=(
 for argument in "$@"; do
     if [ -e "${argument%%::*}" ]; then targets=(); fi # the caller names files
 done
+# Everything takes a while: one worker runs what starts servers, the other the rest. See tests/conftest.py.
+workers=()
+[ $# -gt 0 ] || workers=(--numprocesses 2 --dist loadgroup)
 # -rfEs: what failed, and also what was skipped and why, since a skipped test proves nothing.
 status=0
-python -m pytest -rfEs "$@" "${targets[@]}" || status=$?
+python -m pytest -rfEs "${workers[@]}" "$@" "${targets[@]}" || status=$?
 if [ $# -eq 0 ]; then
     echo "stock tests: the pinned release against the patched tree"
     PYTHON=python scripts/stock_tests.sh || status=$?
