@@ -11,22 +11,39 @@ env_install "$ROOT/tests/requirements.txt"
 env_enter
 
 cd "$ROOT"
-targets=(
-    tests
-    sglang/python/sglang/test/attention/test_hsa_*.py
-    sglang/python/sglang/jit_kernel/tests/test_fused_metadata_*.py
-)
-for argument in "$@"; do
-    if [ -e "${argument%%::*}" ]; then targets=(); fi # the caller names files
+attention=sglang/python/sglang/test/attention
+dense=$attention/test_hsa_backend_dense_integration.py
+in_tree=()
+for file in "$attention"/test_hsa_*.py sglang/python/sglang/jit_kernel/tests/test_fused_metadata_*.py; do
+    [ "$file" = "$dense" ] || in_tree+=("$file")
 done
-# Everything takes a while: one worker runs what starts servers, the other the rest. See tests/conftest.py.
-workers=()
-[ $# -gt 0 ] || workers=(--numprocesses 2 --dist loadgroup)
-# -rfEs: what failed, and also what was skipped and why, since a skipped test proves nothing.
-status=0
-python -m pytest -rfEs "${workers[@]}" "$@" "${targets[@]}" || status=$?
-if [ $# -eq 0 ]; then
-    echo "stock tests: the pinned release against the patched tree"
-    PYTHON=python scripts/stock_tests.sh || status=$?
+
+# run_pytest ARGUMENTS...: -rfEs shows what failed, and what was skipped and why, since a skipped test proves nothing.
+run_pytest() {
+    python -m pytest -rfEs "$@"
+}
+
+if [ $# -gt 0 ]; then
+    targets=(tests "$dense" "${in_tree[@]}")
+    for argument in "$@"; do
+        if [ -e "${argument%%::*}" ]; then targets=(); fi # the caller names files
+    done
+    run_pytest "$@" "${targets[@]}"
+    exit
 fi
+
+# Two servers at once would fight for memory and cores; what starts none runs beside them.
+servers=(tests/hsa tests/cpu_host "$dense")
+log=$(mktemp)
+run_pytest --ignore=tests/hsa --ignore=tests/cpu_host tests "${in_tree[@]}" >"$log" 2>&1 &
+beside=$!
+trap 'kill "$beside" 2>/dev/null; rm -f "$log"' EXIT
+status=0
+echo "tests: ${servers[*]}, and the others beside them"
+run_pytest "${servers[@]}" || status=$?
+echo "tests: the others"
+wait "$beside" || status=$?
+cat "$log"
+echo "stock tests: the pinned release against the patched tree"
+PYTHON=python scripts/stock_tests.sh || status=$?
 exit "$status"

@@ -14,14 +14,6 @@ from cpu_children import child_env as make_child_env  # noqa: E402, the line abo
 from cpu_children import run_child  # noqa: E402
 
 
-def pytest_collection_modifyitems(items):
-    """Two workers halve the time, but two servers at once would fight for ports, memory and cores."""
-    for item in items:
-        serves = {"run_engine", "checkpoints"} & set(item.fixturenames)
-        if serves or item.path.name == "test_hsa_backend_dense_integration.py":
-            item.add_marker(pytest.mark.xdist_group("servers"))
-
-
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
     """Folder of the tiny checkpoints."""
