@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training sequences: one text with many facts of the suite's kinds, then many questions about it.
+
+The suite asks one question per text. Asking many gives a small model enough to learn from: at short lengths almost
+every token is part of a fact or an answer. Seeds are disjoint from the suite's by construction of the streams.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from benchmarks.retrieval import tasks
+from benchmarks.retrieval.lexicon import COUNTED, NAMES
+from benchmarks.retrieval.samples import INTRO, weave
+from benchmarks.retrieval.tasks import Fact
+
+
+@dataclass(frozen=True)
+class Batch:
+    ids: np.ndarray  # [B, T + 1] int64
+    weight: np.ndarray  # [B, T + 1] float32, of predicting this token; 0 at padding
+    kind: np.ndarray  # [B, T + 1] int8, index into KINDS at the tokens of an answer, else -1
+
+
+KINDS = tuple(tasks.TASKS)
+# A text has one question about counts but many of the others.
+COUNT_WEIGHT = 4.0
+
+
+class Encoder:
+    """Tokens of texts, remembered: fillers repeat by parts only, but facts share their sentence."""
+
+    def __init__(self, tokenizer):
+        self.backend = tokenizer.backend_tokenizer
+        self.end = tokenizer.eos_token_id
+        self.pad = tokenizer.pad_token_id
+        self.word = lru_cache(maxsize=None)(self.__call__)
+        self.remember = self(" Remember")[0]
+
+    def repeated(self, tokens: list[int]) -> int:
+        """How many tokens at the end of a sentence repeat its begin."""
+        return len(tokens) - tokens.index(self.remember) - 1 if self.remember in tokens else 0
+
+    def __call__(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+
+@dataclass
+class Quiz:
+    """Facts of one kind and the questions about them."""
+
+    facts: list[Fact]
+    questions: list[tuple[str, str, str]]  # kind, question, reply
+
+
+def key_quiz(pick: random.Random, names: list[str], count: int, several: int) -> Quiz:
+    """``count`` names with one pass key each, ``several`` names with some each."""
+    sizes = [1] * count + [tasks.VALUES] * several
+    values = tasks.numbers(pick, sum(sizes))
+    facts, questions, held = [], [], {}
+    for name, size in zip(names, sizes):
+        own = [values.pop() for _ in range(size)]
+        places = sorted(pick.random() for _ in own)
+        facts += [Fact(p, tasks.key_fact(name, v)) for p, v in zip(places, own)]
+        if size == 1:
+            held[name] = own[0]
+            kind = "single" if count + several == 1 else "multikey"
+            questions.append(
+                (kind, tasks.ask(f"What is the pass key of {name}?", f"The pass key of {name} is"), tasks.listing(own))
+            )
+        else:
+            begin = f"The pass keys of {name} are"
+            questions.append(
+                ("multivalue", tasks.ask(f"What are the {size} pass keys of {name}?", begin), tasks.listing(own))
+            )
+    for _ in range(len(held) // 4):
+        asked = pick.sample(sorted(held), tasks.VALUES)
+        reply = tasks.listing([f"{name} is {held[name]}" for name in asked])
+        questions.append(
+            ("multiquery", tasks.ask(f"What are the pass keys of {', '.join(asked)}?", "The pass keys are"), reply)
+        )
+    return Quiz(facts, questions)
+
+
+def copy_quiz(pick: random.Random, names: list[str], chains: int) -> Quiz:
+    facts, questions = [], []
+    for c, value in enumerate(tasks.numbers(pick, chains)):
+        own = names[c * tasks.CHAIN : (c + 1) * tasks.CHAIN]
+        middle = pick.random()
+        places = tasks.near(pick, middle, tasks.CHAIN) if pick.random() < 0.5 else sorted(pick.random() for _ in own)
+        facts += [Fact(p, tasks.copy_fact(a, b)) for p, a, b in zip(places, [value, *own], own)]
+        ask = tasks.ask(f"Which variables was {value} copied into?", f"{value} was copied into")
+        questions.append(("variables", ask, tasks.listing(own)))
+    return Quiz(facts, questions)
+
+
+def count_quiz(pick: random.Random, room: int) -> Quiz:
+    kind = pick.choice(("common", "frequent"))
+    problem = tasks.TASKS[kind](pick, min(room, 64 * pick.randint(4, 24)), pick.random())
+    return Quiz(list(problem.facts), [(kind, problem.question, problem.reply)])
+
+
+def draw(pick: random.Random, length: int, dense: bool) -> Quiz:
+    """Facts and questions that fit a sequence of ``length`` tokens; ``dense`` fills most of it with them."""
+    names = pick.sample(NAMES, len(NAMES))
+    room = length - 40
+    quizzes: list[Quiz] = []
+    # A key fact takes 24 tokens and its question 26; a chain 56 and 40.
+    share = room if dense else min(room, 4000) * pick.choice((0.1, 0.3, 0.6))
+    mix = pick.choice(("keys", "keys", "copies", "copies", "counts", "all"))
+    if mix in ("keys", "all"):
+        total = max(1, min(48, int(share * (1.0 if mix == "keys" else 0.4) / 60)))
+        several = pick.randint(0, total // 6)
+        quizzes.append(key_quiz(pick, names, max(1, total - 4 * several), several))
+    if mix in ("copies", "all"):
+        chains = max(1, min(12, int(share * (1.0 if mix == "copies" else 0.3) / 110)))
+        quizzes.append(copy_quiz(pick, names[48:], chains))
+    if mix == "counts" or (mix == "all" and room > 800):
+        quizzes.append(count_quiz(pick, room if mix == "counts" else room // 2))
+    return Quiz([f for q in quizzes for f in q.facts], [q for z in quizzes for q in z.questions])
+
+
+def sequence(pick: random.Random, encode: Encoder, length: int, dense: bool, text_weight: float):
+    """Tokens, weights and kinds of one sequence of at most ``length + 1`` tokens."""
+    quiz = draw(pick, length, dense)
+    pick.shuffle(quiz.questions)
+    facts = [(fact, encode(fact.sentence)) for fact in quiz.facts]
+    ids_of = {fact.sentence: ids for fact, ids in facts}
+    asked, used = [], sum(len(ids) for _, ids in facts) + 16
+    for kind, question, reply in quiz.questions:
+        pieces = (encode(question), encode(reply + "\n"))
+        if used + len(pieces[0]) + len(pieces[1]) > length and asked:
+            break
+        used += len(pieces[0]) + len(pieces[1])
+        asked.append((KINDS.index(kind), *pieces))
+    fillers = []
+    while used < length - 16:
+        fillers.append(tasks.filler(pick))
+        ids_of[fillers[-1]] = [i for word in fillers[-1][1:-1].split(" ") for i in encode.word(" " + word)] + encode.word(".")
+        used += len(ids_of[fillers[-1]])
+    ids = list(encode(INTRO))
+    weight = [text_weight] * len(ids)
+    for sentence in weave([fact for fact, _ in facts], fillers):
+        tokens = ids_of[sentence]
+        ids += tokens
+        # The second half of a key fact follows from the first: copying over a few tokens is learned there first.
+        sure = encode.repeated(tokens)
+        weight += [text_weight] * (len(tokens) - sure) + [max(text_weight, 0.5)] * sure
+    kind_of = [-1] * len(ids)
+    for kind, question, reply in asked:
+        ids += question + reply
+        weight += [0.0] * len(question) + [COUNT_WEIGHT if KINDS[kind] in ("common", "frequent") else 1.0] * len(reply)
+        kind_of += [-1] * len(question) + [kind] * len(reply)
+    return ids, weight, kind_of
+
+
+def batch(encode: Encoder, seed: int, step: int, rows: int, length: int, text_weight: float, dense: float) -> Batch:
+    """The batch of a step: a function of its arguments. A share ``dense`` of its rows is full of facts."""
+    out = Batch(
+        np.full((rows, length + 1), encode.pad, np.int64),
+        np.zeros((rows, length + 1), np.float32),
+        np.full((rows, length + 1), -1, np.int8),
+    )
+    for row in range(rows):
+        pick = random.Random(f"train {seed} {step} {row}")
+        ids, weight, kind = sequence(pick, encode, length, pick.random() < dense, text_weight)
+        count = min(len(ids), length + 1)
+        out.ids[row, :count] = ids[:count]
+        out.weight[row, :count] = weight[:count]
+        out.kind[row, :count] = kind[:count]
+    return out
