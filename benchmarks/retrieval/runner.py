@@ -204,12 +204,11 @@ def summarize(folder: Path) -> dict[str, Any]:
         )
         for (task, length, depth), group in cells.items()
     ]
-    silent = [r for r in results if not r["text"].strip() or r["recall"] == 0 and not any(c in r["text"] for c in ",.0123456789")]
     return dict(
         **header,
-        complete=len(results) == len(Plan(**{k: tuple(v) if isinstance(v, list) else v for k, v in header["plan"].items()})),
+        complete=len(results) == len(Plan(**header["plan"])),
         results=len(results),
-        without_answer=len(silent),
+        without_answer=sum(r["listed"] == 0 for r in results),
         scores=scores,
     )
 

@@ -9,7 +9,7 @@ from typing import Callable
 
 from .tasks import TASKS, Fact, filler
 
-INTRO = "Read the text and answer the question after it.\n\n"
+INTRO = "Read the text and answer the question after it.\n\nText:"
 # Tokens that are kept free for the continuation.
 NEW_TOKENS = 64
 
@@ -70,7 +70,7 @@ def make(task: str, length: int, depth: float, seed: int, count: Callable[[str],
     def prompt(sentences: int) -> str:
         while len(fillers) < sentences:
             fillers.append(filler(pick))
-        return INTRO + "".join(weave(problem.facts, fillers[:sentences])).lstrip() + problem.question
+        return INTRO + "".join(weave(problem.facts, fillers[:sentences])) + problem.question
 
     room = length - NEW_TOKENS
     least = count(prompt(0))

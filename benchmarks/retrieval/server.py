@@ -11,6 +11,7 @@ import urllib.request
 from typing import Any
 
 ATTEMPTS = 3
+PAUSE = 0.5  # seconds before the second attempt, twice as many before the third
 # What of SGLang's server arguments belongs to a result.
 ARGUMENTS = (
     "attention_backend device dtype kv_cache_dtype page_size context_length chunked_prefill_size "
@@ -101,7 +102,7 @@ class Server:
             except (OSError, ValueError) as error:
                 reason = f"no answer from {self.url}{path}: {getattr(error, 'reason', error)}"
             if attempt < ATTEMPTS:
-                time.sleep(0.5 * attempt)
+                time.sleep(PAUSE * attempt)
         raise ServerError(reason)
 
 

@@ -56,17 +56,24 @@ class Problem:
 
 @dataclass(frozen=True)
 class Grade:
-    """``exact``: the continuation lists the answers and nothing else of their kind. ``recall``: share it lists."""
+    """How well a continuation answers.
+
+    Attributes:
+        exact: it lists the answers and nothing else of their kind.
+        recall: share of the answers that it lists.
+        listed: how many items of their kind it lists.
+    """
 
     exact: bool
     recall: float
+    listed: int
 
 
 def grade(answers: tuple[str, ...] | list[str], pattern: str, text: str) -> Grade:
     """Grade the first line of a continuation."""
     found = set(re.findall(pattern, text.strip().split("\n")[0]))
     wanted = set(answers)
-    return Grade(found == wanted, len(found & wanted) / len(wanted))
+    return Grade(found == wanted, len(found & wanted) / len(wanted), len(found))
 
 
 def filler(pick: random.Random) -> str:

@@ -29,6 +29,7 @@ class Batch:
 KINDS = tuple(tasks.TASKS)
 # A text has one question about counts but many of the others.
 COUNT_WEIGHT = 4.0
+MIXES = ("keys", "keys", "copies", "copies", "counts", "all")
 
 
 class Encoder:
@@ -57,10 +58,16 @@ class Quiz:
     questions: list[tuple[str, str, str]]  # kind, question, reply
 
 
-def key_quiz(pick: random.Random, names: list[str], count: int, several: int) -> Quiz:
+def numbers(pick: random.Random, count: int, pool: int) -> list[str]:
+    """Different numbers of six digits made of ``pool`` groups of three: 000 up, and 100 up for the first."""
+    firsts = min(pool, 900)
+    return [f"{100 + n // pool}{n % pool:03d}" for n in pick.sample(range(firsts * pool), count)]
+
+
+def key_quiz(pick: random.Random, names: list[str], count: int, several: int, pool: int) -> Quiz:
     """``count`` names with one pass key each, ``several`` names with some each."""
     sizes = [1] * count + [tasks.VALUES] * several
-    values = tasks.numbers(pick, sum(sizes))
+    values = numbers(pick, sum(sizes), pool)
     facts, questions, held = [], [], {}
     for name, size in zip(names, sizes):
         own = [values.pop() for _ in range(size)]
@@ -86,9 +93,10 @@ def key_quiz(pick: random.Random, names: list[str], count: int, several: int) ->
     return Quiz(facts, questions)
 
 
-def copy_quiz(pick: random.Random, names: list[str], chains: int) -> Quiz:
+def copy_quiz(pick: random.Random, names: list[str], chains: int, pool: int) -> Quiz:
+    """Chains of copies, some of them close together and some spread over the text."""
     facts, questions = [], []
-    for c, value in enumerate(tasks.numbers(pick, chains)):
+    for c, value in enumerate(numbers(pick, chains, pool)):
         own = names[c * tasks.CHAIN : (c + 1) * tasks.CHAIN]
         middle = pick.random()
         places = tasks.near(pick, middle, tasks.CHAIN) if pick.random() < 0.5 else sorted(pick.random() for _ in own)
@@ -104,29 +112,29 @@ def count_quiz(pick: random.Random, room: int) -> Quiz:
     return Quiz(list(problem.facts), [(kind, problem.question, problem.reply)])
 
 
-def draw(pick: random.Random, length: int, dense: bool) -> Quiz:
+def draw(pick: random.Random, length: int, dense: bool, pool: int, mixes: tuple[str, ...]) -> Quiz:
     """Facts and questions that fit a sequence of ``length`` tokens; ``dense`` fills most of it with them."""
-    names = pick.sample(NAMES, len(NAMES))
+    names = pick.sample(NAMES[:pool], min(pool, len(NAMES)))
     room = length - 40
     quizzes: list[Quiz] = []
     # A key fact takes 24 tokens and its question 26; a chain 56 and 40.
     share = room if dense else min(room, 4000) * pick.choice((0.1, 0.3, 0.6))
-    mix = pick.choice(("keys", "keys", "copies", "copies", "counts", "all"))
+    mix = pick.choice(mixes)
     if mix in ("keys", "all"):
         total = max(1, min(48, int(share * (1.0 if mix == "keys" else 0.4) / 60)))
         several = pick.randint(0, total // 6)
-        quizzes.append(key_quiz(pick, names, max(1, total - 4 * several), several))
+        quizzes.append(key_quiz(pick, names, max(1, total - 4 * several), several, pool))
     if mix in ("copies", "all"):
         chains = max(1, min(12, int(share * (1.0 if mix == "copies" else 0.3) / 110)))
-        quizzes.append(copy_quiz(pick, names[48:], chains))
+        quizzes.append(copy_quiz(pick, names[48:], chains, pool))
     if mix == "counts" or (mix == "all" and room > 800):
         quizzes.append(count_quiz(pick, room if mix == "counts" else room // 2))
     return Quiz([f for q in quizzes for f in q.facts], [q for z in quizzes for q in z.questions])
 
 
-def sequence(pick: random.Random, encode: Encoder, length: int, dense: bool, text_weight: float):
+def sequence(pick: random.Random, encode: Encoder, length: int, dense: bool, text_weight: float, pool: int, mixes):
     """Tokens, weights and kinds of one sequence of at most ``length + 1`` tokens."""
-    quiz = draw(pick, length, dense)
+    quiz = draw(pick, length, dense, pool, mixes)
     pick.shuffle(quiz.questions)
     facts = [(fact, encode(fact.sentence)) for fact in quiz.facts]
     ids_of = {fact.sentence: ids for fact, ids in facts}
@@ -158,8 +166,24 @@ def sequence(pick: random.Random, encode: Encoder, length: int, dense: bool, tex
     return ids, weight, kind_of
 
 
-def batch(encode: Encoder, seed: int, step: int, rows: int, length: int, text_weight: float, dense: float) -> Batch:
-    """The batch of a step: a function of its arguments. A share ``dense`` of its rows is full of facts."""
+def batch(
+    encode: Encoder,
+    seed: int,
+    step: int,
+    rows: int,
+    length: int,
+    text_weight: float = 0.0,
+    dense: float = 0.5,
+    pool: int = 1000,
+    mixes: tuple[str, ...] = MIXES,
+) -> Batch:
+    """The batch of a step: a function of its arguments.
+
+    Args:
+        dense: share of its rows that are full of facts.
+        pool: names, and groups of digits, that it draws from.
+        mixes: what a row may be made of; one is drawn for each.
+    """
     out = Batch(
         np.full((rows, length + 1), encode.pad, np.int64),
         np.zeros((rows, length + 1), np.float32),
@@ -167,7 +191,7 @@ def batch(encode: Encoder, seed: int, step: int, rows: int, length: int, text_we
     )
     for row in range(rows):
         pick = random.Random(f"train {seed} {step} {row}")
-        ids, weight, kind = sequence(pick, encode, length, pick.random() < dense, text_weight)
+        ids, weight, kind = sequence(pick, encode, length, pick.random() < dense, text_weight, pool, mixes)
         count = min(len(ids), length + 1)
         out.ids[row, :count] = ids[:count]
         out.weight[row, :count] = weight[:count]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import data
 from model import Shape
 
 
@@ -18,6 +19,10 @@ class Stage:
         least: steps before it may end.
         most: steps after which it ends.
         share: of the run's time after which it ends, however many steps it had.
+        pool: names, and groups of digits, that its facts are made of. To match and to copy is learned much sooner
+            with few of them, and new ones are then picked up at once.
+        dense: share of its texts that are full of facts.
+        mixes: kinds of facts in a text, see ``data.draw``.
     """
 
     length: int
@@ -25,6 +30,9 @@ class Stage:
     least: int
     most: int
     share: float
+    pool: int = 1000
+    dense: float = 0.5
+    mixes: tuple[str, ...] = data.MIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +62,8 @@ RECIPES = {
     "needle": Recipe(
         Shape(),
         (
-            Stage(128, 32768, 300, 3000, 0.15),
+            Stage(128, 32768, 300, 2000, 0.10, pool=100),
+            Stage(128, 32768, 200, 2000, 0.10),
             Stage(256, 32768, 300, 3000, 0.15),
             Stage(512, 32768, 200, 2000, 0.10),
             Stage(1024, 65536, 200, 1000, 0.10),
@@ -66,14 +75,19 @@ RECIPES = {
     # The same course at a size that a CPU can follow: shows that and when each skill comes.
     "cpu": Recipe(
         Shape(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=32),
-        (Stage(128, 2048, 300, 4000, 0.4), Stage(256, 2048, 300, 4000, 0.3), Stage(512, 4096, 200, 4000, 1.0)),
+        (
+            Stage(128, 2048, 300, 2000, 0.2, pool=100),
+            Stage(128, 2048, 300, 2000, 0.2),
+            Stage(256, 2048, 300, 4000, 0.3),
+            Stage(512, 4096, 200, 4000, 1.0),
+        ),
         lr=4e-3,
         warmup=50,
     ),
     # For a test: a few seconds.
     "seconds": Recipe(
         Shape(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16),
-        (Stage(128, 512, 2, 15, 0.5), Stage(256, 512, 2, 15, 1.0)),
+        (Stage(128, 512, 2, 15, 0.5, pool=100), Stage(256, 512, 2, 15, 1.0)),
         lr=1e-2,
         warmup=5,
         window=4,

@@ -54,7 +54,10 @@ class Batches(torch.utils.data.IterableDataset):
     def batch(self, encode: data.Encoder, step: int):
         length = step_length(self.stage, self.seed, step)
         rows = max(1, self.stage.tokens // length)
-        made = data.batch(encode, self.seed, step, rows, length, self.recipe.text_weight, dense=0.5)
+        stage = self.stage
+        made = data.batch(
+            encode, self.seed, step, rows, length, self.recipe.text_weight, stage.dense, stage.pool, stage.mixes
+        )
         return length, torch.from_numpy(made.ids), torch.from_numpy(made.weight), torch.from_numpy(made.kind)
 
 
@@ -101,9 +104,12 @@ class Run:
         ]
         self.lr = args.lr or self.recipe.lr
         self.optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.98), fused=self.device.type == "cuda")
-        self.step, self.stage, self.stage_step, self.course, self.seconds = 0, 0, 0, [], 0.0
+        self.step, self.stage_step, self.course, self.seconds = 0, 0, [], 0.0
         self.stage_begin = self.begin
-        self.schedule = json.loads(args.schedule.read_text()) if args.schedule else None
+        # Stages in order, each with its number of steps where that is known.
+        self.plan = [dict(stage=i) for i in range(len(self.recipe.stages))]
+        if args.schedule:
+            self.plan = json.loads(args.schedule.read_text())
         self.saved = time.monotonic()
         if (args.out / "state.pt").exists():
             self.resume()
@@ -122,9 +128,11 @@ class Run:
             raise SystemExit(f"train: {self.args.out} holds a run of {state['identity']}, not {self.identity()}: give another --out")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.stage, self.stage_step = state["step"], state["stage"], state["stage_step"]
+        self.step, self.stage_step = state["step"], state["stage_step"]
         self.course, self.seconds = state["course"], state["seconds"]
-        print(f"resumed at step {self.step}, stage {self.stage}", flush=True)
+        if self.args.again and len(self.course) >= len(self.plan):
+            self.plan = [*self.course, dict(stage=len(self.recipe.stages) - 1)]
+        print(f"resumed at step {self.step}, after {len(self.course)} stages", flush=True)
 
     def identity(self) -> str:
         return f"recipe {self.args.recipe}, seed {self.args.seed}"
@@ -135,7 +143,6 @@ class Run:
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             step=self.step,
-            stage=self.stage,
             stage_step=self.stage_step,
             course=self.course,
             seconds=self.seconds + self.elapsed,
@@ -145,14 +152,23 @@ class Run:
         os.replace(partial, self.args.out / "state.pt")
         self.saved = time.monotonic()
 
+    @property
+    def planned(self) -> dict:
+        """The plan's entry of the current stage."""
+        return self.plan[len(self.course)]
+
+    @property
+    def last(self) -> bool:
+        return self.planned["stage"] == len(self.recipe.stages) - 1
+
     def stage_ends(self, recent: list[float]) -> bool:
-        """Whether the current stage is over: as scheduled, or when its texts are answered or its time is up."""
-        stage = self.recipe.stages[self.stage]
-        if self.schedule:
-            return self.stage_step >= self.schedule[self.stage]["steps"]
+        """Whether the current stage is over: as planned, or when its texts are answered or its time is up."""
+        stage = self.recipe.stages[self.planned["stage"]]
+        if "steps" in self.planned:
+            return self.stage_step >= self.planned["steps"]
         if self.stage_step >= stage.most:
             return True
-        if self.stage == len(self.recipe.stages) - 1:
+        if self.last:
             return self.time_left <= 0
         if time.monotonic() - self.stage_begin > stage.share * 60 * self.args.minutes:
             return True
@@ -162,10 +178,10 @@ class Run:
     def rate(self) -> float:
         """Learning rate of the next step."""
         warm = min(1.0, (self.step + 1) / self.recipe.warmup)
-        if self.stage < len(self.recipe.stages) - 1:
+        if not self.last:
             return self.lr * warm
-        if self.schedule:
-            done = self.stage_step / self.schedule[-1]["steps"]
+        if "steps" in self.planned:
+            done = self.stage_step / self.planned["steps"]
         else:
             done = self.stage_step / self.recipe.stages[-1].most
             spent = time.monotonic() - self.stage_begin
@@ -175,14 +191,15 @@ class Run:
         return self.lr * warm * max(0.05, left)
 
     def train(self) -> None:
-        while self.stage < len(self.recipe.stages):
-            stage = self.recipe.stages[self.stage]
+        while len(self.course) < len(self.plan):
+            index = self.planned["stage"]
+            stage = self.recipe.stages[index]
             self.stage_begin = time.monotonic()
-            print(f"stage {self.stage}: up to {stage.length} tokens, {stage.tokens} per step", flush=True)
+            print(f"stage {index}: up to {stage.length} tokens, {stage.tokens} per step, pool {stage.pool}", flush=True)
             if not self.train_stage(stage):
                 return
-            self.course.append(dict(length=stage.length, steps=self.stage_step))
-            self.stage, self.stage_step = self.stage + 1, 0
+            self.course.append(dict(stage=index, steps=self.stage_step))
+            self.stage_step = 0
             self.save()
 
     def train_stage(self, stage: Stage) -> bool:
@@ -198,10 +215,10 @@ class Run:
         recent: list[float] = []
         counts, losses, pending, marked = np.zeros((2, len(data.KINDS))), [], [], time.monotonic()
         for length, *tensors in loader:
+            if self.time_left <= 0 and not self.last and "steps" not in self.planned:
+                return False
             if self.stage_ends(recent):
                 return True
-            if self.time_left <= 0 and not self.schedule:
-                return False
             ids, weight, kind = (t.to(self.device, non_blocking=True) for t in tensors)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate()
@@ -247,6 +264,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9.0, help="wall-clock time with evaluation (default: %(default)s)")
     parser.add_argument("--lr", type=float, help="learning rate in place of the recipe's")
     parser.add_argument("--schedule", type=Path, help="repeat the course of this schedule.json, whatever time it takes")
+    parser.add_argument("--again", action="store_true", help="do the last stage of a finished run once more")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(0, min(14, (os.cpu_count() or 1) - 2)))
     parser.add_argument("--report", type=int, default=50, help="steps between two lines (default: %(default)s)")
@@ -270,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     checkpoint = args.out / "checkpoint"
     export(run.model, checkpoint, run.tokenizer.eos_token_id, run.tokenizer.pad_token_id)
     run.tokenizer.save_pretrained(checkpoint)
-    complete = run.stage == len(run.recipe.stages)
+    complete = len(run.course) >= len(run.plan)
     if complete:
         (args.out / "schedule.json").write_text(json.dumps(run.course, indent=1) + "\n")
     longest = run.recipe.stages[-1].length
