@@ -40,7 +40,8 @@ def build():
     from transformers import PreTrainedTokenizerFast
 
     characters = sorted({SPACE, "\n", *string.printable[:95]} - {" "})
-    groups = [f"{n:03d}" for n in range(1000)]
+    # The space is part of a number's first group: what answers a question is then the very next token.
+    groups = [f"{n:03d}" for n in range(1000)] + [f"{SPACE}{n}" for n in range(100, 1000)]
     special = [END, PAD, UNKNOWN]
     # Of the ways to cut a text, the one with the highest sum wins: whole words and groups, then characters.
     pieces = [(token, 0.0) for token in special]
