@@ -76,12 +76,16 @@ def make(task: str, length: int, depth: float, seed: int, count: Callable[[str],
     least = count(prompt(0))
     if least > room:
         raise ValueError(f"{task} needs at least {least + NEW_TOKENS} tokens with this tokenizer, length is {length}")
-    # The number of sentences grows to what fits; a guess from one sentence's tokens keeps the search short.
-    step = max(1, (room - least) // max(1, (count(prompt(8)) - least) // 8) // 8)
-    fits = 0
-    while step:
-        while count(prompt(fits + step)) <= room:
-            fits += step
-        step //= 2
-    text = prompt(fits)
-    return Sample(task, length, depth, seed, text, count(text), problem.reply, problem.answers, problem.pattern)
+    # The most sentences that fit, by guesses from the tokens of a sentence so far: counting a long text takes time.
+    fits, tokens, beyond, guess = 0, least, None, 8
+    while beyond is None or beyond > fits + 1:
+        found = count(prompt(guess))
+        if found <= room:
+            fits, tokens = guess, found
+        else:
+            beyond = guess
+        per_sentence = max(1.0, (found - least) / guess)
+        guess = fits + max(1, int((room - tokens) / per_sentence))
+        if beyond is not None:
+            guess = min(guess, beyond - 1)
+    return Sample(task, length, depth, seed, prompt(fits), tokens, problem.reply, problem.answers, problem.pattern)

@@ -29,7 +29,7 @@ class Batch:
 KINDS = tuple(tasks.TASKS)
 # A text has one question about counts but many of the others.
 COUNT_WEIGHT = 4.0
-MIXES = ("keys", "keys", "copies", "copies", "counts", "all")
+MIXES = ("recital", "keys", "keys", "copies", "copies", "counts", "all")
 
 
 class Encoder:
@@ -112,16 +112,44 @@ def count_quiz(pick: random.Random, room: int) -> Quiz:
     return Quiz(list(problem.facts), [(kind, problem.question, problem.reply)])
 
 
-def draw(pick: random.Random, length: int, dense: bool, pool: int, mixes: tuple[str, ...]) -> Quiz:
+def recital(pick: random.Random, encode: Encoder, length: int, pool: int):
+    """A few statements, over and over in other orders: all but the first time their ends are answers.
+
+    The forms are those that facts and answers have, without fillers and questions, so most of the text teaches. With
+    one or two statements it teaches to copy, with more of them to tell which.
+    """
+    names = pick.sample(NAMES[:pool], min(pool, len(NAMES)))
+    most = min(len(names) // 2, length // 24)
+    statements = []
+    for _ in range(int(most ** pick.random() + 0.5)):
+        if pick.random() < 0.5:
+            kind, begin, end = "multikey", f" The pass key of {names.pop()} is", f" {numbers(pick, 1, pool)[0]}."
+        else:
+            source = names.pop() if pick.random() < 0.5 else numbers(pick, 1, pool)[0]
+            kind, begin, end = "variables", f" Here {source} was copied into", f" {names.pop()}."
+        statements.append((encode(begin), encode(end), KINDS.index(kind)))
+    ids = list(encode(INTRO))
+    weight, kind_of = [0.0] * len(ids), [-1] * len(ids)
+    again = False
+    while len(ids) <= length:
+        pick.shuffle(statements)
+        for begin, end, kind in statements:
+            ids += begin + end
+            weight += [0.0] * len(begin) + [float(again)] * len(end)
+            kind_of += [-1] * len(begin) + [kind if again else -1] * len(end)
+        again = True
+    return ids, weight, kind_of
+
+
+def draw(pick: random.Random, length: int, dense: bool, pool: int, mix: str) -> Quiz:
     """Facts and questions that fit a sequence of ``length`` tokens; ``dense`` fills most of it with them."""
     names = pick.sample(NAMES[:pool], min(pool, len(NAMES)))
     room = length - 40
     quizzes: list[Quiz] = []
     # A key fact takes 24 tokens and its question 26; a chain 56 and 40.
     share = room if dense else min(room, 4000) * pick.choice((0.1, 0.3, 0.6))
-    mix = pick.choice(mixes)
     if mix in ("keys", "all"):
-        total = max(1, min(48, int(share * (1.0 if mix == "keys" else 0.4) / 60)))
+        total = max(1, min(48, int(share * (1.0 if mix == "keys" else 0.4) / 50)))
         several = pick.randint(0, total // 6)
         quizzes.append(key_quiz(pick, names, max(1, total - 4 * several), several, pool))
     if mix in ("copies", "all"):
@@ -134,7 +162,10 @@ def draw(pick: random.Random, length: int, dense: bool, pool: int, mixes: tuple[
 
 def sequence(pick: random.Random, encode: Encoder, length: int, dense: bool, text_weight: float, pool: int, mixes):
     """Tokens, weights and kinds of one sequence of at most ``length + 1`` tokens."""
-    quiz = draw(pick, length, dense, pool, mixes)
+    mix = pick.choice(mixes)
+    if mix == "recital":
+        return recital(pick, encode, length, pool)
+    quiz = draw(pick, length, dense, pool, mix)
     pick.shuffle(quiz.questions)
     facts = [(fact, encode(fact.sentence)) for fact in quiz.facts]
     ids_of = {fact.sentence: ids for fact, ids in facts}

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
-import torch
+import itertools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
+import torch
+import vocabulary
 from benchmarks.retrieval import samples, tasks
 
 # Seeds of the training streams are strings of another form; these samples are seen by no training step.
@@ -37,17 +41,23 @@ def complete(model, prompts: list[list[int]], stop: int, pad: int, device, most:
     return [[t for t in row if t != stop] for row in torch.stack(out, dim=1).tolist()]
 
 
-def grid(model, tokenizer, lengths, depths, count: int, device) -> list[dict]:
-    """Exact share and recall per task, length and depth."""
+def make(cell: tuple[str, int, float, int]) -> samples.Sample:
+    tokenizer = vocabulary.build_once()
+    return samples.make(*cell, lambda text: len(tokenizer.encode(text)))
+
+
+def grid(model, tokenizer, lengths, depths, count: int, device, workers: int = 0) -> list[dict]:
+    """Exact share and recall per task, length and depth. Processes other than this one make the samples."""
+    cells = list(itertools.product(tasks.TASKS, lengths, depths, range(FIRST_SEED, FIRST_SEED + count)))
+    if workers:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+            every = list(pool.map(make, cells, chunksize=4))
+    else:
+        every = [make(cell) for cell in cells]
     stop = tokenizer.encode("\n")[0]
     scores = []
     for length in lengths:
-        made = [
-            samples.make(task, length, depth, FIRST_SEED + seed, lambda text: len(tokenizer.encode(text)))
-            for task in tasks.TASKS
-            for depth in depths
-            for seed in range(count)
-        ]
+        made = [sample for sample in every if sample.length == length]
         at_once = max(1, TOKENS_AT_ONCE // length)
         graded = []
         for i in range(0, len(made), at_once):

@@ -21,6 +21,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches are made in processes of their own
+
 import data  # noqa: E402, the lines above make these importable
 import evaluate  # noqa: E402
 import numpy as np  # noqa: E402
@@ -45,7 +47,7 @@ class Batches(torch.utils.data.IterableDataset):
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         rank, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        encode = data.Encoder(vocabulary.build())
+        encode = data.Encoder(vocabulary.build_once())
         step = self.first + rank
         while True:
             yield self.batch(encode, step)
@@ -293,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
         (args.out / "schedule.json").write_text(json.dumps(run.course, indent=1) + "\n")
     longest = run.recipe.stages[-1].length
     lengths = args.lengths if args.lengths is not None else [longest >> s for s in (3, 2, 1, 0)] + [longest * 3 // 2, longest * 2]
-    scores = evaluate.grid(run.model, run.tokenizer, lengths, (0.1, 0.5, 0.9), args.samples, run.device)
+    scores = evaluate.grid(run.model, run.tokenizer, lengths, (0.1, 0.5, 0.9), args.samples, run.device, args.workers)
     print(evaluate.table(scores), flush=True)
     gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
     print(

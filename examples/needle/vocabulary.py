@@ -7,10 +7,10 @@ and bytes and comes back unchanged.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import string
-from pathlib import Path
 
 from benchmarks.retrieval import tasks
 from benchmarks.retrieval.lexicon import ADJECTIVES, COUNTED, NAMES, NOUNS, PLACES, VERBS
@@ -52,6 +52,9 @@ def build():
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=32768)
+
+
+build_once = functools.cache(build)
 
 
 def rows(tokenizer) -> int:
