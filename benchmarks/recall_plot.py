@@ -25,11 +25,15 @@ def groups(table: list[dict[str, Any]], *names: str) -> dict[tuple, list[dict[st
 
 def summary(table: list[dict[str, Any]]) -> str:
     """Shares in percent: covered mass and found best pages per source, setting and kind, at equal bytes."""
-    lines = [f"{'source':22}{'length':>7}{'window':>7}{'sinks':>6}  {'strategy':13}{'kind':9}{'K':>4}{'mass':>7}{'best':>7}{'local':>7}{'pages':>7}"]
+    lines = [
+        f"{'source':22}{'length':>7}{'window':>7}{'sinks':>6}  {'strategy':13}{'kind':9}{'K':>4}{'mass':>7}{'best':>7}{'local':>7}{'pages':>7}"
+    ]
     names = ("source", "length", "window", "sinks", "strategy", "kind", "equal_bytes")
     for key, rows in groups([row for row in table if row["equal_bytes"] != ""], *names).items():
         source, length, window, sinks, strategy, kind, _ = key
-        cells = "".join(f"{100 * _mean([r[c] for r in rows]):7.1f}" for c in ("mass", "mass_best", "mass_local", "pages"))
+        cells = "".join(
+            f"{100 * _mean([r[c] for r in rows]):7.1f}" for c in ("mass", "mass_best", "mass_local", "pages")
+        )
         lines.append(f"{source:22}{length:7}{window:7}{sinks:6}  {strategy:13}{kind:9}{rows[0]['topk']:4}{cells}")
     return "\n".join(lines)
 
@@ -38,7 +42,12 @@ def ranking(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Kind and strategy by covered mass, mean over everything else, at equal bytes; best first."""
     found = groups([row for row in table if row["equal_bytes"] != ""], "kind", "strategy")
     ranked = [
-        dict(kind=kind, strategy=strategy, mass=round(_mean([r["mass"] for r in rows]), 5), pages=round(_mean([r["pages"] for r in rows]), 5))
+        dict(
+            kind=kind,
+            strategy=strategy,
+            mass=round(_mean([r["mass"] for r in rows]), 5),
+            pages=round(_mean([r["pages"] for r in rows]), 5),
+        )
         for (kind, strategy), rows in found.items()
     ]
     return sorted(ranked, key=lambda entry: -entry["mass"])
@@ -68,7 +77,11 @@ def plot(table: list[dict[str, Any]]) -> str:
     for row, place in enumerate(sources):
         for column, strategy in enumerate(strategies):
             x0, y0 = LEFT + column * (WIDTH + GAP), TOP + row * (HEIGHT + GAP)
-            own = [r for r in table if (r["source"], r["length"], r["window"], r["sinks"]) == place and r["strategy"] == strategy]
+            own = [
+                r
+                for r in table
+                if (r["source"], r["length"], r["window"], r["sinks"]) == place and r["strategy"] == strategy
+            ]
             source, length, window, sinks = place
             title = f"{source}, {length} tokens, window {window}, {sinks} sinks: {strategy}"
             parts.append(f'<text x="{x0}" y="{y0 - 8}" font-size="10">{escape(title)}</text>')
@@ -90,8 +103,14 @@ def plot(table: list[dict[str, Any]]) -> str:
 
             for kind in kinds:
                 by_k = groups([r for r in own if r["kind"] == kind], "topk")
-                curve({k: _mean([r["mass"] for r in rs]) for (k,), rs in by_k.items()}, f'stroke="{COLORS[kind]}" stroke-width="2"')
+                curve(
+                    {k: _mean([r["mass"] for r in rs]) for (k,), rs in by_k.items()},
+                    f'stroke="{COLORS[kind]}" stroke-width="2"',
+                )
             by_k = groups(own, "topk")
-            curve({k: _mean([r["mass_best"] for r in rs]) for (k,), rs in by_k.items()}, 'stroke="#555" stroke-dasharray="4 3"')
+            curve(
+                {k: _mean([r["mass_best"] for r in rs]) for (k,), rs in by_k.items()},
+                'stroke="#555" stroke-dasharray="4 3"',
+            )
     parts.append("</svg>")
     return "\n".join(parts) + "\n"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Iterator
 
 import torch
+
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages, window_start_page
@@ -190,7 +191,10 @@ def model_calls(folder: str, length: int, task: str, seed: int, queries: int) ->
         folder, local_files_only=True, dtype=torch.float32, attn_implementation="capture"
     ).eval()
     sample = samples.make(task, length, 0.5, seed, lambda text: len(tokenizer(text)["input_ids"]))
-    prompt, reply = tokenizer(sample.prompt)["input_ids"], tokenizer(sample.reply, add_special_tokens=False)["input_ids"]
+    prompt, reply = (
+        tokenizer(sample.prompt)["input_ids"],
+        tokenizer(sample.reply, add_special_tokens=False)["input_ids"],
+    )
     ids = torch.tensor([prompt + reply])
     with torch.no_grad():
         model(ids, use_cache=False)
@@ -284,7 +288,10 @@ def main(arguments: list[str] | None = None) -> int:
             for name in held:  # means weighed by the number of queries
                 held[name] += row["queries"] * (1 if name == "queries" else row[name])
     if not sums:
-        print("selection_recall: no query has more candidates than --topk; use longer --lengths or a smaller K", file=sys.stderr)
+        print(
+            "selection_recall: no query has more candidates than --topk; use longer --lengths or a smaller K",
+            file=sys.stderr,
+        )
         return 2
     table = []
     for key, held in sums.items():

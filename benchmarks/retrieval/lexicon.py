@@ -63,11 +63,13 @@ def _made_of_syllables(count: int, shape: str, seed: int, taken: set[str]) -> li
 
 
 _taken = {*ADJECTIVES, *NOUNS, *VERBS, *PLACES}
-_taken |= set("""
+_taken |= set(
+    """
 a an all and answer are be been by copy copied fit for given hold how in into is it key keys list many most name now of
 often on once one only or pass question read remember said set text the then these they three to use uses variable
 variables was what which who with word words
-""".split())
+""".split()
+)
 
 # Owners of pass keys, and variables.
 NAMES = tuple(_made_of_syllables(400, "CVCV", 1, _taken))

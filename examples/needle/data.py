@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from benchmarks.retrieval import tasks
-from benchmarks.retrieval.lexicon import COUNTED, NAMES
+from benchmarks.retrieval.lexicon import NAMES
 from benchmarks.retrieval.samples import INTRO, weave
 from benchmarks.retrieval.tasks import Fact
 
@@ -179,7 +179,9 @@ def sequence(pick: random.Random, encode: Encoder, length: int, dense: bool, tex
     fillers = []
     while used < length - 16:
         fillers.append(tasks.filler(pick))
-        ids_of[fillers[-1]] = [i for word in fillers[-1][1:-1].split(" ") for i in encode.word(" " + word)] + encode.word(".")
+        ids_of[fillers[-1]] = [
+            i for word in fillers[-1][1:-1].split(" ") for i in encode.word(" " + word)
+        ] + encode.word(".")
         used += len(ids_of[fillers[-1]])
     ids = list(encode(INTRO))
     weight = [text_weight] * len(ids)

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import vocabulary
+
 from benchmarks.retrieval import samples, tasks
 
 # Seeds of the training streams are strings of another form; these samples are seen by no training step.
@@ -78,6 +79,9 @@ def table(scores: list[dict]) -> str:
     width = 4 * len({s["depth"] for s in scores})
     lines = [f"{'exact, by depth':14}" + "".join(f"{length:>{width + 2}}" for length in lengths)]
     for task in tasks.TASKS:
-        cells = ["".join(f"{100 * s['exact']:4.0f}" for s in scores if (s["task"], s["length"]) == (task, n)) for n in lengths]
+        cells = [
+            "".join(f"{100 * s['exact']:4.0f}" for s in scores if (s["task"], s["length"]) == (task, n))
+            for n in lengths
+        ]
         lines.append(f"{task:14}" + "".join(f"{cell:>{width + 2}}" for cell in cells))
     return "\n".join(lines)

@@ -102,7 +102,11 @@ class Qwen3(nn.Module):
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 # What adds to the residual stream starts smaller the more layers add to it.
-                depth = (2 * shape.num_hidden_layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                depth = (
+                    (2 * shape.num_hidden_layers) ** -0.5
+                    if name.endswith(("o_proj.weight", "down_proj.weight"))
+                    else 1.0
+                )
                 spread = (0.8 if "embed_tokens" in name else depth) * weight.shape[1] ** -0.5
                 nn.init.normal_(weight, std=spread, generator=generator)
 
@@ -152,5 +156,7 @@ def export(model: Qwen3, folder: Path, end_token: int, pad_token: int) -> None:
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     ends = {"eos_token_id": end_token, "pad_token_id": pad_token, "do_sample": False}
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=2, sort_keys=True) + "\n")
-    tensors = {name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
+    tensors = {
+        name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in model.state_dict().items()
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

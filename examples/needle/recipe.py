@@ -77,7 +77,14 @@ RECIPES = {
     ),
     # The same course at a size that a CPU can follow: shows that and when each skill comes.
     "cpu": Recipe(
-        Shape(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=32),
+        Shape(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+        ),
         (
             Stage(128, 2048, 300, 3000, 0.22, pool=100, dense=1.0, mixes=FIRST),
             Stage(128, 2048, 200, 2000, 0.2, dense=1.0),
@@ -89,7 +96,14 @@ RECIPES = {
     ),
     # For a test: a few seconds.
     "seconds": Recipe(
-        Shape(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16),
+        Shape(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+        ),
         (Stage(128, 512, 2, 15, 0.5, pool=100, mixes=FIRST), Stage(256, 512, 2, 15, 1.0)),
         lr=1e-2,
         warmup=5,

@@ -23,7 +23,8 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches are made in processes of their own
 
-import data  # noqa: E402, the lines above make these importable
+import card  # noqa: E402, the lines above make these importable
+import data  # noqa: E402
 import evaluate  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -127,7 +128,9 @@ class Run:
     def resume(self) -> None:
         state = torch.load(self.args.out / "state.pt", map_location=self.device, weights_only=True)
         if state["identity"] != self.identity():
-            raise SystemExit(f"train: {self.args.out} holds a run of {state['identity']}, not {self.identity()}: give another --out")
+            raise SystemExit(
+                f"train: {self.args.out} holds a run of {state['identity']}, not {self.identity()}: give another --out"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.stage_step = state["step"], state["stage_step"]
@@ -263,7 +266,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and of the run's state")
     parser.add_argument("--recipe", default="needle", choices=RECIPES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=9.0, help="wall-clock time with evaluation (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="wall-clock time with evaluation (default: %(default)s)"
+    )
     parser.add_argument("--lr", type=float, help="learning rate in place of the recipe's")
     parser.add_argument("--schedule", type=Path, help="repeat the course of this schedule.json, whatever time it takes")
     parser.add_argument("--again", action="store_true", help="do the last stage of a finished run once more")
@@ -271,7 +276,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=max(0, min(14, (os.cpu_count() or 1) - 2)))
     parser.add_argument("--report", type=int, default=50, help="steps between two lines (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=8, help="per cell of the last evaluation (default: %(default)s)")
-    parser.add_argument("--lengths", nargs="*", type=int, help="lengths of the last evaluation (default: up to twice the longest)")
+    parser.add_argument(
+        "--lengths", nargs="*", type=int, help="lengths of the last evaluation (default: up to twice the longest)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -289,33 +296,35 @@ def main(arguments: list[str] | None = None) -> int:
 
     checkpoint = args.out / "checkpoint"
     export(run.model, checkpoint, run.tokenizer.eos_token_id, run.tokenizer.pad_token_id)
-    run.tokenizer.save_pretrained(checkpoint)
+    vocabulary.save(run.tokenizer, checkpoint)
     complete = len(run.course) >= len(run.plan)
     if complete:
         (args.out / "schedule.json").write_text(json.dumps(run.course, indent=1) + "\n")
     longest = run.recipe.stages[-1].length
-    lengths = args.lengths if args.lengths is not None else [longest >> s for s in (3, 2, 1, 0)] + [longest * 3 // 2, longest * 2]
+    lengths = (
+        args.lengths
+        if args.lengths is not None
+        else [longest >> s for s in (3, 2, 1, 0)] + [longest * 3 // 2, longest * 2]
+    )
     scores = evaluate.grid(run.model, run.tokenizer, lengths, (0.1, 0.5, 0.9), args.samples, run.device, args.workers)
     print(evaluate.table(scores), flush=True)
-    gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
-    print(
-        json.dumps(
-            dict(
-                recipe=args.recipe,
-                seed=args.seed,
-                lr=run.lr,
-                parameters=parameters,
-                bytes=(checkpoint / "model.safetensors").stat().st_size,
-                complete=complete,
-                steps=run.step,
-                course=run.course,
-                seconds=round(run.seconds + run.elapsed, 1),
-                device=gpu,
-                torch=torch.__version__,
-                scores=scores,
-            )
-        )
+    result = dict(
+        recipe=args.recipe,
+        seed=args.seed,
+        lr=run.lr,
+        parameters=parameters,
+        bytes=(checkpoint / "model.safetensors").stat().st_size,
+        complete=complete,
+        steps=run.step,
+        course=run.course,
+        seconds=round(run.seconds + run.elapsed, 1),
+        device=torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "a CPU",
+        torch=torch.__version__,
+        scores=scores,
     )
+    text = card.write(result, run.recipe.shape, longest, len(vocabulary.words()))
+    (checkpoint / "README.md").write_text(text, encoding="utf-8")
+    print(json.dumps(result))
     return 0
 
 

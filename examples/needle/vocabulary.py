@@ -8,9 +8,11 @@ and bytes and comes back unchanged.
 from __future__ import annotations
 
 import functools
+import json
 import random
 import re
 import string
+from pathlib import Path
 
 from benchmarks.retrieval import tasks
 from benchmarks.retrieval.lexicon import ADJECTIVES, COUNTED, NAMES, NOUNS, PLACES, VERBS
@@ -55,6 +57,15 @@ def build():
 
 
 build_once = functools.cache(build)
+
+
+def save(tokenizer, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json, with a class name that transformers 4 knows as well."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    fields = {**json.loads(path.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
+    fields.pop("backend", None)
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
 def rows(tokenizer) -> int:

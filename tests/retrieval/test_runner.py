@@ -10,10 +10,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from fake_server import FakeServer, find_keys
+
 from benchmarks.retrieval import __main__ as command
 from benchmarks.retrieval import gates, runner
 from benchmarks.retrieval.heatmap import heatmap
-from fake_server import FakeServer, find_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "--tasks multikey multivalue variables --lengths 640 720 --depths 0.2 0.8 --samples 3".split()
@@ -53,7 +54,9 @@ def test_scores_of_a_model_that_answers_two_tasks(ask, tmp_path):
     )
     summary = json.loads((tmp_path / "a" / runner.SUMMARY).read_text())
     exact = {(s["task"], s["length"]): s["exact"] for s in summary["scores"] if s["depth"] is None}
-    assert exact == {(t, n): float(t != "variables") for t in ("multikey", "multivalue", "variables") for n in (640, 720)}
+    assert exact == {
+        (t, n): float(t != "variables") for t in ("multikey", "multivalue", "variables") for n in (640, 720)
+    }
     assert summary["complete"] and summary["server"]["model"] == "fake" and summary["commit"] == "0000000"
     (session,) = (tmp_path / "a" / runner.SESSIONS).read_text().splitlines()
     assert json.loads(session)["samples"] == TOTAL
@@ -183,7 +186,9 @@ def test_bad_arguments(ask, options, message):
 
 def run_of(label, exact, depths=(0.2, 0.9)):
     """A summary of one task at 8192; ``exact`` per depth."""
-    scores = [dict(task="multikey", length=8192, depth=d, samples=100, exact=e, recall=e) for d, e in zip(depths, exact)]
+    scores = [
+        dict(task="multikey", length=8192, depth=d, samples=100, exact=e, recall=e) for d, e in zip(depths, exact)
+    ]
     plan = dict(lengths=[8192], depths=list(depths))
     return dict(label=label, plan=plan, complete=True, results=200, scores=scores)
 

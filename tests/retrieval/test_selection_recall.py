@@ -2,12 +2,12 @@
 """The recall tool against loops over single keys, and on a checkpoint against transformers' own attention."""
 
 import csv
-import json
 import math
 from xml.etree import ElementTree
 
 import pytest
 import torch
+
 from benchmarks import selection_recall as tool
 
 P, WINDOW, SINKS, TOPK = 4, 6, 1, 3
@@ -130,7 +130,14 @@ def test_model_calls_are_the_model_s_attention(tmp_path, capsys):
     from model import Qwen3, Shape, export
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    shape = Shape(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    shape = Shape(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
     own = vocabulary.build()
     export(Qwen3(shape), tmp_path, own.eos_token_id, own.pad_token_id)
     own.save_pretrained(tmp_path)

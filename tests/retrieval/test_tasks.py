@@ -8,8 +8,9 @@ from collections import Counter
 
 import pytest
 import vocabulary
-from benchmarks.retrieval import lexicon, samples, tasks
 from tiny_models import build
+
+from benchmarks.retrieval import lexicon, samples, tasks
 
 DEPTHS = (0.1, 0.5, 0.9)
 
@@ -95,7 +96,9 @@ def test_the_text_alone_has_the_answer(task, seed):
         assert ranked[asked - 1][1] > ranked[asked][1], "a tie has no answer"
         found = {word for word, _ in ranked[:asked]}
     elif task == "variables":
-        found, copies = {re.search(r"was (\d+) copied", question)[1]}, re.findall(r"Here (\w+) was copied into (\w+)\.", text)
+        found, copies = {re.search(r"was (\d+) copied", question)[1]}, re.findall(
+            r"Here (\w+) was copied into (\w+)\.", text
+        )
         for _ in copies:
             found |= {b for a, b in copies if a in found}
         found = {v for v in found if not v.isdigit()}
@@ -128,11 +131,17 @@ def test_grader_accepts_only_the_answer(task):
     if count > 1:
         assert graded(" " + ", ".join(sample.answers[1:])) == tasks.Grade(False, (count - 1) / count, count - 1)
     first = sample.answers[0]
-    assert not graded(sample.reply.replace(first, first + "7" if first.isdigit() else first + "s")).exact, "a prefix is not it"
+    assert not graded(
+        sample.reply.replace(first, first + "7" if first.isdigit() else first + "s")
+    ).exact, "a prefix is not it"
 
 
 def test_word_lists_are_apart():
-    groups = [set(lexicon.NAMES), set(lexicon.COUNTED), {*lexicon.ADJECTIVES, *lexicon.NOUNS, *lexicon.VERBS, *lexicon.PLACES}]
+    groups = [
+        set(lexicon.NAMES),
+        set(lexicon.COUNTED),
+        {*lexicon.ADJECTIVES, *lexicon.NOUNS, *lexicon.VERBS, *lexicon.PLACES},
+    ]
     assert [len(g) for g in groups[:2]] == [400, 200]
     assert len(set.union(*groups)) == sum(map(len, groups))
 

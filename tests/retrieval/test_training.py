@@ -9,11 +9,14 @@ import pytest
 import torch
 import train
 import vocabulary
-from benchmarks.retrieval import tasks
 from model import Qwen3, Shape, export
 from recipe import RECIPES
 
-LITTLE = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+from benchmarks.retrieval import tasks
+
+LITTLE = dict(
+    hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     tokenizer = vocabulary.build()
     export(model, folder, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    tokenizer.save_pretrained(folder)
+    vocabulary.save(tokenizer, folder)
     return model, folder
 
 
@@ -131,6 +134,8 @@ def test_a_run_learns_resumes_and_repeats(tmp_path, capsys, monkeypatch):
     result, losses, _ = run(tmp_path / "a", capsys)
     assert result["complete"] and result["steps"] == sum(s["steps"] for s in result["course"])
     assert losses[-1] < losses[0] - 1.0
+    written = (tmp_path / "a" / "checkpoint" / "README.md").read_text()
+    assert f"{result['parameters']:,} parameters" in written and "Finished as planned: yes" in written
     assert (tmp_path / "a" / "checkpoint" / "model.safetensors").stat().st_size == result["bytes"]
 
     # The same course from the same seed gives the same weights, whatever the clock says.

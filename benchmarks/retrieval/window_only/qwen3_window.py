@@ -14,7 +14,7 @@ class Qwen3WindowForCausalLM(Qwen3ForCausalLM):
         window = getattr(config, "window_only", 0)
         if window < 1:
             raise ValueError(
-                "Qwen3WindowForCausalLM needs a window: add \"window_only\": 576 to --json-model-override-args"
+                'Qwen3WindowForCausalLM needs a window: add "window_only": 576 to --json-model-override-args'
             )
         super().__init__(config, *args, **kwargs)
         for layer in self.model.layers:
