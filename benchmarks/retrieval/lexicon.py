@@ -74,4 +74,4 @@ variables was what which who with word words
 # Owners of pass keys, and variables.
 NAMES = tuple(_made_of_syllables(400, "CVCV", 1, _taken))
 # What the counting tasks count.
-COUNTED = tuple(_made_of_syllables(200, "CVCVC", 2, _taken))
+COUNTED = tuple(_made_of_syllables(64, "CVCVC", 2, _taken))

@@ -20,6 +20,7 @@ VALUES = 3  # pass keys of one name (multivalue), names asked for at once (multi
 CHAIN = 4  # variables that hold the value (variables)
 FREQUENT = 3
 COMMON = 4
+FALL = 0.6  # of the counts in frequent, from rank to rank
 WORDS_PER_LIST = 12
 
 NUMBER = r"(?<!\d)\d{6}(?!\d)"
@@ -177,11 +178,10 @@ def variables(pick: random.Random, length: int, depth: float) -> Problem:
 
 
 def frequent(pick: random.Random, length: int, depth: float) -> Problem:
-    """The most frequent of words whose counts fall with the square of their rank."""
+    """The most frequent of words whose counts fall by a constant factor from rank to rank."""
     total = _list_words(length)
     pool = pick.sample(COUNTED, len(COUNTED))
-    scale = 6 / 3.14159**2
-    counts = [max(1, round(total * scale / rank**2)) for rank in range(1, len(pool) + 1)]
+    counts = [max(1, round(total * (1 - FALL) * FALL**rank)) for rank in range(len(pool))]
     return _count(pick, depth, pool, counts, total, FREQUENT, "three")
 
 
@@ -189,7 +189,10 @@ def common(pick: random.Random, length: int, depth: float) -> Problem:
     """A few words that are equally frequent, among many that are rare."""
     total = _list_words(length)
     pool = pick.sample(COUNTED, len(COUNTED))
-    counts = [max(4, total // 12)] * COMMON + [2 if total > 200 else 1] * (len(pool) - COMMON)
+    often = total // 9
+    rest = total - COMMON * often
+    rare = len(pool) - COMMON
+    counts = [often] * COMMON + [rest // rare + (i < rest % rare) for i in range(rare)]
     return _count(pick, depth, pool, counts, total, COMMON, "four")
 
 

@@ -16,7 +16,7 @@ from torch import nn
 class Shape:
     """Fields of Qwen3Config that the shape of a checkpoint follows from."""
 
-    vocab_size: int = 3328
+    vocab_size: int = 3200
     hidden_size: int = 256
     intermediate_size: int = 512
     num_hidden_layers: int = 5
