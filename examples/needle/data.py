@@ -29,7 +29,7 @@ class Batch:
 KINDS = tuple(tasks.TASKS)
 # A text has one question about counts but many of the others.
 COUNT_WEIGHT = 4.0
-MIXES = ("recital", "keys", "keys", "copies", "copies", "counts", "all")
+MIXES = ("recital", "keys", "keys", "copies", "copies", "counts", "counts", "all")
 
 
 class Encoder:
@@ -147,7 +147,7 @@ def draw(pick: random.Random, length: int, dense: bool, pool: int, mix: str) -> 
     room = length - 40
     quizzes: list[Quiz] = []
     # A key fact takes 24 tokens and its question 26; a chain 56 and 40.
-    share = room if dense else min(room, 4000) * pick.choice((0.1, 0.3, 0.6))
+    share = room if dense else min(room, 4000) * pick.choice((0.0, 0.1, 0.3, 0.6))
     if mix in ("keys", "all"):
         total = max(1, min(48, int(share * (1.0 if mix == "keys" else 0.4) / 50)))
         several = pick.randint(0, total // 6)

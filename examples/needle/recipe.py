@@ -58,7 +58,7 @@ class Recipe:
 
 
 # Recitals teach to match and to copy within a few hundred steps; questions alone take ten times as many.
-FIRST = ("recital", "recital", "keys", "copies", "counts")
+FIRST = ("recital", "recital", "keys", "copies", "counts", "counts")
 
 RECIPES = {
     # The committed checkpoint: one H200, under ten minutes.

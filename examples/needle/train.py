@@ -61,7 +61,11 @@ class Batches(torch.utils.data.IterableDataset):
         made = data.batch(
             encode, self.seed, step, rows, length, self.recipe.text_weight, stage.dense, stage.pool, stage.mixes
         )
-        return length, torch.from_numpy(made.ids), torch.from_numpy(made.weight), torch.from_numpy(made.kind)
+        return length, made.ids, made.weight, made.kind
+
+
+def unchanged(batch):
+    return batch
 
 
 def step_length(stage: Stage, seed: int, step: int) -> int:
@@ -215,16 +219,17 @@ class Run:
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
-            pin_memory=self.device.type == "cuda",
+            # Arrays come through pipes; tensors would need more shared memory than a container may have.
+            collate_fn=unchanged,
         )
         recent: list[float] = []
         counts, losses, pending, marked = np.zeros((2, len(data.KINDS))), [], [], time.monotonic()
-        for length, *tensors in loader:
+        for length, *arrays in loader:
             if self.time_left <= 0 and not self.last and "steps" not in self.planned:
                 return False
             if self.stage_ends(recent):
                 return True
-            ids, weight, kind = (t.to(self.device, non_blocking=True) for t in tensors)
+            ids, weight, kind = (torch.from_numpy(array).to(self.device) for array in arrays)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate()
             loss, right = answer_loss(self.model, ids, weight, kind)
