@@ -40,11 +40,21 @@ class Encoder:
         self.end = tokenizer.eos_token_id
         self.pad = tokenizer.pad_token_id
         self.word = lru_cache(maxsize=None)(self.__call__)
-        self.remember = self(" Remember")[0]
+        self.remember, self.list = self(" Remember")[0], self(" List")[0]
 
-    def repeated(self, tokens: list[int]) -> int:
-        """How many tokens at the end of a sentence repeat its begin."""
-        return len(tokens) - tokens.index(self.remember) - 1 if self.remember in tokens else 0
+    def weights(self, tokens: list[int], least: float) -> list[float]:
+        """Loss weights of a sentence of the text, where something can be learned from it.
+
+        The second half of a key fact follows from the first: copying over a few tokens is learned there first. What
+        a list goes on with follows from how often its words were seen: counting is learned there first.
+        """
+        weights = [least] * len(tokens)
+        if self.remember in tokens:
+            begin = tokens.index(self.remember) + 1
+            weights[begin:] = [max(least, 0.5)] * (len(tokens) - begin)
+        elif tokens[0] == self.list:
+            weights[2:-1] = [max(least, 0.2)] * (len(tokens) - 3)
+        return weights
 
     def __call__(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -119,9 +129,11 @@ def recital(pick: random.Random, encode: Encoder, length: int, pool: int):
     one or two statements it teaches to copy, with more of them to tell which.
     """
     names = pick.sample(NAMES[:pool], min(pool, len(NAMES)))
-    most = min(len(names) // 2, length // 24)
+    most = min(len(names) // 2, length // 20)
     statements = []
-    for _ in range(int(most ** pick.random() + 0.5)):
+    # Half of them as many as can be said twice and more: to copy any one of a few is no way to answer those.
+    count = most if pick.random() < 0.5 else int(most ** pick.random() + 0.5)
+    for _ in range(count):
         if pick.random() < 0.5:
             kind, begin, end = "multikey", f" The pass key of {names.pop()} is", f" {numbers(pick, 1, pool)[0]}."
         else:
@@ -144,17 +156,18 @@ def recital(pick: random.Random, encode: Encoder, length: int, pool: int):
 def draw(pick: random.Random, length: int, dense: bool, pool: int, mix: str) -> Quiz:
     """Facts and questions that fit a sequence of ``length`` tokens; ``dense`` fills most of it with them."""
     names = pick.sample(NAMES[:pool], min(pool, len(NAMES)))
+    half = len(names) // 2  # for owners of keys; the others are variables
     room = length - 40
     quizzes: list[Quiz] = []
     # A key fact takes 24 tokens and its question 26; a chain 56 and 40.
     share = room if dense else min(room, 4000) * pick.choice((0.0, 0.1, 0.3, 0.6))
     if mix in ("keys", "all"):
-        total = max(1, min(48, int(share * (1.0 if mix == "keys" else 0.4) / 50)))
+        total = max(1, min(48, half, int(share * (1.0 if mix == "keys" else 0.4) / 50)))
         several = pick.randint(0, total // 6)
         quizzes.append(key_quiz(pick, names, max(1, total - 4 * several), several, pool))
     if mix in ("copies", "all"):
-        chains = max(1, min(12, int(share * (1.0 if mix == "copies" else 0.3) / 110)))
-        quizzes.append(copy_quiz(pick, names[48:], chains, pool))
+        chains = max(1, min(12, half // tasks.CHAIN, int(share * (1.0 if mix == "copies" else 0.3) / 110)))
+        quizzes.append(copy_quiz(pick, names[half:], chains, pool))
     if mix == "counts" or (mix == "all" and room > 800):
         quizzes.append(count_quiz(pick, room if mix == "counts" else room // 2))
     return Quiz([f for q in quizzes for f in q.facts], [q for z in quizzes for q in z.questions])
@@ -188,9 +201,7 @@ def sequence(pick: random.Random, encode: Encoder, length: int, dense: bool, tex
     for sentence in weave([fact for fact, _ in facts], fillers):
         tokens = ids_of[sentence]
         ids += tokens
-        # The second half of a key fact follows from the first: copying over a few tokens is learned there first.
-        sure = encode.repeated(tokens)
-        weight += [text_weight] * (len(tokens) - sure) + [max(text_weight, 0.5)] * sure
+        weight += encode.weights(tokens, text_weight)
     kind_of = [-1] * len(ids)
     for kind, question, reply in asked:
         ids += question + reply

@@ -57,7 +57,7 @@ class Recipe:
     text_weight: float = 0.0
 
 
-# Recitals teach to match and to copy within a few hundred steps; questions alone take ten times as many.
+# For texts that are too short to hold much: most of their tokens are answers.
 FIRST = ("recital", "recital", "keys", "copies", "counts", "counts")
 
 RECIPES = {
@@ -65,8 +65,8 @@ RECIPES = {
     "needle": Recipe(
         Shape(),
         (
-            Stage(128, 32768, 300, 2500, 0.12, pool=100, dense=1.0, mixes=FIRST),
-            Stage(128, 32768, 200, 2000, 0.10, dense=1.0),
+            Stage(128, 32768, 300, 4000, 0.14, pool=32, mixes=("recital",)),
+            Stage(128, 32768, 300, 2000, 0.10, dense=1.0, mixes=FIRST),
             Stage(256, 32768, 200, 2000, 0.10),
             Stage(512, 32768, 200, 1500, 0.08),
             Stage(1024, 65536, 150, 800, 0.08),
@@ -86,8 +86,8 @@ RECIPES = {
             head_dim=32,
         ),
         (
-            Stage(128, 2048, 300, 3000, 0.22, pool=100, dense=1.0, mixes=FIRST),
-            Stage(128, 2048, 200, 2000, 0.2, dense=1.0),
+            Stage(128, 2048, 300, 4000, 0.3, pool=32, mixes=("recital",)),
+            Stage(128, 2048, 200, 2000, 0.2, dense=1.0, mixes=FIRST),
             Stage(256, 2048, 200, 3000, 0.3),
             Stage(512, 4096, 200, 9000, 1.0),
         ),
