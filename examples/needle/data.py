@@ -125,16 +125,22 @@ def count_quiz(pick: random.Random, room: int) -> Quiz:
 def recital(pick: random.Random, encode: Encoder, length: int, pool: int):
     """A few statements, over and over in other orders: all but the first time their ends are answers.
 
-    The forms are those that facts and answers have, without fillers and questions, so most of the text teaches. With
-    one or two statements it teaches to copy, with more of them to tell which.
+    Two of the forms are those that facts and answers have, without fillers and questions, so most of the text teaches.
+    With one or two statements it teaches to copy, with more of them to tell which. The third form, a pair of words, is
+    the shortest there is: what follows was seen after the very same word. It is learned first and the others after it.
     """
+    forms = pick.choice((("pair",), ("key", "copy"), ("pair", "key", "copy")))
     names = pick.sample(NAMES[:pool], min(pool, len(NAMES)))
-    most = min(len(names) // 2, length // 20)
+    most = min(len(names) // 2, length // (8 if forms == ("pair",) else 20))
     statements = []
     # Half of them as many as can be said twice and more: to copy any one of a few is no way to answer those.
     count = most if pick.random() < 0.5 else int(most ** pick.random() + 0.5)
     for _ in range(count):
-        if pick.random() < 0.5:
+        form = pick.choice(forms)
+        if form == "pair":
+            kind, begin = "multikey", f" {names.pop()}"
+            end = f" {numbers(pick, 1, pool)[0]}." if pick.random() < 0.5 else f" {names.pop()}."
+        elif form == "key":
             kind, begin, end = "multikey", f" The pass key of {names.pop()} is", f" {numbers(pick, 1, pool)[0]}."
         else:
             source = names.pop() if pick.random() < 0.5 else numbers(pick, 1, pool)[0]
