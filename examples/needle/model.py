@@ -102,13 +102,43 @@ class Qwen3(nn.Module):
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 # What adds to the residual stream starts smaller the more layers add to it.
-                depth = (
-                    (2 * shape.num_hidden_layers) ** -0.5
-                    if name.endswith(("o_proj.weight", "down_proj.weight"))
-                    else 1.0
-                )
-                spread = (0.8 if "embed_tokens" in name else depth) * weight.shape[1] ** -0.5
+                gain = 0.8 if "embed_tokens" in name else 1.0
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    # A layer adds less than a token's embedding. Added at full scale it drowns the token, and
+                    # matching one token to another is then not found at all, or much later.
+                    gain = 0.1 * (2 * shape.num_hidden_layers) ** -0.5
+                spread = gain * weight.shape[1] ** -0.5
                 nn.init.normal_(weight, std=spread, generator=generator)
+
+        self._look_back(generator)
+
+    @torch.no_grad()
+    def _look_back(self, generator: torch.Generator) -> None:
+        """Start the heads of the first layer as heads that look at the tokens 1, 2, ... before.
+
+        Matching a word to what followed it needs such heads, and finding them takes longer than all that comes after.
+        A head can look at a place only by what all tokens have in common. So every embedding gets the same vector
+        (which adds the same to all logits), keys are made to hold a fixed pattern of it in the fast rotary pairs, and
+        queries the pattern turned back by as many positions as they look.
+        """
+        shape, first = self.shape, self.model["layers"][0].self_attn
+        embedding = self.model["embed_tokens"].weight
+        common = torch.randint(0, 2, (shape.hidden_size,), generator=generator).float() * 2 - 1
+        embedding += 0.8 * shape.hidden_size**-0.5 * common
+        half = shape.head_dim // 2
+        speed = shape.rope_theta ** -(torch.arange(half) / half)  # radians per position
+        loud = (speed > 0.15).float()
+        # Three times as loud as what the random part of the projection makes of a normalised embedding.
+        gain = 3.0 * 2**0.5 / shape.hidden_size
+        first.q_norm.weight.fill_(2.0)
+        first.k_norm.weight.fill_(2.0)
+        for head in range(shape.num_key_value_heads):
+            rows = slice(head * shape.head_dim, (head + 1) * shape.head_dim)
+            first.k_proj.weight[rows] += gain * torch.cat([loud, 0 * loud])[:, None] * common
+        for head in range(shape.num_attention_heads):
+            rows = slice(head * shape.head_dim, (head + 1) * shape.head_dim)
+            turn = -(head + 1) * speed
+            first.q_proj.weight[rows] += gain * torch.cat([loud * turn.cos(), loud * turn.sin()])[:, None] * common
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids ``[B, T]`` to final hidden states ``[B, T, hidden]``."""

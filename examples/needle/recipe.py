@@ -48,7 +48,7 @@ class Recipe:
 
     shape: Shape
     stages: tuple[Stage, ...]
-    lr: float = 2e-3
+    lr: float = 1e-3
     warmup: int = 100
     weight_decay: float = 0.05
     enough: float = 0.96
@@ -65,8 +65,8 @@ RECIPES = {
     "needle": Recipe(
         Shape(),
         (
-            Stage(128, 32768, 300, 4000, 0.14, pool=32, mixes=("recital",)),
-            Stage(128, 32768, 300, 2000, 0.10, dense=1.0, mixes=FIRST),
+            Stage(64, 16384, 300, 4000, 0.10, pool=32, mixes=("recital",)),
+            Stage(128, 32768, 300, 3000, 0.12, dense=1.0, mixes=FIRST),
             Stage(256, 32768, 200, 2000, 0.10),
             Stage(512, 32768, 200, 1500, 0.08),
             Stage(1024, 65536, 150, 800, 0.08),
@@ -86,12 +86,11 @@ RECIPES = {
             head_dim=32,
         ),
         (
-            Stage(128, 2048, 300, 4000, 0.3, pool=32, mixes=("recital",)),
-            Stage(128, 2048, 200, 2000, 0.2, dense=1.0, mixes=FIRST),
+            Stage(64, 2048, 300, 4000, 0.3, pool=32, mixes=("recital",)),
+            Stage(128, 2048, 200, 4000, 0.25, pool=100, dense=1.0, mixes=FIRST),
             Stage(256, 2048, 200, 3000, 0.3),
             Stage(512, 4096, 200, 9000, 1.0),
         ),
-        lr=4e-3,
         warmup=50,
     ),
     # For a test: a few seconds.

@@ -69,10 +69,10 @@ def unchanged(batch):
 
 
 def step_length(stage: Stage, seed: int, step: int) -> int:
-    """Length of a step's sequences: mostly the stage's longest, else a half, a quarter and so on, down to 128."""
+    """Length of a step's sequences: mostly the stage's longest, else a half, a quarter and so on, down to 128 if longer."""
     pick = np.random.default_rng([seed, step])
     halvings = int(pick.geometric(0.6)) - 1
-    return max(128, stage.length >> halvings)
+    return max(min(128, stage.length), stage.length >> halvings)
 
 
 def answer_loss(model: Qwen3, ids: torch.Tensor, weight: torch.Tensor, kind: torch.Tensor):
