@@ -47,6 +47,12 @@ def make(cell: tuple[str, int, float, int]) -> samples.Sample:
     return samples.make(*cell, lambda text: len(tokenizer.encode(text)))
 
 
+def check(lengths: list[int]) -> None:
+    """Raise ValueError if a task does not fit into one of the lengths; before a run, not after it."""
+    for task in tasks.TASKS:
+        make((task, min(lengths), 0.5, FIRST_SEED))
+
+
 def grid(model, tokenizer, lengths, depths, count: int, device, workers: int = 0) -> list[dict]:
     """Exact share and recall per task, length and depth. Processes other than this one make the samples."""
     cells = list(itertools.product(tasks.TASKS, lengths, depths, range(FIRST_SEED, FIRST_SEED + count)))

@@ -292,6 +292,13 @@ def main(arguments: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
+    longest = RECIPES[args.recipe].stages[-1].length
+    lengths = args.lengths or [n for n in (longest >> 3, longest >> 2, longest >> 1, longest) if n >= 256]
+    lengths += [] if args.lengths else [longest * 3 // 2, longest * 2]
+    try:
+        evaluate.check(lengths)
+    except ValueError as error:
+        raise SystemExit(f"train: --lengths: {error}") from None
     run = Run(args)
     parameters = sum(weight.numel() for weight in run.model.parameters())
     print(f"{run.identity()}: {parameters:,} parameters on {run.device}", flush=True)
@@ -305,12 +312,6 @@ def main(arguments: list[str] | None = None) -> int:
     complete = len(run.course) >= len(run.plan)
     if complete:
         (args.out / "schedule.json").write_text(json.dumps(run.course, indent=1) + "\n")
-    longest = run.recipe.stages[-1].length
-    lengths = (
-        args.lengths
-        if args.lengths is not None
-        else [longest >> s for s in (3, 2, 1, 0)] + [longest * 3 // 2, longest * 2]
-    )
     scores = evaluate.grid(run.model, run.tokenizer, lengths, (0.1, 0.5, 0.9), args.samples, run.device, args.workers)
     print(evaluate.table(scores), flush=True)
     result = dict(

@@ -152,6 +152,8 @@ def test_a_run_learns_resumes_and_repeats(tmp_path, capsys, monkeypatch):
     assert losses == [] and f"resumed at step {result['steps']}" in out
     more, losses, _ = run(tmp_path / "a", capsys, "--again")
     assert more["course"] == [*result["course"], result["course"][-1]] and losses
+    with pytest.raises(SystemExit, match="multikey needs at least"):
+        run(tmp_path / "d", capsys, "--lengths", "128")
     with pytest.raises(SystemExit, match="give another --out"):
         run(tmp_path / "a", capsys, "--seed", "1")
 
