@@ -138,20 +138,22 @@ def recital(pick: random.Random, encode: Encoder, length: int, pool: int):
     for _ in range(count):
         form = pick.choice(forms)
         if form == "pair":
-            kind, begin = "multikey", f" {names.pop()}"
+            kind, ways = "multikey", [f" {names.pop()}"]
             end = f" {numbers(pick, 1, pool)[0]}." if pick.random() < 0.5 else f" {names.pop()}."
         elif form == "key":
-            kind, begin, end = "multikey", f" The pass key of {names.pop()} is", f" {numbers(pick, 1, pool)[0]}."
+            kind, ways, end = "multikey", [f" The pass key of {names.pop()} is"], f" {numbers(pick, 1, pool)[0]}."
         else:
             source = names.pop() if pick.random() < 0.5 else numbers(pick, 1, pool)[0]
-            kind, begin, end = "variables", f" Here {source} was copied into", f" {names.pop()}."
-        statements.append((encode(begin), encode(end), KINDS.index(kind)))
+            # The second way is how a chain is listed; it is not the first time's.
+            kind, ways, end = "variables", [f" Here {source} was copied into", f" {source},"], f" {names.pop()}."
+        statements.append(([encode(begin) for begin in ways], encode(end), KINDS.index(kind)))
     ids = list(encode(INTRO))
     weight, kind_of = [0.0] * len(ids), [-1] * len(ids)
     again = False
     while len(ids) <= length:
         pick.shuffle(statements)
-        for begin, end, kind in statements:
+        for ways, end, kind in statements:
+            begin = pick.choice(ways) if again else ways[0]
             ids += begin + end
             weight += [0.0] * len(begin) + [float(again)] * len(end)
             kind_of += [-1] * len(begin) + [kind if again else -1] * len(end)

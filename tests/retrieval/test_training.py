@@ -114,6 +114,7 @@ def test_a_recital_says_the_same_every_time():
     for ids, weight in zip(batch.ids, batch.weight):
         text = tokenizer.decode(ids.tolist())
         said = [tuple(statement.rsplit(" ", 1)) for statement in text.split("Text:")[1].split(".")[:-1]]
+        said = [(re.sub(r"Here | was copied into|,", "", begin), end) for begin, end in said]
         assert len(set(said)) == len({begin for begin, _ in said})
         several += len(set(said)) > 3
         # The first round teaches nothing; from the second on every end counts.
