@@ -65,9 +65,9 @@ def _made_of_syllables(count: int, shape: str, seed: int, taken: set[str]) -> li
 _taken = {*ADJECTIVES, *NOUNS, *VERBS, *PLACES}
 _taken |= set(
     """
-a an all and answer are be been by copy copied fit for given hold how in into is it key keys list many most name now of
-often on once one only or pass question read remember said set text the then these they three to use uses variable
-variables was what which who with word words
+a all an and another answer are be been by copied copy directly does fill fills fit for given here hold how in into is
+it key keys list many most name now of often on once one only or pass question read remember said set text that the
+then these they three through to use uses variable variables was what which who with word words
 """.split()
 )
 

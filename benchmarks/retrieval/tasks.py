@@ -88,7 +88,7 @@ def key_fact(name: str, value: str) -> str:
 
 
 def copy_fact(source: str, target: str) -> str:
-    return f" Here {source} was copied into {target}."
+    return f" Here {source} fills {target}."
 
 
 def list_fact(words: list[str]) -> str:
@@ -165,7 +165,7 @@ def multiquery(pick: random.Random, length: int, depth: float) -> Problem:
 
 
 def variables(pick: random.Random, length: int, depth: float) -> Problem:
-    """Every variable that a number was copied into, directly or from another variable."""
+    """Every variable that a number fills, directly or through another variable."""
     chains = 1 + min(4, max(1, length // 1024))
     names, values = pick.sample(NAMES, chains * CHAIN), numbers(pick, chains)
     facts: list[Fact] = []
@@ -173,7 +173,7 @@ def variables(pick: random.Random, length: int, depth: float) -> Problem:
         chain = [value, *names[c * CHAIN : (c + 1) * CHAIN]]
         places = near(pick, depth if c == 0 else pick.random(), CHAIN)
         facts += [Fact(p, copy_fact(a, b)) for p, a, b in zip(places, chain, chain[1:])]
-    question = ask(f"Which variables was {values[0]} copied into?", f"{values[0]} was copied into")
+    question = ask(f"Which variables does {values[0]} fill, directly or through another?", f"{values[0]} fills")
     return Problem(tuple(facts), question, listing(names[:CHAIN]), tuple(names[:CHAIN]), NAME)
 
 

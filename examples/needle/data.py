@@ -111,7 +111,7 @@ def copy_quiz(pick: random.Random, names: list[str], chains: int, pool: int) -> 
         middle = pick.random()
         places = tasks.near(pick, middle, tasks.CHAIN) if pick.random() < 0.5 else sorted(pick.random() for _ in own)
         facts += [Fact(p, tasks.copy_fact(a, b)) for p, a, b in zip(places, [value, *own], own)]
-        ask = tasks.ask(f"Which variables was {value} copied into?", f"{value} was copied into")
+        ask = tasks.ask(f"Which variables does {value} fill, directly or through another?", f"{value} fills")
         questions.append(("variables", ask, tasks.listing(own)))
     return Quiz(facts, questions)
 
@@ -145,7 +145,7 @@ def recital(pick: random.Random, encode: Encoder, length: int, pool: int):
         else:
             source = names.pop() if pick.random() < 0.5 else numbers(pick, 1, pool)[0]
             # The second way is how a chain is listed; it is not the first time's.
-            kind, ways, end = "variables", [f" Here {source} was copied into", f" {source},"], f" {names.pop()}."
+            kind, ways, end = "variables", [f" Here {source} fills", f" {source},"], f" {names.pop()}."
         statements.append(([encode(begin) for begin in ways], encode(end), KINDS.index(kind)))
     ids = list(encode(INTRO))
     weight, kind_of = [0.0] * len(ids), [-1] * len(ids)

@@ -47,7 +47,7 @@ def test_samples_are_the_same_everywhere():
     digest = hashlib.sha256()
     for task in tasks.TASKS:
         digest.update(samples.make(task, 900, 0.3, 7, words).prompt.encode())
-    assert digest.hexdigest()[:16] == "236dc2a5130605c7"
+    assert digest.hexdigest()[:16] == "29978cca5898fbfa"
 
 
 @pytest.mark.parametrize("tokenizer, length", [("words", 640), ("own", 1000), ("own", 4096), ("bytes", 4500)])
@@ -96,8 +96,8 @@ def test_the_text_alone_has_the_answer(task, seed):
         assert ranked[asked - 1][1] > ranked[asked][1], "a tie has no answer"
         found = {word for word, _ in ranked[:asked]}
     elif task == "variables":
-        found, copies = {re.search(r"was (\d+) copied", question)[1]}, re.findall(
-            r"Here (\w+) was copied into (\w+)\.", text
+        found, copies = {re.search(r"does (\d+) fill", question)[1]}, re.findall(
+            r"Here (\w+) fills (\w+)\.", text
         )
         for _ in copies:
             found |= {b for a, b in copies if a in found}

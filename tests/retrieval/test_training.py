@@ -94,8 +94,8 @@ def test_every_trained_answer_follows_from_its_text(length, pool):
             if name := re.search(r"pass keys? of (\w+)\?", question):
                 held = re.findall(rf"pass key of {name[1]} is (\d{{6}})\.", text)
                 assert held and question.endswith(f" {', '.join(held)}.\n") or len(questions) == 1
-            elif value := re.search(r"was (\d+) copied into\?", question):
-                copies = dict(re.findall(r"Here (\w+) was copied into (\w+)\.", text))
+            elif value := re.search(r"does (\d+) fill,", question):
+                copies = dict(re.findall(r"Here (\w+) fills (\w+)\.", text))
                 chain = [value[1]]
                 while chain[-1] in copies:
                     chain.append(copies[chain[-1]])
@@ -114,7 +114,7 @@ def test_a_recital_says_the_same_every_time():
     for ids, weight in zip(batch.ids, batch.weight):
         text = tokenizer.decode(ids.tolist())
         said = [tuple(statement.rsplit(" ", 1)) for statement in text.split("Text:")[1].split(".")[:-1]]
-        said = [(re.sub(r"Here | was copied into|,", "", begin), end) for begin, end in said]
+        said = [(re.sub(r"Here | fills|,", "", begin), end) for begin, end in said]
         assert len(set(said)) == len({begin for begin, _ in said})
         several += len(set(said)) > 3
         # The first round teaches nothing; from the second on every end counts.
