@@ -14,7 +14,7 @@ cd "$ROOT"
 attention=sglang/python/sglang/test/attention
 dense=$attention/test_hsa_backend_dense_integration.py
 in_tree=()
-for file in "$attention"/test_hsa_*.py sglang/python/sglang/jit_kernel/tests/test_fused_metadata_*.py; do
+for file in "$attention"/test_hsa_*.py sglang/python/sglang/jit_kernel/tests/test_fused_metadata_precompute_*.py; do
     [ "$file" = "$dense" ] || in_tree+=("$file")
 done
 
