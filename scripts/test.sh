@@ -34,16 +34,21 @@ fi
 
 # Two servers at once would fight for memory and cores; what starts none runs beside them.
 servers=(tests/hsa tests/cpu_host "$dense")
-log=$(mktemp)
-run_pytest --ignore=tests/hsa --ignore=tests/cpu_host tests "${in_tree[@]}" >"$log" 2>&1 &
+logs=$(mktemp -d)
+run_pytest --ignore=tests/hsa --ignore=tests/cpu_host tests "${in_tree[@]}" >"$logs/others" 2>&1 &
 beside=$!
-trap 'kill "$beside" 2>/dev/null; rm -f "$log"' EXIT
+trap 'kill "$beside" 2>/dev/null || true; rm -rf "$logs"' EXIT # a failing command here would be the exit status
 status=0
 echo "tests: ${servers[*]}, and the others beside them"
-run_pytest "${servers[@]}" || status=$?
+run_pytest "${servers[@]}" 2>&1 | tee "$logs/servers" || status=$?
 echo "tests: the others"
 wait "$beside" || status=$?
-cat "$log"
+cat "$logs/others"
 echo "stock tests: the pinned release against the patched tree"
 PYTHON=python scripts/stock_tests.sh || status=$?
+
+# The end of a long log is what is read first: what failed, or that nothing did.
+echo "result:"
+grep -hE '^(FAILED|ERROR) ' "$logs/servers" "$logs/others" || true
+tail -qn 1 "$logs/servers" "$logs/others"
 exit "$status"

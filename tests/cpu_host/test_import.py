@@ -1,17 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tree imports on a host where sgl_kernel cannot be loaded, and ``--device cpu`` needs no variable."""
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-
 import pytest
-from cpu_children import child_env
+from http_server import post, serving
 from tiny_models import prompt_ids, tiny_qwen3
 
 MODULES = (
@@ -78,37 +69,9 @@ def test_launch_sets_the_variable_for_children(child, checkpoints):
 
 
 def test_http_server_serves(checkpoints, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = dict(device="cpu", dtype="float32", host="127.0.0.1", port=port, max_total_tokens=2048, page_size=64)
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tiny_qwen3(checkpoints))]
-    for name, value in options.items():
-        command += ["--" + name.replace("_", "-"), str(value)]
-    log = tmp_path / "server.log"
-    with log.open("w") as stream:
-        server = subprocess.Popen(
-            command, env=child_env(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        body = dict(input_ids=prompt_ids(65), sampling_params=dict(temperature=0, max_new_tokens=3, ignore_eos=True))
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        answer = _post_when_ready(server, request, log)
+    model = str(tiny_qwen3(checkpoints))
+    with serving(tmp_path / "log", model_path=model, dtype="float32", max_total_tokens=2048, page_size=64) as url:
+        sampling = dict(temperature=0, max_new_tokens=3, ignore_eos=True)
+        answer = post(url + "/generate", dict(input_ids=prompt_ids(65), sampling_params=sampling))
         assert answer["meta_info"]["prompt_tokens"] == 65
         assert len(answer["output_ids"]) == 3
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def _post_when_ready(server, request, log, limit_s=180):
-    deadline = time.monotonic() + limit_s
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(request, timeout=limit_s) as reply:
-                return json.load(reply)
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(log.read_text()[-8000:])

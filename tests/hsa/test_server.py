@@ -2,67 +2,22 @@
 """A stock server with --attention-backend hsa on a CPU: an OpenAI-style request, server info, metrics, refusals."""
 
 import json
-import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 
 import pytest
+from cpu_children import child_env
+from http_server import free_port, get, post, serving
 from tiny_models import build
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def get(url):
-    with urllib.request.urlopen(url, timeout=60) as response:
-        return response.read().decode()
-
-
-def post(url, body):
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=120) as response:
-        return json.loads(response.read())
-
-
-def launch(child_env, *args):
-    return [sys.executable, "-m", "sglang.launch_server", "--device", "cpu", *args], child_env()
-
-
 @pytest.fixture(scope="module")
-def server(checkpoints, child_env, tmp_path_factory):
-    port = free_port()
-    command, env = launch(
-        child_env, "--model-path", str(build("qwen3", checkpoints)), "--attention-backend", "hsa",
-        "--hsa-topk", "4", "--dtype", "float32", "--port", str(port), "--max-total-tokens", "16384",
-        "--enable-metrics", "--log-level", "info",
-    )  # fmt: skip
+def server(checkpoints, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
-    with open(log, "w") as out:
-        process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
-            try:
-                get(url + "/health")
-                break
-            except OSError:
-                time.sleep(0.5)
+    options = dict(attention_backend="hsa", hsa_topk=4, dtype="float32", max_total_tokens=16384, enable_metrics=True)
+    with serving(log, model_path=str(build("qwen3", checkpoints)), **options) as url:
         yield url, log
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_chat_request_selects_pages_and_counts_them(server):
@@ -103,11 +58,11 @@ def test_chat_request_selects_pages_and_counts_them(server):
         (["--hsa-layers", "0,9"], "names layer 9, but the model has layers 0-1"),
     ],
 )
-def test_start_up_refuses_with_the_reason(checkpoints, child_env, args, message):
-    command, env = launch(
-        child_env, "--model-path", str(build("qwen3", checkpoints)), "--attention-backend", "hsa",
-        "--dtype", "float32", "--port", str(free_port()), *args,
-    )  # fmt: skip
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+def test_start_up_refuses_with_the_reason(checkpoints, args, message):
+    command = [
+        sys.executable, "-m", "sglang.launch_server", "--device", "cpu", "--model-path", str(build("qwen3", checkpoints)),
+        "--attention-backend", "hsa", "--dtype", "float32", "--port", str(free_port()), *args,
+    ]  # fmt: skip
+    done = subprocess.run(command, env=child_env(), capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stock server on the CPU, as a context manager of the tests."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+from cpu_children import child_env
+
+# Generous: a start takes some 20 s of an idle core, and other tests run beside. A server that ends is noticed at once.
+READY_SECONDS = 600
+HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the host has no business here
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def get(url):
+    """The body of a GET."""
+    with HTTP.open(url, timeout=READY_SECONDS) as response:
+        return response.read().decode()
+
+
+def post(url, body):
+    """The JSON answer to a POST of a JSON body."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with HTTP.open(request, timeout=READY_SECONDS) as response:
+        return json.load(response)
+
+
+@contextlib.contextmanager
+def serving(log, **options):
+    """The URL of a server that is healthy. ``options`` are its flags, True for those without a value; ``log`` a Path."""
+    port = free_port()
+    command = [sys.executable, "-m", "sglang.launch_server"]
+    for name, value in dict(options, device="cpu", host="127.0.0.1", port=port).items():
+        command += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            command, env=child_env(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-8000:]
+            try:
+                get(url + "/health")
+                break
+            except OSError:  # refused, or 503 while the model is loaded
+                time.sleep(0.5)
+        yield url
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""scripts/test.sh reports what its test processes report: no failure passes, no success fails."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "test.sh"
+ENVIRONMENT = """
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+env_apply() { :; }
+env_install() { :; }
+env_enter() { PATH=$ROOT/bin:$PATH; }
+"""
+# Stands for python -m pytest: the process that runs the servers has no --ignore.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in *--ignore*) name=others ;; *) name=servers ;; esac
+if [ "$FAILS" = $name ]; then echo "FAILED test_of_$name"; echo "1 failed"; exit 1; fi
+echo "3 passed"
+"""
+STOCK = """#!/usr/bin/env bash
+if [ "$FAILS" = stock ]; then echo "1 broken"; exit 1; fi
+"""
+
+
+def executable(path, text):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-q"]], ids=["whole suite", "with arguments"])
+@pytest.mark.parametrize("fails", ["nothing", "servers", "others", "stock"])
+def test_status_is_the_status_of_the_tests(tmp_path, fails, arguments):
+    executable(tmp_path / "bin/python", PYTHON)
+    executable(tmp_path / "scripts/stock_tests.sh", STOCK)
+    executable(tmp_path / "scripts/env.sh", ENVIRONMENT)
+    shutil.copy(SCRIPT, tmp_path / "scripts")
+    done = subprocess.run(
+        ["bash", tmp_path / "scripts/test.sh", *arguments],
+        env={**os.environ, "FAILS": fails, "TMPDIR": str(tmp_path / "bin")}, capture_output=True, text=True,
+    )  # fmt: skip
+    ran = ("servers", "others", "stock") if not arguments else ("servers",)
+    assert (done.returncode != 0) == (fails in ran), done.stdout + done.stderr
+    if not arguments:
+        result = done.stdout[done.stdout.index("result:") :]
+        assert ("FAILED" in result) == (fails in ("servers", "others"))
+    assert os.listdir(tmp_path / "bin") == ["python"]  # the logs are gone
