@@ -15,10 +15,11 @@ import triton
 from sglang.srt.layers.attention.hsa.counters import INDEX, HSACounters
 from sglang.srt.layers.attention.hsa.extend_kernels import ExtendKernels
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling
+from sglang.srt.layers.attention.hsa.layer_buffers import pool_buffers
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_previous_page
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.split_decode import SplitDecode
-from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode
+from sglang.srt.layers.attention.hsa.split_decode import DecodeSize
+from sglang.srt.layers.attention.hsa.tiled_decode import decode_attention
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -75,24 +76,8 @@ class DecodeKernels:
         self.page_table = torch.zeros(
             (rows, max_pages), dtype=torch.int32, device=device
         )
-        self.processors = (
-            torch.cuda.get_device_properties(device).multi_processor_count
-            if device.type == "cuda"
-            else 4
-        )
-        shared = (
-            pool,
-            config,
-            num_heads,
-            self.page_table,
-            self.page_version,
-            self.processors,
-            counters,
-        )
-        split = config.selection_strategy != "softmax_head" and (
-            config.weight_mode == "mass"
-        )
-        self.attention = SplitDecode(*shared) if split else TiledDecode(*shared)
+        size = DecodeSize(rows, max_pages, num_heads, pool.head_num, pool.v_head_dim)
+        self.attention = decode_attention(config, counters, size, device, self.tiling)
         keys = [pool.k_buffer[layer - pool.start_layer] for layer in pool.hsa_layer_ids]
         self.k_ptrs, self.repr_ptrs, self.stamp_ptrs = (
             torch.tensor(
@@ -115,8 +100,8 @@ class DecodeKernels:
     def extend(self, forward_batch: ForwardBatch) -> ExtendKernels:
         """The kernels of an extend pass."""
         return ExtendKernels(
-            forward_batch, self.pool, self.config, self.tiling, self.processors, self.counters
-        )  # fmt: skip
+            forward_batch, self.pool, self.config, self.tiling, self.counters
+        )
 
     def begin(self, forward_batch: ForwardBatch) -> None:
         """Launch what all layers of a forward pass share."""
@@ -160,4 +145,5 @@ class DecodeKernels:
         seq_lens: torch.Tensor,
     ) -> torch.Tensor:
         """One layer: q ``[B, H_q, D]`` -> ``[B, H_q, D_v]`` in the dtype of q. K and V are written."""
-        return self.attention.attend(q, layer, scales, seq_lens)
+        buffers = pool_buffers(layer, self.pool, scales, self.page_version)
+        return self.attention.attend(q, buffers, self.page_table[: len(q)], seq_lens)

@@ -13,10 +13,10 @@ import torch
 import triton
 
 from sglang.srt.layers.attention.hsa.extend_plan import Tiling, plan_extend
+from sglang.srt.layers.attention.hsa.layer_buffers import pool_buffers
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import PageLists
-from sglang.srt.layers.attention.hsa.tile_attention import TileAttention, make_workspace
+from sglang.srt.layers.attention.hsa.tile_attention import TileAttention
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -35,7 +35,6 @@ class ExtendKernels:
         pool: pool that keeps the representations.
         config: resolved options.
         tiling: of the kernels.
-        processors: multiprocessors of the device.
         counters: counts are added to it on the device.
 
     Attributes:
@@ -48,7 +47,6 @@ class ExtendKernels:
         pool: ChunkReprMixin,
         config: HSAConfig,
         tiling: Tiling,
-        processors: int,
         counters: HSACounters,
     ):
         self.pool, self.config, self.counters = pool, config, counters
@@ -86,17 +84,7 @@ class ExtendKernels:
             ),
             config.page_size,
         )
-        sparse = self.max_candidates > 0
-        self.tiles = TileAttention(
-            pool,
-            config,
-            counters,
-            self.plan,
-            self.page_table,
-            self.page_version,
-            PageLists.empty(self.plan, pool.head_num, config.topk) if sparse else None,
-            make_workspace(self.plan, pool, processors) if sparse else None,
-        )
+        self.tiles = TileAttention.of(self.plan, pool.head_num, config, counters)
 
     def write_representations(self, layer: RadixAttention, scales: KVScales) -> None:
         """Represent the pages that this pass completes, and heal complete pages that have no valid E_i."""
@@ -120,6 +108,5 @@ class ExtendKernels:
         self, q: torch.Tensor, layer: RadixAttention, scales: KVScales
     ) -> torch.Tensor:
         """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D_v]`` in the dtype of q. K, V and representations are written."""
-        if not self.max_candidates:
-            self.counters.add("rows_dense", self.rows)
-        return self.tiles.attend(q, layer, scales)
+        buffers = pool_buffers(layer, self.pool, scales, self.page_version)
+        return self.tiles.attend(q, buffers, self.page_table)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 
+from sglang.srt.layers.attention.hsa.layer_buffers import LayerBuffers
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import (
     MAX_SPLITS,
     DecodeWorkspace,
@@ -18,53 +19,58 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
     SelectPagesWorkspace,
     select_pages_decode,
 )
+from sglang.srt.layers.attention.hsa.processors import num_processors
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.attention.hsa.counters import HSACounters
-    from sglang.srt.layers.attention.hsa.scales import KVScales
-    from sglang.srt.layers.radix_attention import RadixAttention
-    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+
+
+class DecodeSize(NamedTuple):
+    """What the static buffers of decode are made for.
+
+    Attributes:
+        rows: largest batch; max_pages: pages of the longest sequence.
+        num_heads, num_kv_heads: on this rank; v_head_dim: dimensions of a value.
+    """
+
+    rows: int
+    max_pages: int
+    num_heads: int
+    num_kv_heads: int
+    v_head_dim: int
 
 
 class SplitDecode:
     """Static buffers and launches of one decode step.
 
     Args:
-        pool: pool that keeps the representations.
         config: resolved options; strategy ``group`` or ``head``, weights ``mass``.
-        num_heads: query heads on this rank.
-        page_table: static ``[max_rows, max_pages]`` int32.
-        page_version: static ``[num_pages]`` int64, read before the table.
-        processors: multiprocessors of the device.
         counters: counts are added to it on the device.
+        size: bounds of all steps.
+        device: CUDA device, or ``cpu`` under the Triton interpreter.
     """
 
     def __init__(
         self,
-        pool: ChunkReprMixin,
         config: HSAConfig,
-        num_heads: int,
-        page_table: torch.Tensor,
-        page_version: torch.Tensor,
-        processors: int,
         counters: HSACounters,
+        size: DecodeSize,
+        device: torch.device,
     ):
-        self.pool, self.config, self.counters = pool, config, counters
-        self.page_table, self.page_version = page_table, page_version
-        self.processors = processors
-        rows, max_pages = page_table.shape
-        device = page_table.device
+        self.config, self.counters = config, counters
+        self.processors = num_processors(device)
+        rows, max_pages, num_heads, num_kv_heads, v_head_dim = size
         self.selected = torch.empty(
-            (rows, pool.head_num, min(config.topk, max_pages)),
+            (rows, num_kv_heads, min(config.topk, max_pages)),
             dtype=torch.int32,
             device=device,
         )
         self.select_workspace = SelectPagesWorkspace(
-            rows, pool.head_num, max_pages, device
+            rows, num_kv_heads, max_pages, device
         )
         self.decode_workspace = DecodeWorkspace(
-            rows, num_heads, pool.head_num, pool.v_head_dim, device
+            rows, num_heads, num_kv_heads, v_head_dim, device
         )
 
     def begin(self, seq_lens: torch.Tensor) -> None:
@@ -73,16 +79,23 @@ class SplitDecode:
     def attend(
         self,
         q: torch.Tensor,
-        layer: RadixAttention,
-        scales: KVScales,
+        layer: LayerBuffers,
+        page_table: torch.Tensor,
         seq_lens: torch.Tensor,
     ) -> torch.Tensor:
-        """One layer: q ``[B, H_q, D]`` -> ``[B, H_q, D_v]`` in the dtype of q. K and V are written."""
-        config, layer_id = self.config, layer.layer_id
-        batch = len(q)
-        rows = batch * self.pool.head_num
-        table, selected = self.page_table[:batch], self.selected[:batch]
-        stored = self.pool.chunk_repr_kind.stored
+        """One layer; its new keys and values are written.
+
+        Args:
+            q: queries ``[B, H_q, D]``, last dimension contiguous.
+            page_table: physical page of each logical page ``[B, max_pages]`` int32.
+            seq_lens: ``[B]`` int32, the new token included.
+
+        Returns:
+            ``[B, H_q, D_v]`` in the dtype of q.
+        """
+        config, batch = self.config, len(q)
+        rows = batch * layer.keys.shape[1]
+        selected = self.selected[:batch]
         layout = dict(
             page_size=config.page_size,
             window_size=config.effective_window,
@@ -90,37 +103,36 @@ class SplitDecode:
         )
         select_pages_decode(
             q,
-            self.pool.chunk_repr_pages(layer_id),
-            self.pool.chunk_repr_stamp(layer_id) if stored else None,
-            self.page_version,
-            table,
+            layer.reprs,
+            layer.stamps,
+            layer.versions,
+            page_table,
             seq_lens,
             selected,
             self.select_workspace,
             self.counters.values,
             kind=config.chunk_repr,
             strategy=config.selection_strategy,
-            sm_scale=layer.scaling * scales.score,
+            sm_scale=layer.scaling * layer.scales.score,
             programs_per_row=programs_per_row(
                 self.processors, rows, MAX_PROGRAMS_PER_ROW
             ),
             **layout,
         )
-        k_buffer, v_buffer = self.pool.get_kv_buffer(layer_id)
-        out = q.new_empty((batch, q.shape[1], layer.v_head_dim))
+        out = q.new_empty((batch, q.shape[1], layer.values.shape[-1]))
         return decode_hsa(
             q,
-            k_buffer,
-            v_buffer,
+            layer.keys,
+            layer.values,
             selected,
-            table,
+            page_table,
             seq_lens,
             out,
             self.decode_workspace,
             sm_scale=layer.scaling,
             logit_cap=layer.logit_cap,
-            k_scale=scales.k,
-            v_scale=scales.v,
+            k_scale=layer.scales.k,
+            v_scale=layer.scales.v,
             splits=programs_per_row(self.processors, rows, MAX_SPLITS),
             **layout,
         )

@@ -8,53 +8,43 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan, choose_tiling
-from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
-    ExtendSelectWorkspace,
-    PageLists,
-)
+from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan, Tiling
+from sglang.srt.layers.attention.hsa.layer_buffers import LayerBuffers
+from sglang.srt.layers.attention.hsa.split_decode import DecodeSize, SplitDecode
 from sglang.srt.layers.attention.hsa.tile_attention import TileAttention
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.attention.hsa.counters import HSACounters
-    from sglang.srt.layers.attention.hsa.scales import KVScales
-    from sglang.srt.layers.radix_attention import RadixAttention
-    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
 
 
 class TiledDecode:
-    """Static tiles and launches of one decode step; the arguments are those of ``SplitDecode``, of any option."""
+    """Static tiles and launches of one decode step; the arguments are those of ``SplitDecode``, of any option.
+
+    Args:
+        tiling: of the extend kernels.
+    """
 
     def __init__(
         self,
-        pool: ChunkReprMixin,
         config: HSAConfig,
-        num_heads: int,
-        page_table: torch.Tensor,
-        page_version: torch.Tensor,
-        processors: int,
         counters: HSACounters,
+        size: DecodeSize,
+        device: torch.device,
+        tiling: Tiling,
     ):
-        rows, max_pages = page_table.shape
-        device = page_table.device
-        row = torch.arange(rows, dtype=torch.int32, device=device)
+        row = torch.arange(size.rows, dtype=torch.int32, device=device)
         plan = ExtendPlan(
             tiles=torch.stack([row, row, row, row], dim=1),
             pages=torch.empty((0, 3), dtype=torch.int32, device=device),
-            tiling=choose_tiling(
-                num_heads // pool.head_num, pool.head_dim, config.selection_strategy
-            ),
-            max_candidates=max_pages,
+            tiling=tiling,
+            max_candidates=size.max_pages,
             max_rows=1,
-            rows=rows,
+            rows=size.rows,
         )
-        workspace = ExtendSelectWorkspace(
-            rows * pool.head_num, plan.tiling.tile_rows, max_pages, processors, device
-        )
-        lists = PageLists.empty(plan, pool.head_num, config.topk)
-        self.whole = TileAttention(
-            pool, config, counters, plan, page_table, page_version, lists, workspace
+        # The scratch lasts and is as wide as the longest sequence: few programs.
+        self.whole = TileAttention.of(
+            plan, size.num_kv_heads, config, counters, programs_per_processor=1
         )
 
     def begin(self, seq_lens: torch.Tensor) -> None:
@@ -66,11 +56,24 @@ class TiledDecode:
     def attend(
         self,
         q: torch.Tensor,
-        layer: RadixAttention,
-        scales: KVScales,
+        layer: LayerBuffers,
+        page_table: torch.Tensor,
         seq_lens: torch.Tensor,
     ) -> torch.Tensor:
-        """One layer: q ``[B, H_q, D]`` -> ``[B, H_q, D_v]`` in the dtype of q. K and V are written."""
+        """As ``SplitDecode.attend``, with the lengths that ``begin`` was given."""
         tiles = self.whole.plan.tiles[: len(q)]
         plan = dataclasses.replace(self.whole.plan, tiles=tiles, rows=len(q))
-        return dataclasses.replace(self.whole, plan=plan).attend(q, layer, scales)
+        return dataclasses.replace(self.whole, plan=plan).attend(q, layer, page_table)
+
+
+def decode_attention(
+    config: HSAConfig,
+    counters: HSACounters,
+    size: DecodeSize,
+    device: torch.device,
+    tiling: Tiling,
+) -> SplitDecode | TiledDecode:
+    """The decode of these options: split if its kernels have them, since it is the faster one."""
+    if config.selection_strategy != "softmax_head" and config.weight_mode == "mass":
+        return SplitDecode(config, counters, size, device)
+    return TiledDecode(config, counters, size, device, tiling)
