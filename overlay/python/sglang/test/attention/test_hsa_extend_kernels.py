@@ -18,6 +18,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages import (
     reference,
     row_ranking,
 )
+from sglang.srt.layers.attention.hsa.scales import KVScales
 from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode
 from sglang.test.attention import hsa_oracle
 from sglang.test.attention.hsa_harness import Harness
@@ -129,6 +130,33 @@ def test_odd_lengths(length):
     """Unused slots hold NaN, and no empty part may leak one. # trap 1"""
     h = harness()
     check(h, [h.new_sequence()], [length])
+
+
+@pytest.mark.parametrize("strategy", ["group", "softmax_head"])
+def test_rows_that_nobody_clears(strategy, monkeypatch):
+    """The output of extend starts as NaN here: tiles leave out no row of a batch, and padding reads as zeros."""
+    new_empty = torch.Tensor.new_empty
+
+    def poisoned(*args, **kwargs):
+        x = new_empty(*args, **kwargs)
+        return x.fill_(torch.nan) if x.is_floating_point() else x
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    h = harness(selection_strategy=strategy, decode_kernels=True)
+    sequences = [h.new_sequence() for _ in range(4)]
+    check(h, sequences, [130, 1, 33, 64])
+    check(h, sequences, [1, 15, 32, 65])
+    kernels, scales = h.backend.forward_metadata, KVScales(1.0, 1.0, 1.0)
+    q = torch.randn(113 + 2, h.num_heads, h.head_dim, device=DEVICE)
+    out = kernels.attend(q, h.layers[0], scales)
+    assert torch.isfinite(out).all() and not out[113:].any() and out[:113].any(-1).all()
+    if strategy == "softmax_head":
+        check(h, sequences, [1, 1, 1, 1], decode=True)
+        decode = h.backend.decode_kernels
+        lengths = torch.tensor([132, 1, 67, 1], device=DEVICE)  # two rows pad the batch
+        decode.attention.begin(lengths)
+        out = decode.attend(q[:4], h.layers[0], scales, lengths)
+        assert out[::2].any(-1).all() and not out[1::2].any()
 
 
 def test_every_page_selected_is_dense():

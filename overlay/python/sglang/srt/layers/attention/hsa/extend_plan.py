@@ -60,6 +60,7 @@ class ExtendPlan:
         max_candidates: largest number of candidate pages of any row (host int).
         max_rows: largest number of rows of a tile (host int).
         rows: T.
+        complete: every row is in a tile (host bool); a decode step in a CUDA graph leaves out those that pad it.
     """
 
     tiles: torch.Tensor
@@ -68,6 +69,7 @@ class ExtendPlan:
     max_candidates: int
     max_rows: int
     rows: int
+    complete: bool
 
 
 def plan_extend(
@@ -117,6 +119,7 @@ def plan_extend(
         max_candidates=int(candidates[new > 0].max()) if bool((new > 0).any()) else 0,
         max_rows=min(tile_rows, int(new.max())),
         rows=int(new.sum()),
+        complete=True,
     )
 
 

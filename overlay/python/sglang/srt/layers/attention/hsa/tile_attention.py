@@ -74,8 +74,10 @@ class TileAttention:
             ``[T, H_q, D_v]`` in the dtype of q.
         """
         config = self.config
-        # Rows of no tile pad the batch of a CUDA graph.
-        out = q.new_zeros((*q.shape[:2], layer.values.shape[-1]))
+        # Rows of no tile are padding, and read as zeros.
+        whole = self.plan.complete and self.plan.rows == len(q)
+        shape = (*q.shape[:2], layer.values.shape[-1])
+        out = q.new_empty(shape) if whole else q.new_zeros(shape)
         if self.lists is None:
             self.counters.add("rows_dense", self.plan.rows)
             return self._attend_pages(q, layer, page_table, None, out)

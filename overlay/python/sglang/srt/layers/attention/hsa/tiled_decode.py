@@ -41,6 +41,7 @@ class TiledDecode:
             max_candidates=size.max_pages,
             max_rows=1,
             rows=size.rows,
+            complete=False,
         )
         # The scratch lasts and is as wide as the longest sequence: few programs.
         self.whole = TileAttention.of(
