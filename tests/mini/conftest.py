@@ -71,6 +71,6 @@ def check_books():
         assert sorted(cached + free) == list(range(kv.num_pages))
         assert [kv.refs[page] for page in cached] == [1] * len(cached)
         assert [kv.refs[page] for page in free] == [0] * len(free)
-        assert sorted(kv._rows) == list(range(len(kv.req_to_token)))
+        assert sorted(kv.free_rows) == list(range(len(kv.req_to_token)))
 
     return check

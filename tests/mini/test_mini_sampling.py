@@ -6,7 +6,6 @@ import threading
 import pytest
 import torch
 from tiny_models import prompt_ids
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from sglang.mini import SamplingParams
 from sglang.mini.sampling import TextStream, distribution, sample
@@ -15,14 +14,21 @@ PROMPT = prompt_ids(40, seed=1)
 
 
 @pytest.mark.parametrize("temperature, top_k, top_p", ((1.0, 0, 1.0), (0.7, 0, 0.9), (1.5, 7, 1.0), (2.0, 20, 0.5)))
-def test_distribution_equals_transformers(temperature, top_k, top_p):
+def test_distribution_equals_its_definition(temperature, top_k, top_p):
+    """Temperature, then the top_k most likely, then the fewest of them that reach top_p of what is left."""
     logits = torch.randn(100, generator=torch.Generator().manual_seed(0)) * 3
-    want = TemperatureLogitsWarper(temperature)(None, logits[None])
-    want = TopKLogitsWarper(top_k)(None, want) if top_k else want
-    want = TopPLogitsWarper(top_p)(None, want).softmax(-1)[0]
-    probs, ids = distribution(logits, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p))
-    got = torch.zeros(100).index_put((ids,), probs)
-    torch.testing.assert_close(got, want)
+    weights = (logits.double() / temperature).exp()
+    order = weights.argsort(descending=True).tolist()
+    kept = order[:top_k] if top_k else order
+    total, reached, nucleus = float(weights[kept].sum()), 0.0, []
+    for token in kept:
+        if reached / total < top_p:
+            nucleus.append(token)
+            reached += float(weights[token])
+    want = torch.zeros(100, dtype=torch.float64)
+    want[nucleus] = weights[nucleus] / weights[nucleus].sum()
+    got = distribution(logits, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p))
+    torch.testing.assert_close(got.double(), want, atol=1e-6, rtol=1e-5)
 
 
 def test_draws_follow_the_distribution():

@@ -4,20 +4,19 @@
 See docs/mini_engine.md. Names are resolved on first use, so that importing the package does not import torch.
 """
 
-_EXPORTS = {
-    "MiniEngine": "engine",
-    "SamplingParams": "api",
-    "Completion": "api",
-    "Delta": "api",
-    "MiniError": "api",
-    "SglKernelAttentionBackend": "backend",
-}
-__all__ = list(_EXPORTS)
+__all__ = [
+    "MiniEngine",
+    "SamplingParams",
+    "Completion",
+    "Delta",
+    "MiniError",
+    "SglKernelAttentionBackend",
+]
 
 
 def __getattr__(name):
-    if name not in _EXPORTS:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
+    from sglang.mini import engine
 
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    return getattr(engine, name)

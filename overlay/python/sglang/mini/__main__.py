@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Iterator, List, Optional
+from typing import List, Optional
 
 HELP = "/reset forgets the conversation, /stats shows the cache, /exit ends; Ctrl-C stops an answer"
 
@@ -61,49 +61,39 @@ def engine_arguments(args: argparse.Namespace) -> dict:
         raise MiniError(f"dtype {args.dtype!r} is not known: use {', '.join(dtypes)}.")
     names = ("page_size", "token_budget", "chunk_size", "max_running", "eviction")
     names += ("backend", "device", "tp_size")
+    options = {name: getattr(args, name) for name in names}
     hsa = {"topk": args.hsa_topk, "window_size": args.hsa_window_size}
     hsa = {name: value for name, value in hsa.items() if value is not None}
     if hsa:
         from sglang.srt.layers.attention.hsa.config import HSAConfig
 
         try:
-            hsa = HSAConfig(**hsa)
+            options["hsa"] = HSAConfig(**hsa)
         except ValueError as error:
             raise MiniError(str(error)) from None
-    return {
-        **{name: getattr(args, name) for name in names},
-        "dtype": dtypes.get(args.dtype),
-        "hsa": hsa or None,
-    }
-
-
-def read_lines() -> Iterator[str]:
-    """Lines of standard input; with a prompt if a person types them."""
-    prompt = "> " if sys.stdin.isatty() else ""
-    while True:
-        try:
-            yield input(prompt).strip()
-        except EOFError:
-            return
+    return {**options, "dtype": dtypes.get(args.dtype)}
 
 
 def encode(tokenizer, messages: List[dict]) -> List[int]:
     """Token ids of a conversation; without a chat template those of its last message."""
     if not tokenizer.chat_template:
         return tokenizer(messages[-1]["content"]).input_ids
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
     )
-    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def chat(engine, params, system: Optional[str]) -> int:
-    """Answer every line; returns the number of lines that failed."""
+    """Answer every line of standard input; returns the number of lines that failed."""
     start = [{"role": "system", "content": system}] if system else []
     messages, failed = list(start), 0
-    for line in read_lines():
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return failed
         if line == "/exit":
-            break
+            return failed
         elif line == "/reset":
             messages = list(start)
         elif line == "/stats":
@@ -127,22 +117,15 @@ def chat(engine, params, system: Optional[str]) -> int:
                 messages.pop()
             else:
                 messages.append({"role": "assistant", "content": answer})
-    return failed
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     args = build_parser().parse_args(argv)
     from sglang.mini import MiniEngine, MiniError, SamplingParams
 
+    names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
     try:
-        params = SamplingParams(
-            max_tokens=args.max_tokens,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            seed=args.seed,
-            stop=tuple(args.stop),
-        )
+        params = SamplingParams(**{name: getattr(args, name) for name in names})
         engine = MiniEngine(args.model, **engine_arguments(args))
         if engine.tokenizer is None:
             raise MiniError(

@@ -49,9 +49,8 @@ class SamplingParams:
             (all(stop), "stop", "strings that are not empty"),
         ):
             if not ok:
-                raise MiniError(
-                    f"{name} {getattr(self, name)!r} is not valid: use {expected}."
-                )
+                value = getattr(self, name)
+                raise MiniError(f"{name} {value!r} is not valid: use {expected}.")
 
 
 @dataclass
@@ -61,9 +60,8 @@ class Completion:
     Attributes:
         text: decoded output without special tokens and stop strings; empty without a tokenizer.
         token_ids: all generated tokens, the one that ended the request included.
-        finish_reason: ``stop``, ``length``, ``cancelled`` or ``error``.
+        finish_reason: ``stop``, ``length``, ``cancelled`` or ``error``; empty until the end.
         error: why the request failed, if it did.
-        prompt_tokens: length of the prompt.
         cached_tokens: tokens of the prompt whose keys and values came from the prefix cache.
         first_token_s: seconds from submission to the first token; None if there is none.
     """

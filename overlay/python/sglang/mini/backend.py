@@ -13,6 +13,7 @@ import torch
 
 from sglang.mini.api import MiniError
 from sglang.mini.kv_cache import PagedKVCache
+from sglang.mini.torch_ops import TorchOps
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -43,12 +44,12 @@ class CacheState:
 
     Attributes:
         kv: the cache. backend: runs the attention. specs: of all layers. spec: of this layer.
-        decode: every request has exactly one new token, so T = B.
+        decode: every request has exactly one new token, and tokens before it.
         rows: row of each request in ``kv.req_to_token`` ``[B]`` int64.
         page_table: physical page of each logical page ``[B, max_pages]`` int32; undefined past a request's end.
         cache_seqlens: keys of each request, the new ones included ``[B]`` int32.
         cu_seqlens_q: prefix sums of the new tokens ``[B + 1]`` int32.
-        spans: (first new position, end) of each request, on the host.
+        spans: (first new position, end) of each request, on the host; the same list in all layers.
         slots: where the new keys and values go ``[T]`` int64.
         completed_pages: physical pages that this pass fills to the end ``[C]`` int64.
     """
@@ -108,55 +109,31 @@ class SglKernelAttentionBackend:
         dtype: torch.dtype,
         hsa: Optional[HSAConfig] = None,
     ):
-        self.specs, self.device, self.dtype = specs, torch.device(device), dtype
-        self.requested = resolve_name(name)
-        self.reason = self._obstacle()
-        self.name = "torch" if self.reason else self.requested
-        if self.reason:
-            logger.warning(
-                "attention backend %s is not available: %s; using torch",
-                self.requested,
-                self.reason,
-            )
+        device = torch.device(device)
+        self.requested = self.name = resolve_name(name)
+        self.reason, self.ops = None, TorchOps()
         if self.name == "sgl_kernel":
-            self.ops = FlashOps(load_flash_attn().flash_attn_with_kvcache)
+            self.reason = flash_obstacle(specs, device, dtype)
+            if self.reason is None:
+                self.ops = FlashOps(load_flash_attn().flash_attn_with_kvcache)
+            else:
+                self.name = "torch"
+                logger.warning(
+                    f"attention backend sgl_kernel is not available: {self.reason}; using torch"
+                )
         elif self.name == "hsa":
             from sglang.mini.hsa_ops import HSAOps
 
-            self.ops = HSAOps(specs, hsa, self.device)
-        else:
-            from sglang.mini.torch_ops import TorchOps
-
-            self.ops = TorchOps()
+            self.ops = HSAOps(specs, hsa, device)
 
     def available(self) -> bool:
         """Whether the requested implementation runs on this device, dtype and model."""
         return self.reason is None
 
-    def _obstacle(self) -> Optional[str]:
-        if self.requested != "sgl_kernel":
-            return None
-        if self.device.type != "cuda":
-            return f"it needs a CUDA device and this engine runs on {self.device.type}"
-        if self.dtype not in (torch.float16, torch.bfloat16):
-            return f"it computes in float16 or bfloat16 and the model is {self.dtype}"
-        widest = max(spec.head_dim for spec in self.specs)
-        if widest > 256 or any(spec.head_dim % 8 for spec in self.specs):
-            return f"head_dim must be a multiple of 8 up to 256, the model has {widest}"
-        try:
-            module = load_flash_attn()
-        except Exception as error:  # a missing wheel, library or symbol
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            return f"sgl_kernel.flash_attn cannot be imported ({text[0]})"
-        if not module.is_fa3_supported(self.device):
-            major, minor = torch.cuda.get_device_capability(self.device)
-            return f"its kernels have no code for compute capability {major}.{minor}"
-        return None
-
     def prefill(
         self, qkv: QKV, cache_state: CacheState, positions: torch.Tensor
     ) -> torch.Tensor:
-        """Store the new keys and values, then attend: several new tokens per request.
+        """Store keys and values, then attend causally over the cache.
 
         Args:
             qkv: rotated queries ``[T, H_q, D]``, keys and values ``[T, H_kv, D]``, request after request.
@@ -166,14 +143,14 @@ class SglKernelAttentionBackend:
         Returns:
             ``[T, H_q, D]`` in the dtype of the queries.
         """
-        q, k, v = qkv
-        cache_state.kv.write(cache_state.spec.layer, cache_state.slots, k, v)
+        q, *kv = qkv
+        cache_state.kv.write(cache_state.spec.layer, cache_state.slots, *kv)
         return self.ops.prefill(q, cache_state, positions)
 
     def decode(self, last_token: QKV, cache_state: CacheState) -> torch.Tensor:
         """As ``prefill``, with one new token per request: ``[B, H_q, D]``."""
-        q, k, v = last_token
-        cache_state.kv.write(cache_state.spec.layer, cache_state.slots, k, v)
+        q, *kv = last_token
+        cache_state.kv.write(cache_state.spec.layer, cache_state.slots, *kv)
         return self.ops.decode(q, cache_state)
 
 
@@ -183,16 +160,7 @@ class FlashOps:
     def __init__(self, flash_attn_with_kvcache):
         self.flash_attn = flash_attn_with_kvcache
 
-    def prefill(self, q, state: CacheState, positions: torch.Tensor) -> torch.Tensor:
-        longest = max(end - first for first, end in state.spans)
-        return self._call(
-            q, state, cu_seqlens_q=state.cu_seqlens_q, max_seqlen_q=longest
-        )
-
-    def decode(self, q: torch.Tensor, state: CacheState) -> torch.Tensor:
-        return self._call(q.unsqueeze(1), state).squeeze(1)
-
-    def _call(self, q: torch.Tensor, state: CacheState, **lengths) -> torch.Tensor:
+    def prefill(self, q, state: CacheState, positions=None) -> torch.Tensor:
         spec = state.spec
         return self.flash_attn(
             q=q.contiguous(),
@@ -200,17 +168,42 @@ class FlashOps:
             v_cache=state.v_cache,
             cache_seqlens=state.cache_seqlens,
             page_table=state.page_table,
+            cu_seqlens_q=state.cu_seqlens_q,
+            max_seqlen_q=max(end - first for first, end in state.spans),
             softmax_scale=spec.scaling,
             causal=True,
             # A window of w tokens is the query's own and w - 1 before it.
             window_size=(spec.window - 1, 0) if spec.window else (-1, -1),
             softcap=spec.softcap,
-            **lengths,
         )
+
+    decode = prefill
 
 
 def load_flash_attn():
     return importlib.import_module("sgl_kernel.flash_attn")
+
+
+def flash_obstacle(
+    specs: Sequence[LayerSpec], device: torch.device, dtype: torch.dtype
+) -> Optional[str]:
+    """Why ``sgl_kernel`` cannot run; None if it can."""
+    if device.type != "cuda":
+        return f"it needs a CUDA device and this engine runs on {device.type}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in float16 or bfloat16 and the model is {dtype}"
+    widest = max(spec.head_dim for spec in specs)
+    if widest > 256 or any(spec.head_dim % 8 for spec in specs):
+        return f"head_dim must be a multiple of 8 up to 256, the model has {widest}"
+    try:
+        module = load_flash_attn()
+    except Exception as error:  # a missing wheel, library or symbol
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        return f"sgl_kernel.flash_attn cannot be imported ({text[0]})"
+    if not module.is_fa3_supported(device):
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"its kernels have no code for compute capability {major}.{minor}"
+    return None
 
 
 def resolve_name(name: Optional[str]) -> str:

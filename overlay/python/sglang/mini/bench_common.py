@@ -1,23 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both benchmarks share: the model and its arms, the check before the timing, rooflines, tables."""
+"""What both benchmarks share: the model and its arms, the check before the timing, rooflines, the result."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
+import statistics
 import sys
-import time
-from typing import Callable, Dict, List, Optional, Sequence
+from functools import lru_cache
+from typing import Callable, Dict, List, Sequence
 
+import pandas
 import torch
+from torch.utils.benchmark import Timer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sglang.mini.__main__ import add_engine_options, engine_arguments
 from sglang.mini.api import MiniError, SamplingParams
 from sglang.mini.engine import MiniEngine
 from sglang.mini.model import ATTENTION, ModelRunner, load, pick_device
-from sglang.mini.random_model import random_model
+
+# Qwen3 shapes: layers, hidden, intermediate, query heads, KV heads, head dim, vocabulary.
+GEOMETRIES = {
+    "qwen3-tiny": (4, 128, 256, 8, 2, 32, 4096),
+    "qwen3-0.6b": (28, 1024, 3072, 16, 8, 128, 151936),
+    "qwen3-8b": (36, 4096, 12288, 32, 8, 128, 151936),
+}
+
+
+def random_model(name: str, device: torch.device, dtype: torch.dtype):
+    """A Qwen3 of one of GEOMETRIES, and a tokenizer whose words are numbers. The same weights every time."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    if name not in GEOMETRIES:
+        raise MiniError(f"geometry {name!r} is not known: use {', '.join(GEOMETRIES)}.")
+    layers, hidden, inter, heads, kv_heads, head_dim, vocab = GEOMETRIES[name]
+    config = AutoConfig.for_model(
+        "qwen3",
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=inter,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocab,
+        max_position_embeddings=1 << 20,
+        eos_token_id=None,
+        # Wide, so that logits differ clearly: a wrong key or a lost page changes the tokens.
+        initializer_range=2 / hidden**0.5,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(vocab)}, "0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return model.eval(), PreTrainedTokenizerFast(tokenizer_object=words)
+
+
+def ints(text: str) -> List[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def bench_parser(doc: str) -> argparse.ArgumentParser:
@@ -39,12 +81,16 @@ class Bench:
 
     Attributes:
         arms: those that run here. skipped: the others, with the reason.
-        peaks: what the machine reaches in this run, see ``machine_peaks``.
+        peaks: bytes/s of a read or a copy, the larger, and flop/s of a matrix product, measured now.
     """
 
     def __init__(self, args: argparse.Namespace):
+        if args.new_tokens < 2 or args.repeats < 1:
+            raise MiniError("use at least 2 --new-tokens and at least 1 --repeats.")
+        self.new_tokens, self.repeats = args.new_tokens, args.repeats
+        self.params = SamplingParams(max_tokens=self.new_tokens, ignore_eos=True)
         self.options = options = engine_arguments(args)
-        self.hsa = options.pop("hsa")
+        self.hsa = options.pop("hsa", None)
         if options.pop("backend"):
             raise MiniError("a benchmark compares backends: use --arms.")
         device = pick_device(options["device"])
@@ -53,7 +99,14 @@ class Bench:
         make, what = (load, args.model) if args.model else (random_model, args.geometry)
         self.model, self.tokenizer = make(what, device, dtype)
         self.specs = ModelRunner(self.model).specs
-        self.peaks = machine_peaks(self.model.device, dtype)
+        data = torch.ones((1 << 27 if cpu else 1 << 30) // 4, device=device)
+        target = torch.empty_like(data)
+        n = 512 if cpu else 8192
+        a = torch.ones(n, n, device=device, dtype=dtype)
+        copied = 2 * data.nbytes / best_time(lambda: target.copy_(data))
+        read = data.nbytes / best_time(data.sum)
+        flops = 2 * n**3 / best_time(lambda: a @ a)
+        self.peaks = {"bytes_per_s": max(read, copied), "flops": flops}
         self.arms, self.skipped = [], {}
         for arm in args.arms.split(","):
             backend = None if arm == "hf" else self.engine(arm).backend
@@ -62,46 +115,38 @@ class Bench:
             else:
                 self.skipped[arm] = backend.reason
 
-    def engine(self, arm: str, **changes) -> MiniEngine:
+    def engine(self, arm: str, exact: bool = False, **changes) -> MiniEngine:
+        """The engine of an arm; ``exact`` lets HSA select every page, which makes it dense attention."""
         hsa = self.hsa if arm == "hsa" else None
-        options = {**self.options, "hsa": hsa, "backend": arm, **changes}
-        return MiniEngine(self.model, self.tokenizer, **options)
-
-    def exact_engine(self, arm: str, **changes) -> MiniEngine:
-        """As ``engine``; HSA selects every page, which makes it dense attention."""
-        if arm == "hsa":
+        if arm == "hsa" and exact:
             from sglang.srt.layers.attention.hsa.config import HSAConfig
 
             topk = self.options["token_budget"]
-            changes["hsa"] = dataclasses.replace(self.hsa or HSAConfig(), topk=topk)
-        return self.engine(arm, **changes)
+            hsa = dataclasses.replace(hsa or HSAConfig(), topk=topk)
+        options = {**self.options, "hsa": hsa, "backend": arm, **changes}
+        return MiniEngine(self.model, self.tokenizer, **options)
 
     def prompt(self, length: int, seed: int) -> List[int]:
         generator = torch.Generator().manual_seed(seed)
         vocab = self.model.config.vocab_size
         return torch.randint(vocab, (length,), generator=generator).tolist()
 
-    @contextlib.contextmanager
-    def plain_model(self):
-        """The model with transformers' own attention; SDPA has no soft cap."""
+    def plain(self, call: Callable):
+        """``call(model)`` with transformers' own attention; SDPA has no soft cap."""
         capped = any(spec.softcap for spec in self.specs)
         self.model.set_attn_implementation("eager" if capped else "sdpa")
-        yield self.model
-        self.model.set_attn_implementation(ATTENTION)
+        try:
+            with torch.inference_mode():
+                return call(self.model)
+        finally:
+            self.model.set_attn_implementation(ATTENTION)
 
     def generate_hf(self, prompts: List[List[int]], tokens: int, **kwargs):
         """Greedy tokens of transformers ``[B, tokens]`` for prompts of one length, past any end of sequence."""
         ids = torch.tensor(prompts, device=self.model.device)
-        with self.plain_model() as model:
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                do_sample=False,
-                pad_token_id=0,
-                **kwargs,
-            )
+        options = dict(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        options.update(attention_mask=torch.ones_like(ids), pad_token_id=0, **kwargs)
+        out = self.plain(lambda model: model.generate(ids, **options))
         return out[:, ids.shape[1] :].tolist()
 
     def compare(self, prompt: List[int], want: List[int], got: List[int]):
@@ -115,8 +160,8 @@ class Bench:
         if same is None:
             return len(want), 0.0
         ids = torch.tensor([prompt + want[:same]], device=self.model.device)
-        with self.plain_model() as model, torch.inference_mode():
-            out = model(ids, logits_to_keep=1, use_cache=False).logits[0, -1].float()
+        out = self.plain(lambda m: m(ids, logits_to_keep=1, use_cache=False).logits)
+        out = out[0, -1].float()
         gap = abs(float(out[want[same]] - out[got[same]])) / float(out.abs().max())
         limit = 2**-12 if self.model.dtype == torch.float32 else 0.05
         if gap > limit:
@@ -125,46 +170,59 @@ class Bench:
             )
         return same, gap
 
-    def check(self, arm: str, prompts: List[List[int]], expected) -> Dict[str, float]:
-        """Compare an arm's greedy tokens with transformers', HSA with every page selected.
+    @lru_cache(maxsize=None)  # noqa: B019, one per process
+    def reference(self, length: int, batch: int):
+        """Prompts of a length, and the tokens that transformers answers them with."""
+        prompts = [self.prompt(length, seed) for seed in range(batch)]
+        return prompts, self.generate_hf(prompts, self.new_tokens)
+
+    def measure(self, arm: str, length: int, batch: int, time_arm: Callable) -> Dict:
+        """Compare an arm's greedy tokens with transformers', then time it without a prefix cache.
+
+        Args:
+            time_arm: (prompts, engine or None for ``hf``) -> (seconds to the first token of all, tokens/s after it).
 
         Raises:
             MiniError: a request failed, or tokens differ.
         """
-        params = SamplingParams(max_tokens=len(expected[0]), ignore_eos=True)
-        done = self.exact_engine(arm).generate(prompts, params)
-        for result in done:
-            if result.error:
-                raise MiniError(f"{arm}: {result.error}")
-        same, gaps = zip(
-            *(
-                self.compare(prompt, want, result.token_ids)
-                for prompt, want, result in zip(prompts, expected, done)
-            )
-        )
-        total = len(expected) * len(expected[0])
-        return {"equal": sum(same) / total, "widest_gap": max(gaps)}
+        prompts, expected = self.reference(length, batch)
+        row, engine = {"arm": arm, "prompt": length, "batch": batch}, None
+        if arm != "hf":
+            done = self.engine(arm, exact=True).generate(prompts, self.params)
+            for result in done:
+                if result.error:
+                    raise MiniError(f"{arm}: {result.error}")
+            triples = zip(prompts, expected, (result.token_ids for result in done))
+            same, gaps = zip(*(self.compare(*triple) for triple in triples))
+            row["equal"] = statistics.mean(same) / self.new_tokens
+            row["widest_gap"] = max(gaps)
+            engine = self.engine(arm, prefix_cache=False)
+        runs = [time_arm(prompts, engine) for _ in range(self.repeats + 1)]
+        ttfb, rate = map(statistics.median, zip(*runs[1:]))
+        row["ttfb_s"], row["tokens_per_s"] = ttfb, rate
+        row["prefill_roofline"] = batch * self.prefill_roof(length) / ttfb
+        lengths = [length + self.new_tokens // 2] * batch
+        row["decode_roofline"] = self.decode_roof(lengths, engine) * rate / batch
+        if arm == "hsa":
+            row["counters"] = engine.stats()["hsa"]
+        return row
 
-    def decode_roof(
-        self, lengths: Sequence[int], engine: Optional[MiniEngine] = None
-    ) -> float:
+    def decode_roof(self, lengths: Sequence[int], engine) -> float:
         """Least seconds for one token of requests of these lengths: weights, keys and values are read once."""
-        model, config = self.model, getattr(
-            engine and engine.backend.ops, "config", None
-        )
+        model, ops = self.model, engine and engine.backend.ops
         embedding = model.get_input_embeddings().weight
-        tied = embedding is model.get_output_embeddings().weight
         elements = sum(p.numel() for p in model.parameters())
-        elements -= 0 if tied else embedding.numel()
+        if embedding is not model.get_output_embeddings().weight:
+            elements -= embedding.numel()
         for spec in self.specs:
             width = spec.num_kv_heads * spec.head_dim
             for n in lengths:
                 keys = min(n, spec.window or n)
-                if config and not spec.window:
+                if spec.layer in getattr(ops, "layers", ()):
+                    config = ops.config
                     chosen = (config.topk + config.sink_pages) * config.page_size
                     keys = min(n, config.effective_window + chosen)
-                    kind = engine.backend.ops.kind
-                    elements += n // config.page_size * kind.width * width
+                    elements += n // config.page_size * ops.kind.width * width
                 elements += 2 * keys * width
         return elements * model.dtype.itemsize / self.peaks["bytes_per_s"]
 
@@ -178,13 +236,18 @@ class Bench:
         read = body * self.model.dtype.itemsize / self.peaks["bytes_per_s"]
         return max(flops / self.peaks["flops"], read)
 
-    def finish(self, result: Dict) -> None:
-        """Print what was skipped, then the result with the machine as one JSON line."""
+    def finish(self, name: str, tables: Dict[str, List[Dict]]) -> None:
+        """Print the tables, what was skipped, and all of it with the machine as one JSON line."""
+        for title, rows in tables.items():
+            table = pandas.DataFrame(rows).drop(columns="counters", errors="ignore")
+            text = table.to_string(index=False, float_format="{:.3g}".format, na_rep="")
+            print(f"\n{title}\n{text}")
         for arm, reason in self.skipped.items():
             print(f"{arm} was skipped: {reason}")
         config, device = self.model.config, self.model.device
         cuda = device.type == "cuda"
-        machine = {
+        result = {
+            "bench": name,
             "model": config.model_type,
             "layers": config.num_hidden_layers,
             "hidden": config.hidden_size,
@@ -193,42 +256,16 @@ class Bench:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "peaks": self.peaks,
+            "new_tokens": self.new_tokens,
+            "skipped": self.skipped,
         }
-        print(json.dumps({**machine, **result, "skipped": self.skipped}))
+        print(json.dumps({**result, **tables}))
 
 
-def machine_peaks(device: torch.device, dtype: torch.dtype) -> Dict[str, float]:
-    """Bytes/s of a read or a copy, the larger, and flop/s of a matrix product, measured now."""
-    cuda = device.type == "cuda"
-
-    def best_time(call: Callable) -> float:
-        times = []
-        for _ in range(10):
-            start = time.perf_counter()
-            call()
-            if cuda:
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
-
-    data = torch.ones((1 << 30 if cuda else 1 << 27) // 4, device=device)
-    target = torch.empty_like(data)
-    moved = {data.sum: data.nbytes, lambda: target.copy_(data): 2 * data.nbytes}
-    bandwidth = max(size / best_time(call) for call, size in moved.items())
-    n = 8192 if cuda else 512
-    a = torch.ones(n, n, device=device, dtype=dtype)
-    return {"bytes_per_s": bandwidth, "flops": 2 * n**3 / best_time(lambda: a @ a)}
-
-
-def print_table(rows: List[Dict], columns: Sequence[str]) -> None:
-    def text(value):
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    cells = [tuple(columns)]
-    cells += [tuple(text(row.get(name, "")) for name in columns) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    for row in cells:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
+def best_time(call: Callable) -> float:
+    """Least seconds of a call, the device's work included."""
+    timer = Timer("f()", globals={"f": call}, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=0.2).times)
 
 
 def run_main(main: Callable[[], None]) -> None:

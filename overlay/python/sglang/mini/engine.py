@@ -81,52 +81,44 @@ class MiniEngine:
             tokenizer = tokenizer or found
         self.tokenizer = tokenizer
         self.runner = runner = ModelRunner(model)
+        place = dict(device=runner.device, dtype=runner.dtype)
         self.backend = SglKernelAttentionBackend(
-            backend,
-            specs=runner.specs,
-            device=runner.device,
-            dtype=runner.dtype,
-            hsa=hsa,
+            backend, specs=runner.specs, hsa=hsa, **place
         )
-        first = runner.specs[0]
         self.kv = PagedKVCache(
             len(runner.specs),
-            first.num_kv_heads,
-            first.head_dim,
+            runner.specs[0].num_kv_heads,
+            runner.specs[0].head_dim,
             token_budget=token_budget,
             page_size=page_size,
             max_requests=max_running,
             max_tokens=runner.max_tokens,
-            device=runner.device,
-            dtype=runner.dtype,
+            **place,
         )
         self.prefix = PrefixCache(self.kv, eviction) if prefix_cache else None
+        # Not a method of self: a cycle would keep the cache alive after the engine.
+        forward = partial(runner.forward, self.kv, self.backend)
+        eos = (getattr(model, "generation_config", None) or model.config).eos_token_id
+        if eos is None:
+            eos = getattr(tokenizer, "eos_token_id", None)
+        eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
         self.scheduler = Scheduler(
-            # Not a method of self: a cycle would keep the cache alive after the engine.
-            partial(runner.forward, self.kv, self.backend),
-            self.kv,
-            self.prefix,
-            max_running,
-            chunk_size,
-            _eos_ids(model, tokenizer),
+            forward, self.kv, self.prefix, max_running, chunk_size, eos
         )
         self._lock = threading.RLock()
 
     def submit(
-        self,
-        prompt: Prompt,
-        sampling: Optional[SamplingParams] = None,
-        index: int = 0,
+        self, prompt: Prompt, sampling: Optional[SamplingParams] = None, index: int = 0
     ) -> Request:
         """Queue a request. One that cannot run is returned as finished with its error, and harms no other."""
         params = sampling or SamplingParams()
         try:
-            request = Request(index, self._encode(prompt), params, self.tokenizer)
-            self._check(request)
+            ids = self._encode(prompt, params)
         except MiniError as error:
-            request = Request(index, [], SamplingParams(), None)
+            request = Request(index, [], SamplingParams(), None, "cpu")
             request.finish("error", str(error))
             return request
+        request = Request(index, ids, params, self.tokenizer, self.runner.device)
         with self._lock:
             self.scheduler.waiting.append(request)
         return request
@@ -151,8 +143,6 @@ class MiniEngine:
             prompts: text or token ids, or a list of such.
             sampling: for all prompts, or one per prompt; None is greedy.
         """
-        if _is_prompt(prompts):
-            return self.generate([prompts], sampling)[0]
         requests = self._submit_all(prompts, sampling)
         try:
             while not all(request.finished for request in requests):
@@ -160,7 +150,8 @@ class MiniEngine:
         finally:
             for request in requests:
                 self.cancel(request)
-        return [request.result for request in requests]
+        results = [request.result for request in requests]
+        return results[0] if _is_prompt(prompts) else results
 
     def stream(
         self, prompts: Union[Prompt, Sequence[Prompt]], sampling: Sampling = None
@@ -169,8 +160,6 @@ class MiniEngine:
 
         Several streams may be open at once, in one thread or in many: whoever waits for a piece moves all of them.
         """
-        if _is_prompt(prompts):
-            prompts = [prompts]
         requests = live = self._submit_all(prompts, sampling)
         try:
             while live:
@@ -202,26 +191,24 @@ class MiniEngine:
                 **({"hsa": counters.snapshot()} if counters else {}),
             }
 
-    def _submit_all(
-        self, prompts: Sequence[Prompt], sampling: Sampling
-    ) -> List[Request]:
+    def _submit_all(self, prompts, sampling: Sampling) -> List[Request]:
+        if _is_prompt(prompts):
+            prompts = [prompts]
         if sampling is None or isinstance(sampling, SamplingParams):
             sampling = [sampling] * len(prompts)
         if len(sampling) != len(prompts):
             raise MiniError(
                 f"{len(sampling)} sampling parameters for {len(prompts)} prompts: give one, or one per prompt."
             )
-        return [
-            self.submit(prompt, params, index)
-            for index, (prompt, params) in enumerate(zip(prompts, sampling))
-        ]
+        return [self.submit(*both, i) for i, both in enumerate(zip(prompts, sampling))]
 
-    def _encode(self, prompt: Prompt) -> List[int]:
+    def _encode(self, prompt: Prompt, params: SamplingParams) -> List[int]:
+        """Token ids of a prompt that can run with these parameters."""
+        if self.tokenizer is None and (isinstance(prompt, str) or params.stop):
+            raise MiniError(
+                "text and stop strings need a tokenizer, and the engine has no tokenizer: give token ids."
+            )
         if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise MiniError(
-                    "the prompt is text and the engine has no tokenizer: give token ids."
-                )
             prompt = self.tokenizer(prompt).input_ids if prompt else []
         try:
             ids = [int(token) for token in prompt]
@@ -236,31 +223,15 @@ class MiniEngine:
                 raise MiniError(
                     f"token id {token} is not in the vocabulary of {self.runner.vocab_size}."
                 )
-        return ids
-
-    def _check(self, request: Request) -> None:
-        params, total = request.params, request.prompt_len + request.params.max_tokens
-        if params.stop and self.tokenizer is None:
+        if len(ids) + params.max_tokens > self.kv.max_tokens:
             raise MiniError(
-                "stop strings need a tokenizer: use stop_token_ids, or give the engine one."
-            )
-        if total > self.kv.max_tokens:
-            raise MiniError(
-                f"the prompt has {request.prompt_len} tokens, which with max_tokens {params.max_tokens} is more than "
+                f"the prompt has {len(ids)} tokens, which with max_tokens {params.max_tokens} is more than "
                 f"the {self.kv.max_tokens} tokens of a request here: shorten it, lower max_tokens or raise token_budget."
             )
+        return ids
 
 
 def _is_prompt(prompts) -> bool:
     return isinstance(prompts, str) or (
         len(prompts) > 0 and isinstance(prompts[0], Integral)
     )
-
-
-def _eos_ids(model: torch.nn.Module, tokenizer) -> List[int]:
-    """End-of-sequence tokens of the checkpoint."""
-    config = getattr(model, "generation_config", None) or model.config
-    eos = config.eos_token_id
-    if eos is None and tokenizer is not None:
-        eos = tokenizer.eos_token_id
-    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)

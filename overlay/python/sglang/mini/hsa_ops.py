@@ -7,7 +7,7 @@ densely.
 
 from __future__ import annotations
 
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
 import torch
 
@@ -17,18 +17,14 @@ from sglang.mini.torch_ops import TorchOps
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
 from sglang.srt.layers.attention.hsa.counters import HSACounters
+from sglang.srt.layers.attention.hsa.layer_buffers import LayerBuffers
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
-from sglang.srt.layers.attention.hsa.ops.decode.reference import (
-    decode_hsa_fwd,
-    decode_local_fwd,
-)
-from sglang.srt.layers.attention.hsa.ops.extend.reference import (
-    extend_hsa_fwd,
-    extend_local_fwd,
-)
+from sglang.srt.layers.attention.hsa.ops.decode import reference as decode_ops
+from sglang.srt.layers.attention.hsa.ops.extend import reference as extend_ops
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
 from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
+from sglang.srt.layers.attention.hsa.scales import KVScales
 
 
 class HSAOps:
@@ -69,122 +65,99 @@ class HSAOps:
             self.layers = frozenset(select_layers(config.layers, full, len(specs)))
         except ValueError as error:
             raise MiniError(str(error)) from None
-        self.dense = TorchOps()
-        self.counters = HSACounters(device)
-        self.reprs = {}
-        self.kernels = None
+        self.dense, self.counters = TorchOps(), HSACounters(device)
+        self.reprs, self.kernels = {}, None
         if device.type == "cuda":
             from sglang.mini.hsa_kernels import HSAKernels
 
-            self.kernels = HSAKernels(config, device, self.counters)
-
-    def _options(self, spec: LayerSpec) -> Tuple[dict, dict]:
-        """Keyword arguments that the ops share: of attention, and of the cut into window, sinks and candidates."""
-        attention = dict(
-            page_size=self.config.page_size,
-            sm_scale=spec.scaling,
-            logit_cap=spec.softcap,
-        )
-        cut = dict(
-            window_size=self.config.effective_window, sink_pages=self.config.sink_pages
-        )
-        return attention, cut
-
-    def _representations(self, state: CacheState) -> torch.Tensor:
-        """Representations of the layer ``[num_pages, H_kv, repr_dim]``, those of the pages just filled included."""
-        keys, layer = state.k_cache, state.spec.layer
-        if not self.kind.stored:
-            return keys[:, -1]
-        if layer not in self.reprs:
-            width = self.kind.width * keys.shape[-1]
-            self.reprs[layer] = keys.new_zeros((len(keys), keys.shape[2], width))
-        reprs, pages = self.reprs[layer], state.completed_pages
-        if len(pages):
-            fresh = chunk_repr_fwd(
-                keys.flatten(0, 1),
-                pages,
-                page_size=self.config.page_size,
-                kind=self.config.chunk_repr,
-            )
-            reprs[pages] = fresh.to(reprs.dtype)
-            self.counters.add("reprs_written", len(pages))
-        return reprs
+            self.kernels = HSAKernels(config, self.counters)
 
     def prefill(
         self, q: torch.Tensor, state: CacheState, positions: torch.Tensor
     ) -> torch.Tensor:
         if state.spec.layer not in self.layers:
             return self.dense.prefill(q, state, positions)
-        if self.kernels is not None:
-            return self.kernels.prefill(
-                q, state, self._representations(state), *self._options(state.spec)
-            )
-        attention, cut = self._options(state.spec)
-        tables = (state.page_table, state.cu_seqlens_q, state.cache_seqlens)
-        k, v = state.k_cache.flatten(0, 1), state.v_cache.flatten(0, 1)
-        local = extend_local_fwd(q, k, v, *tables, **attention, **cut)
-        pages, scores = self._select(q, state, positions, local[1])
-        if pages.shape[-1]:
-            chosen = extend_hsa_fwd(
-                q, k, v, pages, *tables[1:], scores=scores, **attention
-            )
-            local = merge_state(*local, *chosen)
-        return local[0].to(q.dtype)
+        return self._attend(q, state, positions)
 
     def decode(self, q: torch.Tensor, state: CacheState) -> torch.Tensor:
         if state.spec.layer not in self.layers:
             return self.dense.decode(q, state)
-        if self.kernels is not None:
-            return self.kernels.decode(
-                q, state, self._representations(state), *self._options(state.spec)
-            )
-        attention, cut = self._options(state.spec)
-        tables = (state.page_table, state.cache_seqlens)
-        k, v = state.k_cache.flatten(0, 1), state.v_cache.flatten(0, 1)
-        local = decode_local_fwd(q, k, v, *tables, **attention, **cut)
-        pages, scores = self._select(q, state, state.cache_seqlens - 1, local[1])
-        if pages.shape[-1]:
-            chosen = decode_hsa_fwd(q, k, v, pages, *tables, scores=scores, **attention)
-            local = merge_state(*local, *chosen)
-        return local[0].to(q.dtype)
+        return self._attend(q, state, state.cache_seqlens - 1)
 
-    def _select(
-        self,
-        q: torch.Tensor,
-        state: CacheState,
-        positions: torch.Tensor,
-        local_lse: torch.Tensor,
-    ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-        """Selected physical pages ``[T, H_kv, K]``, and their scores if those weigh the pages."""
+    def _attend(self, q, state: CacheState, positions: torch.Tensor) -> torch.Tensor:
+        spec = state.spec
+        layer = LayerBuffers(
+            state.k_cache.flatten(0, 1),
+            state.v_cache.flatten(0, 1),
+            self._representations(state),
+            stamps=None,
+            versions=None,
+            scaling=spec.scaling,
+            logit_cap=spec.softcap,
+            scales=KVScales(1.0, 1.0, 1.0),
+        )
+        if self.kernels is not None:
+            return self.kernels.attend(q, layer, state)
+        return self._reference(q, layer, state, positions)
+
+    def _representations(self, state: CacheState) -> torch.Tensor:
+        """Representations of the layer ``[num_pages, H_kv, repr_dim]``, those of the pages just filled included."""
+        keys, layer, pages = state.k_cache, state.spec.layer, state.completed_pages
+        if not self.kind.stored:
+            return keys[:, -1]
+        if layer not in self.reprs:
+            width = self.kind.width * keys.shape[-1]
+            self.reprs[layer] = keys.new_zeros((len(keys), keys.shape[2], width))
+        if len(pages):
+            layout = dict(page_size=self.config.page_size, kind=self.config.chunk_repr)
+            fresh = chunk_repr_fwd(keys.flatten(0, 1), pages, **layout)
+            self.reprs[layer][pages] = fresh.to(keys.dtype)
+            self.counters.add("reprs_written", len(pages))
+        return self.reprs[layer]
+
+    def _reference(self, q, layer: LayerBuffers, state, positions) -> torch.Tensor:
         config, size = self.config, self.config.page_size
+        keys, lens, cu = layer[:2], state.cache_seqlens, state.cu_seqlens_q
+        attention = dict(
+            page_size=size, sm_scale=layer.scaling, logit_cap=layer.logit_cap
+        )
+        cut = dict(window_size=config.effective_window, sink_pages=config.sink_pages)
         table = state.page_table
+        if state.decode:
+            local = decode_ops.decode_local_fwd(
+                q, *keys, table, lens, **attention, **cut
+            )
+        else:
+            local = extend_ops.extend_local_fwd(
+                q, *keys, table, cu, lens, **attention, **cut
+            )
         index = torch.arange(table.shape[1], device=q.device)
-        full = index < (state.cache_seqlens // size)[:, None]  # [B, max_pages]
         pages, scores = select_pages(
             q,
-            self._representations(state),
-            full,
+            layer.reprs,
+            index < (lens // size)[:, None],  # full pages [B, max_pages]
             table,
-            state.cu_seqlens_q,
-            state.cache_seqlens,
+            cu,
+            lens,
             page_size=size,
-            window_size=config.effective_window,
-            sink_pages=config.sink_pages,
             topk=config.topk,
             kind=config.chunk_repr,
             strategy=config.selection_strategy,
-            sm_scale=state.spec.scaling,
-            local_lse=local_lse,
+            sm_scale=layer.scaling,
+            local_lse=local[1],
+            **cut,
         )
-        candidates = num_candidate_pages(
-            positions, config.effective_window, size, config.sink_pages
-        )
+        candidates = num_candidate_pages(positions, page_size=size, **cut)
         sparse = (candidates > 0).sum()
-        for name, amount in (
-            ("rows_sparse", sparse),
-            ("rows_dense", len(q) - sparse),
-            ("pages_candidate", candidates.sum() * pages.shape[1]),
-            ("pages_selected", (pages >= 0).sum()),
-        ):
-            self.counters.add(name, amount)
-        return pages, scores if config.weight_mode == "score" else None
+        self.counters.add("rows_sparse", sparse)
+        self.counters.add("rows_dense", len(q) - sparse)
+        self.counters.add("pages_candidate", candidates.sum() * pages.shape[1])
+        self.counters.add("pages_selected", (pages >= 0).sum())
+        if not pages.shape[-1]:
+            return local[0].to(q.dtype)
+        attention["scores"] = scores if config.weight_mode == "score" else None
+        if state.decode:
+            far = decode_ops.decode_hsa_fwd(q, *keys, pages, table, lens, **attention)
+        else:
+            far = extend_ops.extend_hsa_fwd(q, *keys, pages, cu, lens, **attention)
+        return merge_state(*local, *far)[0].to(q.dtype)

@@ -23,13 +23,13 @@ class PagedKVCache:
         max_requests: requests that can hold pages at once.
         max_tokens: tokens of the longest request, if the cache holds so many.
 
-    Raises:
-        MiniError: the page size is not valid, or the cache holds no page or does not fit into memory.
-
     Attributes:
         k_cache, v_cache: one tensor per layer ``[num_pages, page_size, num_kv_heads, head_dim]``.
         req_to_token: slot of each position of each request ``[max_requests, max_tokens]`` int32.
-        refs: users of each page.
+        free_rows: rows of it that no request has. refs: users of each page.
+
+    Raises:
+        MiniError: the page size is not valid, or the cache holds no page or does not fit into memory.
     """
 
     def __init__(
@@ -49,34 +49,28 @@ class PagedKVCache:
             raise MiniError(
                 f"page_size {page_size} is not valid: use a power of two of at least 16."
             )
-        num_pages = token_budget // page_size
-        if num_pages < 1:
+        self.page_size, self.num_pages = page_size, token_budget // page_size
+        if self.num_pages < 1:
             raise MiniError(
                 f"the token budget holds no page of {page_size} tokens: raise token_budget or lower page_size."
             )
-        shape = (num_pages, page_size, num_kv_heads, head_dim)
+        shape = (num_layers, self.num_pages, page_size, num_kv_heads, head_dim)
         # Zeros, because kernels multiply masked values by 0 and 0 * NaN is NaN.
         try:
-            self.k_cache, self.v_cache = (
-                [
-                    torch.zeros(shape, device=device, dtype=dtype)
-                    for _ in range(num_layers)
-                ]
-                for _ in range(2)
-            )
+            self.k_cache = torch.zeros(shape, device=device, dtype=dtype).unbind()
+            self.v_cache = torch.zeros(shape, device=device, dtype=dtype).unbind()
         except RuntimeError as error:  # out of memory, on every device
-            size = 2 * num_layers * num_pages * page_size * num_kv_heads * head_dim
+            size = 2 * torch.Size(shape).numel() * dtype.itemsize / 1e9
             raise MiniError(
-                f"a cache of {size * dtype.itemsize / 1e9:.1f} GB does not fit into memory: lower token_budget."
+                f"a cache of {size:.1f} GB does not fit into memory: lower token_budget."
             ) from error
-        self.num_pages, self.page_size = num_pages, page_size
-        self.max_tokens = min(num_pages * page_size, max_tokens)
+        self.max_tokens = min(self.num_pages * page_size, max_tokens)
         self.req_to_token = torch.zeros(
             (max_requests, self.max_tokens), dtype=torch.int32, device=device
         )
-        self.refs = [0] * num_pages
-        self._free = list(range(num_pages - 1, -1, -1))
-        self._rows = list(range(max_requests - 1, -1, -1))
+        self.refs = [0] * self.num_pages
+        self._free = list(range(self.num_pages - 1, -1, -1))
+        self.free_rows = list(range(max_requests))
 
     @property
     def free_pages(self) -> int:
@@ -90,8 +84,7 @@ class PagedKVCache:
         if count > len(self._free):
             return None
         pages = [self._free.pop() for _ in range(count)]
-        for page in pages:
-            self.refs[page] = 1
+        self.retain(pages)
         return pages
 
     def retain(self, pages: Iterable[int]) -> None:
@@ -104,30 +97,16 @@ class PagedKVCache:
             if self.refs[page] == 0:
                 self._free.append(page)
 
-    def take_row(self) -> int:
-        return self._rows.pop()
-
-    def give_row(self, row: int) -> None:
-        self._rows.append(row)
-
     def map_pages(self, row: int, pages: Sequence[int], first: int) -> None:
         """Let the positions from page ``first`` on of a request lie in ``pages[first:]``."""
-        if first >= len(pages):
-            return
-        begin = first * self.page_size
-        page = torch.tensor(pages[first:], dtype=torch.int32)
-        slots = page[:, None] * self.page_size + torch.arange(
-            self.page_size, dtype=torch.int32
-        )
-        end = min(len(pages) * self.page_size, self.req_to_token.shape[1])
-        self.req_to_token[row, begin:end] = slots.flatten()[: end - begin].to(
-            self.req_to_token.device
-        )
+        slots = torch.tensor(pages[first:], dtype=torch.int32)[:, None] * self.page_size
+        slots = (slots + torch.arange(self.page_size, dtype=torch.int32)).flatten()
+        place = self.req_to_token[row, first * self.page_size :][: len(slots)]
+        place.copy_(slots[: len(place)])
 
     def page_table(self, rows: torch.Tensor, tokens: int) -> torch.Tensor:
         """Physical page of each logical page ``[B, pages of tokens]`` int32; undefined past a request's end."""
-        slots = self.req_to_token[rows, : tokens : self.page_size]
-        return slots // self.page_size
+        return self.req_to_token[rows, : tokens : self.page_size] // self.page_size
 
     def write(
         self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
@@ -19,21 +19,13 @@ logger = logging.getLogger(__name__)
 ATTENTION = "sglang_mini"
 # Each of these is compared with transformers' own generate() in the tests.
 MODEL_TYPES = (
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "llama",
-    "mistral",
-    "olmo2",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
+    "gemma gemma2 gemma3_text llama mistral olmo2 phi3 qwen2 qwen3 qwen3_moe".split()
 )
 # Rotary embeddings that change with the longest sequence of a batch would make a request depend on its neighbours.
-BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 # What models pass to their attention beside the tensors that is of no concern to it.
 HARMLESS = {"position_ids", "use_cache", "output_attentions", "output_router_logits"}
+HARMLESS |= {"dropout"}  # 0 in evaluation
 
 
 def mini_attention(module, query, key, value, attention_mask, **kwargs):
@@ -59,31 +51,20 @@ class _Probe:
     def __init__(self):
         self.specs: List[LayerSpec] = []
 
-    def attend(self, layer, q, k, v, positions, *, module, **kwargs):
-        options = dict(kwargs)
-        scaling = options.pop("scaling", None)
-        window = options.pop("sliding_window", None)
-        softcap = options.pop("softcap", None)
-        options.pop("dropout", None)  # 0 in evaluation
-        unknown = sorted(
-            n for n, x in options.items() if n not in HARMLESS and x is not None
-        )
-        if unknown:
+    def attend(self, layer, q, k, v, positions, *, module, scaling=None, **options):
+        window = options.pop("sliding_window", None) or 0
+        softcap = options.pop("softcap", None) or 0.0
+        asked = {name for name, value in options.items() if value is not None}
+        if unknown := sorted(asked - HARMLESS):
             raise MiniError(f"its attention takes {', '.join(unknown)}")
         if k.shape != v.shape or q.shape[-1] != k.shape[-1]:
             raise MiniError("its queries, keys and values have different sizes")
         if not getattr(module, "is_causal", True):
             raise MiniError("its attention is not causal")
+        heads, head_dim = q.shape[1:]
+        scaling = head_dim**-0.5 if scaling is None else scaling
         self.specs.append(
-            LayerSpec(
-                layer=layer,
-                num_heads=q.shape[1],
-                num_kv_heads=k.shape[1],
-                head_dim=q.shape[2],
-                scaling=q.shape[2] ** -0.5 if scaling is None else scaling,
-                window=window or 0,
-                softcap=softcap or 0.0,
-            )
+            LayerSpec(layer, heads, k.shape[1], head_dim, scaling, window, softcap)
         )
         return torch.zeros_like(q)
 
@@ -106,7 +87,7 @@ def pick_device(name: Optional[str]) -> torch.device:
 
 def load(
     path: str, device: torch.device, dtype: Optional[torch.dtype]
-) -> Tuple[torch.nn.Module, object]:
+) -> Tuple[torch.nn.Module, Any]:
     """Model and tokenizer (None if the folder has none) of a checkpoint.
 
     Args:
@@ -115,35 +96,27 @@ def load(
     Raises:
         MiniError: there is no such folder, or its weights are not complete.
     """
-    if not (Path(path) / "config.json").is_file() and Path(path).exists():
-        raise MiniError(
-            f"{path} has no config.json: use the folder of a Hugging Face checkpoint."
-        )
-    if dtype is None and device.type == "cpu":
-        dtype = torch.float32
+    hint, exists = "use the folder of a Hugging Face checkpoint.", Path(path).exists()
+    if exists and not (Path(path) / "config.json").is_file():
+        raise MiniError(f"{path} has no config.json: {hint}")
+    dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype or "auto", output_loading_info=True
+            path, dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        if not Path(path).exists():
-            raise MiniError(
-                f"model folder {path} does not exist: use the folder of a Hugging Face checkpoint."
-            ) from None
-        raise MiniError(
-            f"model {path} cannot be loaded: {str(error).strip().splitlines()[0]}"
-        ) from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+        if not exists:
+            raise MiniError(f"model folder {path} does not exist: {hint}") from None
+        reason = str(error).strip().splitlines()[0]
+        raise MiniError(f"model {path} cannot be loaded: {reason}") from error
+    if missing := sorted(info["missing_keys"]):
         raise MiniError(
             f"model {path} lacks {len(missing)} weights, among them {missing[0]}: use a complete checkpoint."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # whatever the tokenizer's own code raises
-        logger.warning(
-            "%s has no usable tokenizer (%s): prompts are token ids", path, error
-        )
+        logger.warning(f"{path} has no usable tokenizer ({error}): give token ids")
         tokenizer = None
     return model.to(device), tokenizer
 
@@ -162,38 +135,33 @@ class ModelRunner:
     """
 
     def __init__(self, model: torch.nn.Module):
-        self.model = model.eval()
-        self.device = model.device
+        self.model, self.device = model.eval(), model.device
         self.dtype = model.get_input_embeddings().weight.dtype
         config = model.config
-        name = f"{type(model).__name__} (model type {config.model_type})"
-        if config.model_type not in MODEL_TYPES:
-            raise MiniError(
-                f"{name} is not supported: use one of {', '.join(MODEL_TYPES)}."
-            )
-        rope = getattr(config, "rope_parameters", None) or {}
-        kinds = {rope.get("rope_type")} | {
-            x.get("rope_type") for x in rope.values() if isinstance(x, dict)
-        }
-        for kind in kinds & set(BATCH_DEPENDENT_ROPE):
-            raise MiniError(
-                f"{name} with {kind} rotary embeddings is not supported: they depend on the other requests."
-            )
-        model.set_attn_implementation(ATTENTION)
-        probe = _Probe()
         try:
-            self._run(torch.zeros(2, dtype=torch.int64), torch.arange(2), probe, [1])
+            self.specs = self._probe(config)
         except MiniError as error:
+            name = f"{type(model).__name__} (model type {config.model_type})"
             raise MiniError(f"{name} is not supported: {error}.") from None
-        self.specs = tuple(sorted(probe.specs, key=lambda spec: spec.layer))
-        layers = [spec.layer for spec in self.specs]
-        shapes = {(spec.num_kv_heads, spec.head_dim) for spec in self.specs}
-        if layers != list(range(config.num_hidden_layers)) or len(shapes) != 1:
-            raise MiniError(
-                f"{name} is not supported: its layers do not all have one attention of one shape."
-            )
         self.vocab_size = config.vocab_size
         self.max_tokens = getattr(config, "max_position_embeddings", 1 << 30)
+
+    def _probe(self, config) -> Tuple[LayerSpec, ...]:
+        if config.model_type not in MODEL_TYPES:
+            raise MiniError(f"use one of {', '.join(MODEL_TYPES)}")
+        rope = getattr(config, "rope_parameters", None) or {}
+        by_kind = [rope, *(x for x in rope.values() if isinstance(x, dict))]
+        for kind in BATCH_DEPENDENT_ROPE & {x.get("rope_type") for x in by_kind}:
+            raise MiniError(f"{kind} rotary embeddings depend on the other requests")
+        self.model.set_attn_implementation(ATTENTION)
+        probe = _Probe()
+        self._run(torch.zeros(2, dtype=torch.int64), torch.arange(2), probe, [1])
+        specs = tuple(sorted(probe.specs, key=lambda spec: spec.layer))
+        layers = [spec.layer for spec in specs]
+        shapes = {(s.num_heads, s.num_kv_heads, s.head_dim) for s in specs}
+        if layers != list(range(config.num_hidden_layers)) or len(shapes) != 1:
+            raise MiniError("its layers do not all have one attention of one shape")
+        return specs
 
     @torch.inference_mode()
     def _run(self, ids, positions, state, last: Sequence[int]) -> torch.Tensor:
@@ -220,7 +188,7 @@ class ModelRunner:
         Returns:
             logits of each request's last new token ``[B, vocab]`` float32.
         """
-        size = kv.page_size
+        size, device = kv.page_size, self.device
         ids, positions, slots, full, spans = [], [], [], [], []
         for _, pages, tokens, first in batch:
             end = first + len(tokens)
@@ -230,24 +198,21 @@ class ModelRunner:
             full += pages[first // size : end // size]
             spans.append((first, end))
         ends = torch.tensor([0] + [len(tokens) for _, _, tokens, _ in batch]).cumsum(0)
-        rows = torch.tensor([row for row, *_ in batch], device=self.device)
-        longest = max(end for _, end in spans)
+        rows = torch.tensor([row for row, *_ in batch], device=device)
+        lengths = [end for _, end in spans]
         state = CacheState(
             kv=kv,
             backend=backend,
             specs=self.specs,
-            decode=len(ids) == len(batch),
+            decode=all(0 < first == end - 1 for first, end in spans),
             rows=rows,
-            page_table=kv.page_table(rows, longest),
-            cache_seqlens=torch.tensor([end for _, end in spans], dtype=torch.int32).to(
-                self.device
-            ),
-            cu_seqlens_q=ends.to(self.device, torch.int32),
+            page_table=kv.page_table(rows, max(lengths)),
+            cache_seqlens=torch.tensor(lengths, dtype=torch.int32, device=device),
+            cu_seqlens_q=ends.to(device, torch.int32),
             spans=spans,
-            slots=torch.tensor(slots).to(self.device),
-            completed_pages=torch.tensor(full, dtype=torch.int64).to(self.device),
+            slots=torch.tensor(slots, device=device),
+            completed_pages=torch.tensor(full, dtype=torch.int64, device=device),
         )
         last = (ends[1:] - 1).tolist()
-        return self._run(
-            torch.tensor(ids), torch.tensor(positions), state, last
-        ).float()
+        logits = self._run(torch.tensor(ids), torch.tensor(positions), state, last)
+        return logits.float()

@@ -10,15 +10,17 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 from sglang.mini.api import MiniError
 from sglang.mini.kv_cache import PagedKVCache
 
+Key = Tuple[int, ...]
 
-@dataclass
+
+@dataclass(eq=False)
 class _Node:
-    """One page. Its tokens and those of its ancestors are the prefix it belongs to."""
+    """One page. Its tokens (``key``) and those of its ancestors are the prefix it belongs to."""
 
     page: int
-    key: Tuple[int, ...] = ()
-    parent: Optional["_Node"] = None
-    children: Dict[Tuple[int, ...], "_Node"] = field(default_factory=dict)
+    key: Key = ()
+    parent: Optional[_Node] = None
+    children: Dict[Key, _Node] = field(default_factory=dict)
     last_used: int = 0
     hits: int = 0
 
@@ -39,14 +41,13 @@ class PrefixCache:
             raise MiniError(f"eviction {policy!r} is not known: use lru or lfu.")
         self.kv, self.policy = kv, policy
         self.root = _Node(page=-1)
-        self.clock = 0
-        self.evicted = 0
+        self.clock = self.evicted = 0
 
-    def _walk(self, tokens: Sequence[int]) -> Iterator[Tuple[int, Tuple[int, ...]]]:
-        """Full pages of a token sequence: (index, tokens)."""
+    def _keys(self, tokens: Sequence[int]) -> List[Key]:
+        """Tokens of each full page."""
         size = self.kv.page_size
-        for index in range(len(tokens) // size):
-            yield index, tuple(tokens[index * size : (index + 1) * size])
+        ends = range(size, len(tokens) + 1, size)
+        return [tuple(tokens[end - size : end]) for end in ends]
 
     def _touch(self, node: _Node) -> None:
         self.clock += 1
@@ -55,7 +56,7 @@ class PrefixCache:
     def match(self, tokens: Sequence[int]) -> List[_Node]:
         """Path of the longest cached prefix in full pages. Retain its pages before anything can be evicted."""
         node, path = self.root, []
-        for _, key in self._walk(tokens):
+        for key in self._keys(tokens):
             node = node.children.get(key)
             if node is None:
                 break
@@ -78,11 +79,10 @@ class PrefixCache:
             Index of the first page that was replaced; ``len(pages)`` if none was.
         """
         node, replaced = self.root, len(pages)
-        for index, key in self._walk(tokens):
+        for index, key in enumerate(self._keys(tokens)):
             child = node.children.get(key)
             if child is None:
-                child = _Node(pages[index], key, node)
-                node.children[key] = child
+                child = node.children[key] = _Node(pages[index], key, node)
                 self.kv.retain([child.page])
             elif child.page != pages[index]:
                 self.kv.retain([child.page])
@@ -95,33 +95,30 @@ class PrefixCache:
 
     def evictable(self) -> int:
         """Pages that only the tree uses; all of them can be evicted."""
-        return sum(self.kv.refs[node.page] == 1 for node in self._nodes())
+        return sum(self.kv.refs[page] == 1 for page in self.pages())
 
     def evict(self, count: int) -> int:
         """Free up to ``count`` pages that nobody but the tree uses; returns how many."""
-        heap = [
-            (self._cost(node), id(node), node)
-            for node in self._nodes()
-            if self._removable(node)
-        ]
+        heap = [self._entry(node) for node in self._nodes() if self._removable(node)]
         heapq.heapify(heap)
         freed = 0
         while heap and freed < count:
-            node = heapq.heappop(heap)[2]
-            parent = node.parent
-            del parent.children[node.key]
+            node = heapq.heappop(heap)[-1]
+            del node.parent.children[node.key]
             self.kv.release([node.page])
             freed += 1
-            if parent is not self.root and self._removable(parent):
-                heapq.heappush(heap, (self._cost(parent), id(parent), parent))
+            if self._removable(node.parent):
+                heapq.heappush(heap, self._entry(node.parent))
         self.evicted += freed
         return freed
 
-    def _cost(self, node: _Node) -> Tuple[int, int]:
-        return (node.hits if self.policy == "lfu" else 0, node.last_used)
+    def _entry(self, node: _Node) -> Tuple[int, int, int, _Node]:
+        hits = node.hits if self.policy == "lfu" else 0
+        return hits, node.last_used, id(node), node
 
     def _removable(self, node: _Node) -> bool:
-        return not node.children and self.kv.refs[node.page] == 1
+        unused = node is not self.root and self.kv.refs[node.page] == 1
+        return unused and not node.children
 
     def _nodes(self) -> Iterator[_Node]:
         stack = list(self.root.children.values())

@@ -3,34 +3,32 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence
 
 import torch
+from transformers import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from sglang.mini.api import SamplingParams
 
+# Below it the reciprocal leaves float32, and nothing but the most likely token is drawn long before.
+LEAST_TEMPERATURE = 1e-30
 
-def distribution(
-    logits: torch.Tensor, params: SamplingParams
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Tokens that may be drawn, most likely first, and their probabilities.
 
-    Args:
-        logits: of one request ``[vocab]`` float32.
-        params: temperature above 0; temperature, then top_k, then top_p apply.
-
-    Returns:
-        (probabilities ``[N]`` that add up to 1, token ids ``[N]`` int64), N at most vocab.
-    """
-    # Measured against the largest: a tiny temperature must not overflow.
-    scaled = (logits - logits.max()) / params.temperature
-    values, ids = torch.sort(scaled, descending=True, stable=True)
+def distribution(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Probabilities ``[vocab]`` of logits ``[vocab]`` float32: temperature (above 0), then top_k, then top_p."""
+    temperature = max(float(params.temperature), LEAST_TEMPERATURE)
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if params.top_k:
-        values, ids = values[: params.top_k], ids[: params.top_k]
-    probs = values.softmax(-1)
-    # A token stays if those before it do not reach top_p yet; the first always does.
-    keep = int((probs.cumsum(-1) - probs < params.top_p).sum())
-    return probs[:keep] / probs[:keep].sum(), ids[:keep]
+        warpers.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        warpers.append(TopPLogitsWarper(params.top_p))
+    # Measured against the largest: a tiny temperature must not overflow.
+    return warpers(None, (logits - logits.max())[None]).softmax(-1)[0]
 
 
 def sample(
@@ -38,23 +36,17 @@ def sample(
     params: Sequence[SamplingParams],
     generators: Sequence[torch.Generator],
 ) -> List[Optional[int]]:
-    """Next token of each request; None where the logits are not numbers.
+    """Next token of each request, from logits ``[B, vocab]`` float32; None where they are not numbers.
 
     Each request draws from its own generator, so its tokens do not depend on its neighbours.
-
-    Args:
-        logits: ``[B, vocab]`` float32.
     """
-    broken = torch.isnan(logits).any(-1).tolist()
     tokens: List[Optional[int]] = logits.argmax(-1).tolist()
-    for i, p in enumerate(params):
-        if broken[i]:
+    for i, valid in enumerate(logits.amax(-1).isfinite().tolist()):
+        if not valid:
             tokens[i] = None
-        elif p.temperature > 0:
-            probs, ids = distribution(logits[i], p)
-            draw = float(torch.rand((), generator=generators[i], dtype=torch.float64))
-            place = int((probs.double().cumsum(-1) <= draw).sum())
-            tokens[i] = int(ids[min(place, len(ids) - 1)])
+        elif params[i].temperature > 0:
+            probs = distribution(logits[i], params[i])
+            tokens[i] = int(torch.multinomial(probs, 1, generator=generators[i]))
     return tokens
 
 
@@ -84,30 +76,22 @@ class TextStream:
         if self.tokenizer is None or self.stopped:
             return ""
         self.tokens.append(token)
-        before = self._decode(self.tokens[self.begin : self.read])
-        after = self._decode(self.tokens[self.begin :])
+        before, after = (
+            self.tokenizer.decode(tokens, skip_special_tokens=True)
+            for tokens in (
+                self.tokens[self.begin : self.read],
+                self.tokens[self.begin :],
+            )
+        )
         if last or not after.endswith("\ufffd"):
             self.text += after[len(before) :]
             self.begin, self.read = self.read, len(self.tokens)
         ends = [at for at in map(self.text.find, self.stop) if at >= 0]
         if ends:
             self.text, self.stopped = self.text[: min(ends)], True
-        held = 0 if last or self.stopped else self._held()
-        piece = self.text[self.shown : len(self.text) - held]
-        self.shown += len(piece)
+        # Characters at the end that may begin a stop string.
+        starts = (stop[:n] for stop in self.stop for n in range(1, len(stop)))
+        held = max((len(s) for s in starts if self.text.endswith(s)), default=0)
+        certain = len(self.text) - (0 if last or self.stopped else held)
+        piece, self.shown = self.text[self.shown : certain], max(self.shown, certain)
         return piece
-
-    def _held(self) -> int:
-        """Characters at the end that may begin a stop string."""
-        return max(
-            (
-                n
-                for stop in self.stop
-                for n in range(1, len(stop))
-                if self.text.endswith(stop[:n])
-            ),
-            default=0,
-        )
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)

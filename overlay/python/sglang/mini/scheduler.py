@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from typing import Callable, Deque, List, Optional, Sequence
+from typing import Callable, Deque, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -23,18 +23,17 @@ class Request:
         tokens: prompt and output. computed: how many of them have keys and values in the cache.
         pages: in the order of positions. row: in ``req_to_token``; None while it waits.
         deltas: what was not yet fetched by a stream.
-        result: filled in as the request goes; its finish_reason is empty until the end.
+        result: filled in as the request goes.
     """
 
     def __init__(
-        self, index: int, prompt: List[int], params: SamplingParams, tokenizer
+        self, index: int, prompt: List[int], params: SamplingParams, tokenizer, device
     ):
         self.index, self.params = index, params
         self.tokens, self.prompt_len = list(prompt), len(prompt)
         self.computed, self.pages, self.row = 0, [], None
-        self.generator = torch.Generator()
         seed = random.getrandbits(63) if params.seed is None else params.seed
-        self.generator.manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(seed)
         self.stream = TextStream(tokenizer, prompt, params.stop)
         self.deltas: Deque[Delta] = deque()
         self.result = Completion(prompt_tokens=len(prompt))
@@ -52,7 +51,7 @@ class Request:
     def finish(self, reason: str, error: Optional[str] = None) -> None:
         self.result.finish_reason, self.result.error = reason, error
         self.result.text = self.stream.text
-        if not self.deltas or self.deltas[-1].finish_reason:
+        if not self.deltas:
             self.deltas.append(Delta(self.index, "", []))
         self.deltas[-1].finish_reason, self.deltas[-1].error = reason, error
 
@@ -91,9 +90,8 @@ class Scheduler:
         chunks, room = [], self.chunk_size
         for request in self.running:
             if request.remaining > 1 and room:
-                count = min(request.remaining, room)
-                chunks.append((request, count))
-                room -= count
+                chunks.append((request, min(request.remaining, room)))
+                room -= chunks[-1][1]
         self._run(chunks)
         self._grow()
         self._run([(r, 1) for r in self.running if r.remaining == 1])
@@ -122,15 +120,14 @@ class Scheduler:
             if pages is None:
                 self.kv.release(cached)
                 return
-            self.waiting.popleft()
+            self.running.append(self.waiting.popleft())
             if path:
                 self.prefix.count_hit(path)
-            request.pages, request.row = cached + pages, self.kv.take_row()
+            request.pages, request.row = cached + pages, self.kv.free_rows.pop()
             request.computed = len(cached) * self.kv.page_size
             if not request.result.token_ids:
                 request.result.cached_tokens = request.computed
             self.kv.map_pages(request.row, request.pages, 0)
-            self.running.append(request)
             pending += request.remaining
 
     def _allocate(self, count: int) -> Optional[List[int]]:
@@ -142,30 +139,30 @@ class Scheduler:
     def _grow(self) -> None:
         """A page for every request whose next token begins one; the youngest requests make room."""
         for request in list(self.running):
-            if request.remaining != 1 or request not in self.running:
-                continue
-            while self.kv.pages_for(len(request.tokens)) > len(request.pages):
+            # A request that had to make room has no row.
+            while (
+                request.row is not None
+                and request.remaining == 1
+                and self.kv.pages_for(len(request.tokens)) > len(request.pages)
+            ):
                 pages = self._allocate(1)
-                if pages is not None:
+                if pages is None:
+                    youngest = self.running[-1]
+                    self._leave(youngest)
+                    self.waiting.appendleft(youngest)
+                    self.retracted += 1
+                else:
                     request.pages += pages
-                    self.kv.map_pages(
-                        request.row, request.pages, len(request.pages) - 1
-                    )
-                    continue
-                youngest = self.running[-1]
-                self._leave(youngest)
-                self.waiting.appendleft(youngest)
-                self.retracted += 1
-                if youngest is request:
-                    break
+                    first = len(request.pages) - 1
+                    self.kv.map_pages(request.row, request.pages, first)
 
     def _leave(self, request: Request) -> None:
         self.running.remove(request)
         self.kv.release(request.pages)
-        self.kv.give_row(request.row)
+        self.kv.free_rows.append(request.row)
         request.pages, request.row, request.computed = [], None, 0
 
-    def _run(self, batch: List) -> None:
+    def _run(self, batch: List[Tuple[Request, int]]) -> None:
         """One pass over the next ``count`` tokens of each request; samples for those that reach their end."""
         if not batch:
             return
@@ -180,24 +177,17 @@ class Scheduler:
             self._share(request, count)
         done = [i for i, (request, _) in enumerate(batch) if request.remaining == 0]
         requests = [batch[i][0] for i in done]
-        tokens = sample(
-            logits[done],
-            [r.params for r in requests],
-            [r.generator for r in requests],
-        )
+        params = [r.params for r in requests]
+        tokens = sample(logits[done], params, [r.generator for r in requests])
         for request, token in zip(requests, tokens):
             self._accept(request, token)
 
     def _share(self, request: Request, count: int) -> None:
         """Hand pages that were just filled to the prefix cache."""
-        size = self.kv.page_size
-        if (
-            self.prefix is None
-            or request.computed // size == (request.computed - count) // size
-        ):
-            return
-        replaced = self.prefix.insert(request.tokens[: request.computed], request.pages)
-        self.kv.map_pages(request.row, request.pages, replaced)
+        size, computed = self.kv.page_size, request.computed
+        if self.prefix and computed // size > (computed - count) // size:
+            replaced = self.prefix.insert(request.tokens[:computed], request.pages)
+            self.kv.map_pages(request.row, request.pages, replaced)
 
     def _accept(self, request: Request, token: Optional[int]) -> None:
         if token is None:
@@ -208,16 +198,15 @@ class Scheduler:
             result.first_token_s = time.perf_counter() - request.submitted
         result.token_ids.append(token)
         request.tokens.append(token)
+        ends = token in self.eos and not params.ignore_eos
         reason = None
-        if token in params.stop_token_ids or (
-            token in self.eos and not params.ignore_eos
-        ):
+        if ends or token in params.stop_token_ids:
             reason = "stop"
         elif len(result.token_ids) == params.max_tokens:
             reason = "length"
         text = request.stream.push(token, last=reason is not None)
+        request.deltas.append(Delta(request.index, text, [token]))
         if request.stream.stopped:
             reason = "stop"
-        request.deltas.append(Delta(request.index, text, [token]))
         if reason:
             self.drop(request, reason)

@@ -18,32 +18,30 @@ class TorchOps:
     def prefill(
         self, q: torch.Tensor, state: CacheState, positions: torch.Tensor
     ) -> torch.Tensor:
-        out, row = torch.empty_like(q), 0
-        for b, (first, end) in enumerate(state.spans):
-            rows = slice(row, row + end - first)
-            begin = max(0, first - state.spec.window + 1) if state.spec.window else 0
-            key = torch.arange(begin, end, device=q.device)  # [J]
-            distance = positions[rows, None] - key  # [Tq, J]
-            mask = distance >= 0
-            if state.spec.window:
-                mask &= distance < state.spec.window
-            slots = state.kv.req_to_token[state.rows[b], begin:end]
-            out[rows] = _attend(q[None, rows], slots[None], mask[None], state)[0]
-            row = rows.stop
-        return out
+        out, window = [], state.spec.window
+        counts = [end - first for first, end in state.spans]
+        for (first, end), row, queries, position in zip(
+            state.spans, state.rows, q.split(counts), positions.split(counts)
+        ):
+            begin = max(0, first - window + 1) if window else 0
+            distance = position[:, None] - torch.arange(begin, end, device=q.device)
+            mask = distance >= 0  # [Tq, J]
+            if window:
+                mask &= distance < window
+            slots = state.kv.req_to_token[row, begin:end]
+            out.append(_attend(queries[None], slots[None], mask[None], state)[0])
+        return torch.cat(out)
 
     def decode(self, q: torch.Tensor, state: CacheState) -> torch.Tensor:
         longest = max(end for _, end in state.spans)
-        if state.spec.window:
-            longest = min(longest, state.spec.window)
+        longest = min(longest, state.spec.window or longest)
         # The last keys of every request, padded in front. What is masked reads position 0, which is written.
-        key = state.cache_seqlens[:, None] - longest
-        key = key + torch.arange(longest, device=q.device)  # [B, J]
-        mask = key >= 0
+        key = torch.arange(longest, device=q.device) - longest
+        key = key + state.cache_seqlens[:, None]  # [B, J]
         slots = state.kv.req_to_token[state.rows[:, None], key.clamp(min=0).long()]
         # The query heads of a KV head as so many queries: its keys need not be repeated.
         q = q.unflatten(1, (state.spec.num_kv_heads, -1)).transpose(1, 2)
-        out = _attend(q, slots, mask[:, None], state)  # [B, G, H_kv, D]
+        out = _attend(q, slots, (key >= 0)[:, None], state)  # [B, G, H_kv, D]
         return out.transpose(1, 2).flatten(1, 2)
 
 
