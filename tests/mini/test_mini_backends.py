@@ -81,25 +81,19 @@ def make_state(ops_backend, spec, spans, page_size, seed=0):
     for cache in (kv.k_cache[0], kv.v_cache[0]):
         cache.fill_(float("nan"))
     order = torch.randperm(40, generator=generator).tolist()
-    past, new, slots = [], [], []
+    past, new = [], []
     for row, (first, end) in enumerate(spans):
         pages = [order.pop() for _ in range(kv.pages_for(end))]
         kv.map_pages(row, pages, 0)
         k, v = torch.randn(2, end, spec.num_kv_heads, spec.head_dim, generator=generator)
-        where = kv.req_to_token[row, :end].long()
-        kv.write(0, where[:first], k[:first], v[:first])
+        where = kv.req_to_token[row, :first].long()
+        assert where.tolist() == [pages[i // page_size] * page_size + i % page_size for i in range(first)]
+        kv.write(0, where, k[:first], v[:first])
         past.append((k, v))
         new.append((k[first:], v[first:]))
-        slots.append(where[first:])
-    counts = [end - first for first, end in spans]
-    rows, longest = torch.arange(len(spans)), max(end for _, end in spans)
-    state = CacheState(
-        kv=kv, backend=ops_backend, specs=(spec,), decode=False, rows=rows, page_table=kv.page_table(rows, longest),
-        cache_seqlens=torch.tensor([end for _, end in spans], dtype=torch.int32),
-        cu_seqlens_q=torch.tensor([0, *counts]).cumsum(0).int(), spans=spans, slots=torch.cat(slots),
-        completed_pages=torch.tensor([], dtype=torch.int64), spec=spec,
-    )  # fmt: skip
-    q = torch.randn(sum(counts), spec.num_heads, spec.head_dim, generator=generator)
+    state = CacheState(kv, ops_backend, (spec,), list(range(len(spans))), spans).at(0)
+    rows = sum(end - first for first, end in spans)
+    q = torch.randn(rows, spec.num_heads, spec.head_dim, generator=generator)
     return state, q, *(torch.cat(x) for x in zip(*new)), past
 
 

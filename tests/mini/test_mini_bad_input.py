@@ -53,7 +53,7 @@ def test_logits_that_are_not_numbers_fail_alone(world, check_books, monkeypatch)
 
     def poisoned(batch):
         logits = forward(batch).clone()
-        for i, (_, _, tokens, _) in enumerate(batch):
+        for i, (_, tokens, _) in enumerate(batch):
             if len(tokens) == 33:
                 logits[i, 5] = float("nan")
         return logits

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import os
@@ -38,49 +39,61 @@ class LayerSpec:
     softcap: float = 0.0
 
 
-@dataclass(frozen=True)
 class CacheState:
     """One forward pass over B requests with T new tokens, seen from one layer.
 
+    Args:
+        kv: the cache. backend: runs the attention. specs: of all layers.
+        rows: row of each request in ``kv.req_to_token``, which has its pages.
+        spans: (first new position, end) of each request.
+
     Attributes:
-        kv: the cache. backend: runs the attention. specs: of all layers. spec: of this layer.
+        spec: of this layer. k_cache, v_cache: its pages, see ``PagedKVCache``.
         decode: every request has exactly one new token, and tokens before it.
-        rows: row of each request in ``kv.req_to_token`` ``[B]`` int64.
+        rows: ``[B]`` int64. spans: as given, the same list in all layers.
+        positions, slots: of the new tokens ``[T]`` int64.
         page_table: physical page of each logical page ``[B, max_pages]`` int32; undefined past a request's end.
         cache_seqlens: keys of each request, the new ones included ``[B]`` int32.
         cu_seqlens_q: prefix sums of the new tokens ``[B + 1]`` int32.
-        spans: (first new position, end) of each request, on the host; the same list in all layers.
-        slots: where the new keys and values go ``[T]`` int64.
         completed_pages: physical pages that this pass fills to the end ``[C]`` int64.
     """
 
-    kv: PagedKVCache
-    backend: SglKernelAttentionBackend
-    specs: Sequence[LayerSpec]
-    decode: bool
-    rows: torch.Tensor
-    page_table: torch.Tensor
-    cache_seqlens: torch.Tensor
-    cu_seqlens_q: torch.Tensor
-    spans: List[Tuple[int, int]]
-    slots: torch.Tensor
-    completed_pages: torch.Tensor
-    spec: Optional[LayerSpec] = None
+    def __init__(
+        self,
+        kv: PagedKVCache,
+        backend: SglKernelAttentionBackend,
+        specs: Sequence[LayerSpec],
+        rows: List[int],
+        spans: List[Tuple[int, int]],
+    ):
+        self.kv, self.backend, self.specs, self.spans = kv, backend, specs, spans
+        self.decode = all(0 < first == end - 1 for first, end in spans)
+        device, size = kv.req_to_token.device, kv.page_size
+        host_rows = torch.tensor(rows)
+        ends = torch.tensor([end for _, end in spans], dtype=torch.int32)
+        counts = torch.tensor([0] + [end - first for first, end in spans])
+        self.rows, self.cache_seqlens = host_rows.to(device), ends.to(device)
+        self.cu_seqlens_q = counts.cumsum(0).int().to(device)
+        self.positions = torch.cat([torch.arange(*span) for span in spans]).to(device)
+        row = host_rows.repeat_interleave(counts[1:]).to(device)  # [T]
+        self.slots = kv.req_to_token[row, self.positions].long()
+        self.page_table = kv.page_table(self.rows, int(ends.max()))
+        full = [(first // size, end // size) for first, end in spans]
+        pages = [self.page_table[b, slice(*pair)] for b, pair in enumerate(full)]
+        self.completed_pages = torch.cat(pages).long()
 
-    @property
-    def k_cache(self) -> torch.Tensor:
-        return self.kv.k_cache[self.spec.layer]
+    def at(self, layer: int) -> CacheState:
+        """The pass seen from a layer."""
+        state = copy.copy(self)
+        state.spec = self.specs[layer]
+        state.k_cache, state.v_cache = self.kv.k_cache[layer], self.kv.v_cache[layer]
+        return state
 
-    @property
-    def v_cache(self) -> torch.Tensor:
-        return self.kv.v_cache[self.spec.layer]
-
-    def attend(self, layer: int, q, k, v, positions: torch.Tensor, **_) -> torch.Tensor:
+    def attend(self, layer: int, q, k, v, **_) -> torch.Tensor:
         """Attention of one layer: q ``[T, H_q, D]``, k and v ``[T, H_kv, D]`` -> ``[T, H_q, D]``."""
-        state = replace(self, spec=self.specs[layer])
         if self.decode:
-            return self.backend.decode((q, k, v), state)
-        return self.backend.prefill((q, k, v), state, positions)
+            return self.backend.decode((q, k, v), self.at(layer))
+        return self.backend.prefill((q, k, v), self.at(layer), self.positions)
 
 
 class SglKernelAttentionBackend:

@@ -37,8 +37,7 @@ def mini_attention(module, query, key, value, attention_mask, **kwargs):
             "before using the model without it."
         )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    positions = kwargs["position_ids"][0]
-    out = state.attend(module.layer_idx, q, k, v, positions, module=module, **kwargs)
+    out = state.attend(module.layer_idx, q, k, v, module=module, **kwargs)
     return out.unsqueeze(0), None
 
 
@@ -51,7 +50,7 @@ class _Probe:
     def __init__(self):
         self.specs: List[LayerSpec] = []
 
-    def attend(self, layer, q, k, v, positions, *, module, scaling=None, **options):
+    def attend(self, layer, q, k, v, *, module, scaling=None, **options):
         window = options.pop("sliding_window", None) or 0
         softcap = options.pop("softcap", None) or 0.0
         asked = {name for name, value in options.items() if value is not None}
@@ -155,7 +154,8 @@ class ModelRunner:
             raise MiniError(f"{kind} rotary embeddings depend on the other requests")
         self.model.set_attn_implementation(ATTENTION)
         probe = _Probe()
-        self._run(torch.zeros(2, dtype=torch.int64), torch.arange(2), probe, [1])
+        probe.positions = torch.arange(2, device=self.device)
+        self._run([0, 0], probe, torch.tensor([1], device=self.device))
         specs = tuple(sorted(probe.specs, key=lambda spec: spec.layer))
         layers = [spec.layer for spec in specs]
         shapes = {(s.num_heads, s.num_kv_heads, s.head_dim) for s in specs}
@@ -164,55 +164,31 @@ class ModelRunner:
         return specs
 
     @torch.inference_mode()
-    def _run(self, ids, positions, state, last: Sequence[int]) -> torch.Tensor:
+    def _run(self, ids: List[int], state, last: torch.Tensor) -> torch.Tensor:
         return self.model(
-            input_ids=ids.to(self.device)[None],
-            position_ids=positions.to(self.device)[None],
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=state.positions[None],
             use_cache=False,
             cache_state=state,
-            logits_to_keep=torch.tensor(last, device=self.device),
+            logits_to_keep=last,
         ).logits[0]
 
     def forward(
         self,
         kv: PagedKVCache,
         backend: SglKernelAttentionBackend,
-        batch: Sequence[Tuple[int, Sequence[int], Sequence[int], int]],
+        batch: Sequence[Tuple[int, Sequence[int], int]],
     ) -> torch.Tensor:
         """Run new tokens of several requests in one packed sequence.
 
         Args:
-            batch: of each request its row in ``kv.req_to_token``, its pages, its new tokens and the position of
-                the first of them.
+            batch: of each request its row in ``kv.req_to_token``, its new tokens and the position of the first of them.
 
         Returns:
             logits of each request's last new token ``[B, vocab]`` float32.
         """
-        size, device = kv.page_size, self.device
-        ids, positions, slots, full, spans = [], [], [], [], []
-        for _, pages, tokens, first in batch:
-            end = first + len(tokens)
-            ids += tokens
-            positions += range(first, end)
-            slots += [pages[p // size] * size + p % size for p in range(first, end)]
-            full += pages[first // size : end // size]
-            spans.append((first, end))
-        ends = torch.tensor([0] + [len(tokens) for _, _, tokens, _ in batch]).cumsum(0)
-        rows = torch.tensor([row for row, *_ in batch], device=device)
-        lengths = [end for _, end in spans]
-        state = CacheState(
-            kv=kv,
-            backend=backend,
-            specs=self.specs,
-            decode=all(0 < first == end - 1 for first, end in spans),
-            rows=rows,
-            page_table=kv.page_table(rows, max(lengths)),
-            cache_seqlens=torch.tensor(lengths, dtype=torch.int32, device=device),
-            cu_seqlens_q=ends.to(device, torch.int32),
-            spans=spans,
-            slots=torch.tensor(slots, device=device),
-            completed_pages=torch.tensor(full, dtype=torch.int64, device=device),
-        )
-        last = (ends[1:] - 1).tolist()
-        logits = self._run(torch.tensor(ids), torch.tensor(positions), state, last)
-        return logits.float()
+        rows = [row for row, _, _ in batch]
+        spans = [(first, first + len(tokens)) for _, tokens, first in batch]
+        ids = [token for _, tokens, _ in batch for token in tokens]
+        state = CacheState(kv, backend, self.specs, rows, spans)
+        return self._run(ids, state, state.cu_seqlens_q[1:] - 1).float()

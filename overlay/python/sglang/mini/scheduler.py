@@ -60,7 +60,7 @@ class Scheduler:
     """Continuous batching over a fixed number of pages.
 
     Args:
-        forward: rows, pages, tokens and first positions of a batch -> logits, see ``ModelRunner.forward``.
+        forward: rows, tokens and first positions of a batch -> logits, see ``ModelRunner.forward``.
         kv, prefix: the cache, and the prefix cache or None.
         max_running: requests that hold pages at once.
         chunk_size: prompt tokens per pass.
@@ -166,12 +166,8 @@ class Scheduler:
         """One pass over the next ``count`` tokens of each request; samples for those that reach their end."""
         if not batch:
             return
-        logits = self.forward(
-            [
-                (r.row, r.pages, r.tokens[r.computed : r.computed + count], r.computed)
-                for r, count in batch
-            ]
-        )
+        ranges = [(r, r.computed, r.computed + count) for r, count in batch]
+        logits = self.forward([(r.row, r.tokens[a:b], a) for r, a, b in ranges])
         for request, count in batch:
             request.computed += count
             self._share(request, count)
