@@ -20,10 +20,7 @@ from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.layer_buffers import LayerBuffers
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
-from sglang.srt.layers.attention.hsa.ops.decode import reference as decode_ops
-from sglang.srt.layers.attention.hsa.ops.extend import reference as extend_ops
-from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
-from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
+from sglang.srt.layers.attention.hsa.reference_attention import attend_reference
 from sglang.srt.layers.attention.hsa.scales import KVScales
 
 
@@ -116,48 +113,25 @@ class HSAOps:
         return self.reprs[layer]
 
     def _reference(self, q, layer: LayerBuffers, state, positions) -> torch.Tensor:
-        config, size = self.config, self.config.page_size
-        keys, lens, cu = layer[:2], state.cache_seqlens, state.cu_seqlens_q
-        attention = dict(
-            page_size=size, sm_scale=layer.scaling, logit_cap=layer.logit_cap
-        )
-        cut = dict(window_size=config.effective_window, sink_pages=config.sink_pages)
-        table = state.page_table
-        if state.decode:
-            local = decode_ops.decode_local_fwd(
-                q, *keys, table, lens, **attention, **cut
-            )
-        else:
-            local = extend_ops.extend_local_fwd(
-                q, *keys, table, cu, lens, **attention, **cut
-            )
-        index = torch.arange(table.shape[1], device=q.device)
-        pages, scores = select_pages(
+        config, table, lens = self.config, state.page_table, state.cache_seqlens
+        full = torch.arange(table.shape[1], device=q.device)
+        full = full < (lens // config.page_size)[:, None]  # [B, max_pages]
+        out, pages = attend_reference(
             q,
-            layer.reprs,
-            index < (lens // size)[:, None],  # full pages [B, max_pages]
+            layer,
+            full,
             table,
-            cu,
             lens,
-            page_size=size,
-            topk=config.topk,
-            kind=config.chunk_repr,
-            strategy=config.selection_strategy,
-            sm_scale=layer.scaling,
-            local_lse=local[1],
-            **cut,
+            state.cu_seqlens_q,
+            decode=state.decode,
+            config=config,
         )
-        candidates = num_candidate_pages(positions, page_size=size, **cut)
+        candidates = num_candidate_pages(
+            positions, config.effective_window, config.page_size, config.sink_pages
+        )
         sparse = (candidates > 0).sum()
         self.counters.add("rows_sparse", sparse)
         self.counters.add("rows_dense", len(q) - sparse)
         self.counters.add("pages_candidate", candidates.sum() * pages.shape[1])
         self.counters.add("pages_selected", (pages >= 0).sum())
-        if not pages.shape[-1]:
-            return local[0].to(q.dtype)
-        attention["scores"] = scores if config.weight_mode == "score" else None
-        if state.decode:
-            far = decode_ops.decode_hsa_fwd(q, *keys, pages, table, lens, **attention)
-        else:
-            far = extend_ops.extend_hsa_fwd(q, *keys, pages, cu, lens, **attention)
-        return merge_state(*local, *far)[0].to(q.dtype)
+        return out.to(q.dtype)

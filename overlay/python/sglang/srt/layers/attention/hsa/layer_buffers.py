@@ -22,7 +22,7 @@ class LayerBuffers(NamedTuple):
         reprs: representations by physical page ``[num_pages, H_kv, repr_dim]``.
         stamps: page version that each representation was written for ``[num_pages]`` int64; None if every
             complete page has a valid one.
-        versions: page versions, read before the page table ``[num_pages]`` int64; None if there are no stamps.
+        versions: page versions, read before the page table ``[num_pages]`` int64; None where nobody compares them.
         scaling: softmax scale.
         logit_cap: soft cap of the logits, 0 for none.
         scales: of cached keys and values.
@@ -42,7 +42,7 @@ def pool_buffers(
     layer: RadixAttention,
     pool: ChunkReprMixin,
     scales: KVScales,
-    versions: torch.Tensor,
+    versions: Optional[torch.Tensor],
 ) -> LayerBuffers:
     """Buffers of a layer in the server's pool; ``versions`` as in LayerBuffers. Views only, nothing is launched."""
     keys, values = pool.get_kv_buffer(layer.layer_id)

@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING, Tuple
 import torch
 
 from sglang.srt.layers.attention.hsa import strict
+from sglang.srt.layers.attention.hsa.layer_buffers import pool_buffers
 from sglang.srt.layers.attention.hsa.metadata import HSAMetadata, build_metadata
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
-from sglang.srt.layers.attention.hsa.ops.decode.reference import (
-    decode_hsa_fwd,
-    decode_local_fwd,
-)
-from sglang.srt.layers.attention.hsa.ops.extend.reference import (
-    extend_hsa_fwd,
-    extend_local_fwd,
-)
-from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
-from sglang.srt.layers.attention.hsa.selector import HSASelector
+from sglang.srt.layers.attention.hsa.reference_attention import attend_reference
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -51,7 +43,6 @@ class ReferencePass:
         counters: HSACounters,
     ):
         self.pool, self.config, self.counters = pool, config, counters
-        self.selector = HSASelector(config)
         self.decode = forward_batch.forward_mode.is_decode()
         self.out_cache_loc = forward_batch.out_cache_loc
         self.metadata: HSAMetadata = build_metadata(forward_batch, pool, config)
@@ -103,83 +94,24 @@ class ReferencePass:
     ) -> torch.Tensor:
         """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D_v]`` float32. K, V and representations are written."""
         md = self.metadata
-        self.counters.add("rows_dense", md.rows - md.sparse_rows)
-        k_buffer, v_buffer = self.pool.get_kv_buffer(layer.layer_id)
-        attention = dict(
-            page_size=md.page_size,
-            sm_scale=layer.scaling,
-            logit_cap=layer.logit_cap,
-            k_scale=scales.k,
-            v_scale=scales.v,
-        )
-        local = dict(
-            attention,
-            window_size=self.config.effective_window,
-            sink_pages=self.config.sink_pages,
-        )
-        table, seq_lens = md.real_page_table, md.cache_seqlens_int32
-        if self.decode:
-            o_local, lse_local = decode_local_fwd(
-                q, k_buffer, v_buffer, table, seq_lens, **local
-            )
-        else:
-            o_local, lse_local = extend_local_fwd(
-                q, k_buffer, v_buffer, table, md.cu_seqlens_q, seq_lens, **local
-            )
-
-        if md.max_candidates == 0:
-            return o_local
-        selected, scores = self._select(q, layer, scales, lse_local)
-        if self.config.weight_mode == "mass":
-            scores = None
-        if self.decode:
-            o_pages, lse_pages = decode_hsa_fwd(
-                q,
-                k_buffer,
-                v_buffer,
-                selected,
-                table,
-                seq_lens,
-                scores=scores,
-                **attention,
-            )
-        else:
-            o_pages, lse_pages = extend_hsa_fwd(
-                q,
-                k_buffer,
-                v_buffer,
-                selected,
-                md.cu_seqlens_q,
-                seq_lens,
-                scores=scores,
-                **attention,
-            )
-        o, _ = merge_state(o_local, lse_local, o_pages, lse_pages)
-        return o
-
-    def _select(
-        self,
-        q: torch.Tensor,
-        layer: RadixAttention,
-        scales: KVScales,
-        lse_local: torch.Tensor,
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        md = self.metadata
         valid = md.page_complete & self.pool.chunk_repr_valid(
             layer.layer_id, md.real_page_table, md.page_version
         )
-        selected, scores = self.selector.select(
+        o, selected = attend_reference(
             q,
-            self.pool.chunk_repr_pages(layer.layer_id),
+            pool_buffers(layer, self.pool, scales, versions=None),
             valid,
-            md,
-            layer.scaling * scales.score,
-            lse_local if self.selector.needs_local_lse else None,
+            md.real_page_table,
+            md.cache_seqlens_int32,
+            md.cu_seqlens_q,
+            decode=self.decode,
+            config=self.config,
         )
+        self.counters.add("rows_dense", md.rows - md.sparse_rows)
         self.counters.add("rows_sparse", md.sparse_rows)
         self.counters.add("pages_candidate", md.pages_candidate * selected.shape[1])
         self.counters.add("pages_selected", (selected >= 0).sum())
-        return selected, scores
+        return o
 
 
 def _distinct_pages(

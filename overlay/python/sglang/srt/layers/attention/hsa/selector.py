@@ -8,7 +8,6 @@ from typing import Optional, Tuple
 import torch
 
 from sglang.srt.layers.attention.hsa.config import HSAConfig
-from sglang.srt.layers.attention.hsa.metadata import HSAMetadata
 from sglang.srt.layers.attention.hsa.ops.select_pages import reference
 
 
@@ -57,7 +56,9 @@ class HSASelector:
         q: torch.Tensor,
         repr_buffer: torch.Tensor,
         repr_valid: torch.Tensor,
-        metadata: HSAMetadata,
+        page_table: torch.Tensor,
+        cu_seqlens_q: torch.Tensor,
+        seq_lens: torch.Tensor,
         sm_scale: float,
         local_lse: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +68,7 @@ class HSASelector:
             q: packed queries of the batch ``[T, H_q, D]``.
             repr_buffer: representations by physical page ``[num_pages, H_kv, repr_dim]``.
             repr_valid: which of the batch's logical pages have one ``[B, max_pages]`` bool.
-            metadata: of the forward pass.
+            page_table, cu_seqlens_q, seq_lens: as in ``select_pages.reference.select_pages``.
             sm_scale: softmax scale of the layer.
             local_lse: log-sum-exp of window and sinks ``[T, H_q]``; needed if ``needs_local_lse``.
         """
@@ -75,10 +76,10 @@ class HSASelector:
             q,
             repr_buffer,
             repr_valid,
-            metadata.real_page_table,
-            metadata.cu_seqlens_q,
-            metadata.cache_seqlens_int32,
-            page_size=metadata.page_size,
+            page_table,
+            cu_seqlens_q,
+            seq_lens,
+            page_size=self.config.page_size,
             window_size=self.config.effective_window,
             sink_pages=self.config.sink_pages,
             topk=self.config.topk,
