@@ -28,6 +28,35 @@ from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllo
 logger = logging.getLogger(__name__)
 
 
+class PageVersions:
+    """Which hand-out each page belongs to. Pools that share an allocator share this too.
+
+    Attributes:
+        version: ``[num_pages]`` int64, the number of the page's hand-out.
+        handouts: hand-outs so far, counted on the host.
+    """
+
+    def __init__(self, num_pages: int, device: str):
+        self.version = torch.ones(num_pages, dtype=torch.int64, device=device)
+        self.handouts = 1
+
+    def open(self, slots: torch.Tensor, page_size: int) -> None:
+        """Number the pages whose first slot is among ``slots`` ``[N]``; no host sync."""
+        self.handouts += 1
+        opened = slots % page_size == 0
+        self.version.scatter_reduce_(
+            0, slots // page_size, opened * self.handouts, "amax"
+        )
+
+    def renew(self, pages: Optional[torch.Tensor] = None) -> None:
+        """Number ``pages`` ``[N]`` int64, or all of them."""
+        self.handouts += 1
+        if pages is None:
+            self.version.fill_(self.handouts)
+        else:
+            self.version.index_fill_(0, pages, self.handouts)
+
+
 class ChunkReprMixin:
     """Representation storage for a paged key-value pool; mixed in before the pool class.
 
@@ -38,8 +67,7 @@ class ChunkReprMixin:
             that is read from the keys.
         chunk_repr_bias: per ordinal ``[num_pages, H_kv]`` float32; empty unless the kind has a bias.
         chunk_repr_version: per ordinal ``[num_pages]`` int64, the page version each representation was written for.
-        page_version: ``[num_pages]`` int64, the number of the hand-out that each page belongs to.
-        page_handouts: hand-outs so far, counted on the host.
+        page_versions: which hand-out each page belongs to.
     """
 
     def __init__(
@@ -48,15 +76,18 @@ class ChunkReprMixin:
         hsa_layer_ids: Sequence[int],
         chunk_repr_kind: str,
         repr_dtype: Optional[torch.dtype] = None,
+        page_versions: Optional[PageVersions] = None,
         **kwargs,
     ):
         """
         Args:
             repr_dtype: dtype of the representations; None for the keys' dtype, which must not be an 8-bit one.
+            page_versions: of the pool whose allocator hands out this pool's pages as well; None if it has its own.
         """
         self.hsa_layer_ids = tuple(hsa_layer_ids)
         self.chunk_repr_kind = KINDS[chunk_repr_kind]
         self.repr_dtype = repr_dtype
+        self.page_versions = page_versions
         self._ordinal = {layer: i for i, layer in enumerate(self.hsa_layer_ids)}
         super().__init__(*args, **kwargs)
 
@@ -65,8 +96,6 @@ class ChunkReprMixin:
         stored = self.hsa_layer_ids if self.chunk_repr_kind.stored else ()
         biased = stored if self.chunk_repr_kind.biased else ()
         repr_dim = self.chunk_repr_kind.width * self.head_dim
-        # Until a page is handed out nothing is valid: stamps start at 0 and versions at 1.
-        self.page_handouts = 1
         with self._chunk_repr_region():
             self.chunk_repr_buffer = [
                 torch.zeros(
@@ -85,7 +114,19 @@ class ChunkReprMixin:
             torch.zeros(num_pages, dtype=torch.int64, device=self.device)
             for _ in stored
         ]
-        self.page_version = torch.ones(num_pages, dtype=torch.int64, device=self.device)
+        # Until a page is handed out nothing is valid: stamps start at 0 and versions at 1.
+        if self.page_versions is None:
+            self.page_versions = PageVersions(num_pages, self.device)
+
+    @property
+    def page_version(self) -> torch.Tensor:
+        """Number of the hand-out that each page belongs to ``[num_pages]`` int64."""
+        return self.page_versions.version
+
+    @property
+    def page_handouts(self) -> int:
+        """Hand-outs so far, counted on the host."""
+        return self.page_versions.handouts
 
     def _chunk_repr_region(self):
         """Where the representations are allocated: memory that is released and resumed with the keys."""
@@ -198,22 +239,15 @@ class ChunkReprMixin:
 
         No host sync; a page that was open already keeps its version.
         """
-        self.page_handouts += 1
-        opened = slots % self.page_size == 0
-        self.page_version.scatter_reduce_(
-            0, slots // self.page_size, opened * self.page_handouts, "amax"
-        )
+        self.page_versions.open(slots, self.page_size)
 
     def invalidate_pages_of(self, slots: torch.Tensor) -> None:
         """Invalidate the pages of ``slots`` ``[N]``: their keys were replaced behind the attention backend."""
-        self.page_handouts += 1
-        pages = slots.long() // self.page_size
-        self.page_version.index_fill_(0, pages, self.page_handouts)
+        self.page_versions.renew(slots.long() // self.page_size)
 
     def invalidate_all_pages(self) -> None:
         """Invalidate every page: the allocator was reset."""
-        self.page_handouts += 1
-        self.page_version.fill_(self.page_handouts)
+        self.page_versions.renew()
 
     def load_cpu_copy(self, kv_cache_cpu, indices):
         super().load_cpu_copy(kv_cache_cpu, indices)
@@ -237,7 +271,7 @@ class HSATokenToKVPool(ChunkReprMixin, MHATokenToKVPool):
     def _clear_buffers(self):
         super()._clear_buffers()
         del self.chunk_repr_buffer, self.chunk_repr_bias
-        del self.chunk_repr_version, self.page_version
+        del self.chunk_repr_version, self.page_versions
 
     def _finalize_allocation_log(self, num_tokens: int):
         super()._finalize_allocation_log(num_tokens)

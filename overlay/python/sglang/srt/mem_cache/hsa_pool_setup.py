@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Callable, Tuple, Type
+from typing import TYPE_CHECKING, Callable, Optional, Tuple, Type
 
 import torch
 
@@ -21,6 +21,7 @@ from sglang.srt.mem_cache.chunk_repr_pool import (
     HSASWAKVPool,
     HSASWATokenToKVPoolAllocator,
     HSATokenToKVPool,
+    PageVersions,
 )
 from sglang.srt.mem_cache.memory_pool import KVCache, MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllocator
@@ -67,6 +68,7 @@ def kv_pool_class(
         hsa_layer_ids=layer_ids,
         chunk_repr_kind=runner.server_args.hsa_chunk_repr,
         repr_dtype=_repr_dtype(runner),
+        page_versions=_shared_page_versions(runner),
     )
 
 
@@ -138,9 +140,16 @@ def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
             )
         if module.sliding_window_size <= 0:
             eligible.add(module.layer_id)
-    return select_layers(
-        runner.server_args.hsa_layers, eligible, runner.model_config.num_hidden_layers
-    )
+    # --hsa-layers names layers of the served model, not of a draft model beside it.
+    named = "all" if runner.is_draft_worker else runner.server_args.hsa_layers
+    return select_layers(named, eligible, runner.model_config.num_hidden_layers)
+
+
+def _shared_page_versions(runner: ModelRunner) -> Optional[PageVersions]:
+    """Versions of the target model's pool for a draft model: one allocator hands out the pages of both."""
+    if not runner.is_draft_worker:
+        return None
+    return runner.token_to_kv_pool_allocator.get_kvcache().page_versions
 
 
 def _refuse_unreadable_keys(runner: ModelRunner, layer_ids: Tuple[int, ...]) -> None:
@@ -163,4 +172,7 @@ def _repr_dtype(runner: ModelRunner) -> torch.dtype:
 
 
 def _uses_hsa(runner: ModelRunner) -> bool:
-    return runner.server_args.attention_backend == "hsa"
+    args = runner.server_args
+    if runner.is_draft_worker and args.speculative_draft_attention_backend:
+        return args.speculative_draft_attention_backend == "hsa"
+    return args.attention_backend == "hsa"

@@ -48,6 +48,7 @@ class Harness:
         decode_kernels, extend_kernels: run these passes on the Triton kernels on any device; a CUDA device runs both.
         dtype: of the activations; ``kv_cache_dtype``, by default the same, of the cache.
         kv_scales: scales of the cached keys and values, as a checkpoint brings them.
+        num_draft_tokens: of speculative decoding; None without it.
         pool, allocator: used instead of those that the harness makes.
         options: fields of HSAConfig.
     """
@@ -69,6 +70,7 @@ class Harness:
         seed: int = 0,
         decode_kernels: bool = False,
         extend_kernels: bool = False,
+        num_draft_tokens: int | None = None,
         pool: ChunkReprMixin | None = None,
         allocator: BaseTokenToKVPoolAllocator | None = None,
         **options,
@@ -143,8 +145,13 @@ class Harness:
             model=torch.nn.ModuleList(self.layers),
             token_to_kv_pool=self.pool,
             req_to_token_pool=self.req_to_token_pool,
-            server_args=SimpleNamespace(**fields),
+            server_args=SimpleNamespace(
+                speculative_algorithm=num_draft_tokens and "EAGLE",
+                speculative_num_draft_tokens=num_draft_tokens,
+                **fields,
+            ),
             device=device,
+            is_draft_worker=False,
         )
         self.backend = HSAAttnBackend(self.runner)
         if device == "cpu" and (decode_kernels or extend_kernels):

@@ -116,6 +116,7 @@ class World:
                 token_to_kv_pool=self.pool,
                 server_args=SimpleNamespace(**fields),
                 device="cpu",
+                is_draft_worker=False,
             )
         )
         self.free_rows = list(range(ROWS))

@@ -229,7 +229,6 @@ ASKED_BY_ARGUMENTS = {
     "LMCache": dict(enable_lmcache=True),
     "prefill-decode disaggregation": dict(disaggregation_mode="prefill"),
     "decode KV offload": dict(disaggregation_decode_enable_offload_kvcache=True),
-    "speculative decoding": dict(speculative_algorithm="NGRAM"),
     "two-batch overlap": dict(enable_two_batch_overlap=True),
     "prefill-decode multiplexing": dict(enable_pdmux=True),
     "diffusion language models": dict(dllm_algorithm="LowConfidence"),
@@ -254,9 +253,69 @@ ASKED_BY_MODEL = {
 }
 
 
+# With these on a CUDA device HSA drafts and verifies; each entry asks for one thing more.
+DRAFTS = dict(
+    device="cuda",
+    speculative_algorithm="EAGLE",
+    speculative_num_steps=3,
+    speculative_eagle_topk=1,
+    speculative_num_draft_tokens=4,
+)
+ASKED_BY_DRAFTS = {
+    "speculative decoding on a CPU": dict(device="cpu"),
+    "NGRAM speculative decoding": dict(speculative_algorithm="NGRAM"),
+    "branching drafts": dict(speculative_eagle_topk=2),
+    "drafts longer than the window or than a page": dict(hsa_window_size=3),
+    "speculative decoding with the overlap scheduler": dict(spec_v2="1"),
+    "multi-layer EAGLE": dict(enable_multi_layer_eagle=True),
+    "speculative decoding in strict mode": dict(hsa_strict=True),
+    "speculative decoding with the hierarchical cache": dict(
+        enable_hierarchical_cache=True
+    ),
+}
+
+
 def test_every_refusal_is_tested_and_worded_apart():
     features = [refusal.feature for refusal in refusals.REFUSALS]
-    assert sorted(features) == sorted({*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL})
+    asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS}
+    assert sorted(features) == sorted(asked)
+
+
+def drafting(model_path, **changed):
+    """Resolved arguments of a server that drafts, changed; and the model they were resolved with."""
+    args = server_args(model_path)
+    model = args.get_model_config()
+    for name, value in {**DRAFTS, **changed}.items():
+        setattr(args, name, value)
+    return args, model
+
+
+@pytest.mark.parametrize("feature", ASKED_BY_DRAFTS)
+def test_refused_drafts(model_path, monkeypatch, feature):
+    asked = dict(ASKED_BY_DRAFTS[feature])
+    monkeypatch.setenv("SGLANG_ENABLE_SPEC_V2", asked.pop("spec_v2", "0"))
+    with pytest.raises(ValueError) as error:
+        refusals.check(*drafting(model_path, **asked))
+    text = str(error.value)
+    assert f"does not support {feature} (" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "NEXTN", "STANDALONE"])
+@pytest.mark.parametrize("steps", [3, None])
+def test_chains_are_drafted(model_path, algorithm, steps):
+    """Three steps, given or chosen by SGLang."""
+    given = {} if steps else dict.fromkeys(list(DRAFTS)[2:])
+    refusals.check(*drafting(model_path, speculative_algorithm=algorithm, **given))
+
+
+@pytest.mark.parametrize(
+    "shape,expected",
+    [((3, 1, 4), (1, 4)), ((3, 1, 9), (1, 4)), ((2, 4, 8), (4, 8)), ((None,) * 3, (1, 4))],
+)  # fmt: skip
+def test_draft_shape(model_path, shape, expected):
+    """A chain verifies one token more than it has steps, whatever was given."""
+    args, _ = drafting(model_path, **dict(zip(list(DRAFTS)[2:], shape)))
+    assert refusals.draft_shape(args) == expected
 
 
 @pytest.mark.parametrize("feature", ASKED_BY_ARGUMENTS)

@@ -252,18 +252,18 @@ def test_write_pages(record, kind):
 
 
 @pytest.mark.parametrize(
-    "kind,dtype",
+    "kind,dtype,new_lens",
     [
-        ("mean", torch.bfloat16),
-        ("mean_var", torch.float8_e4m3fn),
-        ("min_max", torch.float8_e5m2),
+        ("mean", torch.bfloat16, 1),
+        ("mean_var", torch.float8_e4m3fn, 0),
+        ("min_max", torch.float8_e5m2, torch.ones(B, dtype=torch.int32)),
     ],
 )
-def test_write_previous_page(record, kind, dtype):
-    recorder = record(chunk_repr, "_write_previous_page_kernel")
+def test_write_committed_page(record, kind, dtype, new_lens):
+    recorder = record(chunk_repr, "_write_committed_page_kernel")
     addresses = torch.zeros(4, dtype=torch.uint64)
     versions = torch.zeros(9, dtype=torch.int64)
-    chunk_repr.write_previous_page(
+    chunk_repr.write_committed_page(
         addresses,
         addresses,
         addresses,
@@ -271,10 +271,13 @@ def test_write_previous_page(record, kind, dtype):
         torch.empty(9, HKV, 160, dtype=torch.bfloat16),
         versions,
         versions[:1],
-        torch.zeros(B, 100, dtype=torch.int32),
+        torch.zeros(4, 640, dtype=torch.int32),
+        torch.zeros(B, dtype=torch.int64),
         torch.ones(B, dtype=torch.int64),
+        new_lens,
         torch.ones(4),
         torch.zeros(1, dtype=torch.int64),
+        recent=4,
         page_size=64,
         kind=kind,
     )

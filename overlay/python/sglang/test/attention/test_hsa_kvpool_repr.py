@@ -208,7 +208,7 @@ def fake_runner(attention_backend="hsa", layers="all", sliding=(), **kwargs):
             hsa_selection_strategy="group", hsa_window_size=512, hsa_enable_swa_fusion=True,
             hsa_weight_mode="mass", hsa_sink_pages=1, hsa_dense_backend=None, hsa_strict=False,
         ),
-        kv_cache_dtype=torch.bfloat16, dtype=torch.bfloat16,
+        kv_cache_dtype=torch.bfloat16, dtype=torch.bfloat16, is_draft_worker=False,
     )  # fmt: skip
 
 
@@ -219,6 +219,35 @@ def test_sliding_window_layers_keep_no_representations():
     assert hsa_layer_ids(fake_runner(sliding=(0, 2), layers="0-1")) == (1,)
     with pytest.raises(ValueError, match="leaves no layer for HSA"):
         hsa_layer_ids(fake_runner(sliding=(0, 2), layers="0,2"))
+
+
+def test_a_draft_model_shares_the_page_versions_of_its_target():
+    """One allocator hands out the pages of both pools, so a hand-out invalidates both representations."""
+    target = make_pool()
+    allocator = make_allocator(target)
+    draft = fake_runner(layers="0,9")  # layer 9 is one of the target model
+    draft.device, draft.is_draft_worker = "cpu", True
+    draft.token_to_kv_pool_allocator = allocator
+    draft.server_args.speculative_draft_attention_backend = None
+    make = kv_pool_class(draft, MHATokenToKVPool)
+    assert make.keywords["hsa_layer_ids"] == (0, 1, 2, 3)
+    pool = make(
+        target.size, page_size=target.page_size, dtype=torch.bfloat16, head_num=2, head_dim=8, layer_num=4,
+        device="cpu", enable_memory_saver=False,
+    )  # fmt: skip
+    slots = allocator.alloc(target.page_size)
+    page = slots[:1] // target.page_size
+    for p in (target, pool):
+        p.save_chunk_repr(0, page, torch.zeros(1, p.head_num, p.chunk_repr_pages(0).shape[-1]))
+        assert p.chunk_repr_valid(0, page).all()
+    allocator.free(slots)
+    allocator.clear()
+    assert pool.page_handouts == target.page_handouts == allocator.page_handouts
+    assert not pool.chunk_repr_valid(0, page).any()
+    assert not target.chunk_repr_valid(0, page).any()
+
+    draft.server_args.speculative_draft_attention_backend = "triton"
+    assert kv_pool_class(draft, MHATokenToKVPool) is MHATokenToKVPool
 
 
 @pytest.mark.parametrize(

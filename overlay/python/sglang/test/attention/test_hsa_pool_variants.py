@@ -266,7 +266,7 @@ def test_class_choice_covers_hybrid_memory(monkeypatch):
     monkeypatch.setattr(hsa_pool_setup, "hsa_layer_ids", lambda runner: (1, 3))
     runner = SimpleNamespace(
         server_args=SimpleNamespace(attention_backend="hsa", hsa_chunk_repr="mean"),
-        kv_cache_dtype=torch.float8_e5m2, dtype=torch.bfloat16, device="cuda",
+        kv_cache_dtype=torch.float8_e5m2, dtype=torch.bfloat16, device="cuda", is_draft_worker=False,
     )  # fmt: skip
     chosen = hsa_pool_setup.kv_pool_class(runner, SWAKVPool)
     assert (

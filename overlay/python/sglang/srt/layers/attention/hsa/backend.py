@@ -21,7 +21,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
 
 if TYPE_CHECKING:
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,13 @@ class HSAAttnBackend(AttentionBackend):
 
     Args:
         model_runner: its server arguments chose HSA, and its pool keeps representations.
+        draft_steps: steps of a multi-step draft that this backend serves; 0 for any other use.
 
     Raises:
         ValueError: if the pool keeps no representations.
     """
 
-    def __init__(self, model_runner: ModelRunner):
+    def __init__(self, model_runner: ModelRunner, draft_steps: int = 0):
         super().__init__()
         self.pool = model_runner.token_to_kv_pool
         if not isinstance(self.pool, ChunkReprMixin):
@@ -54,8 +55,9 @@ class HSAAttnBackend(AttentionBackend):
         self.config = HSAConfig.from_server_args(model_runner.server_args)
         self.dense = ATTENTION_BACKENDS[self.config.dense_backend](model_runner)
         self.counters = hsa_counters.HSACounters(model_runner.device)
-        hsa_counters.register(self.counters, self.pool.get_chunk_repr_size_bytes())
-        self.decode_kernels = self._make_decode_kernels(model_runner)
+        if not model_runner.is_draft_worker:  # the server's counts are the target model's
+            hsa_counters.register(self.counters, self.pool.get_chunk_repr_size_bytes())
+        self.decode_kernels = self._make_decode_kernels(model_runner, draft_steps)
         self.has_dense_layers = any(
             not self.pool.has_chunk_repr(module.layer_id)
             for module in model_runner.model.modules()
@@ -63,20 +65,24 @@ class HSAAttnBackend(AttentionBackend):
         )
         self.forward_metadata: ReferencePass | ExtendKernels | None = None
 
-    def _make_decode_kernels(self, model_runner: ModelRunner) -> DecodeKernels | None:
+    def _make_decode_kernels(
+        self, model_runner: ModelRunner, draft_steps: int
+    ) -> DecodeKernels | None:
         if torch.device(model_runner.device).type != "cuda":
             return None
         if reason := decode_kernels.unsupported(self.config):
             logger.warning(f"HSA runs on the torch reference ops: {reason}.")
             return None
-        return make_decode_kernels(model_runner, self.config, self.counters)
+        return make_decode_kernels(
+            model_runner, self.config, self.counters, draft_steps
+        )
 
     def init_forward_metadata(self, forward_batch: ForwardBatch):
         if self.decode_kernels is None:
             self.forward_metadata = ReferencePass(
                 forward_batch, self.pool, self.config, self.counters
             )
-        elif forward_batch.forward_mode.is_decode():
+        elif _is_rows(forward_batch.forward_mode):
             self.forward_metadata = None
             built_at = forward_batch.page_handouts
             self.decode_kernels.prepare(
@@ -96,9 +102,9 @@ class HSAAttnBackend(AttentionBackend):
             and not self.quantised
         )
 
-    # CUDA graphs hold decode on the kernels, whose buffers are static and which read the graph runner's own
-    # tensors of lengths and request indices. The host prepares a replay before it builds another batch, so the
-    # pool's count of hand-outs is still this batch's.
+    # CUDA graphs hold decode, verification and draft extend on the decode kernels, whose buffers are static and which
+    # read the graph runner's own tensors of lengths and request indices. The host prepares a replay before it builds
+    # another batch, so the pool's count of hand-outs is still this batch's.
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
         if self.decode_kernels is None:
@@ -111,6 +117,7 @@ class HSAAttnBackend(AttentionBackend):
             self.dense.init_cuda_graph_state(max_bs, max_num_tokens)
 
     def init_forward_metadata_capture_cuda_graph(self, *args, **kwargs):
+        self.forward_metadata = None
         if self.has_dense_layers:
             self.dense.init_forward_metadata_capture_cuda_graph(*args, **kwargs)
 
@@ -135,27 +142,49 @@ class HSAAttnBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs,
     ) -> torch.Tensor:
-        if self.decode_kernels is None or not self.pool.has_chunk_repr(layer.layer_id):
-            return self._forward(
-                self.dense.forward_decode,
-                q,
-                k,
-                v,
-                layer,
-                forward_batch,
-                save_kv_cache,
-                kwargs,
+        if self._runs_rows(layer):
+            return self.forward_rows(
+                q, k, v, layer, forward_batch, save_kv_cache, **kwargs
             )
+        return self._forward(
+            self.dense.forward_decode,
+            q,
+            k,
+            v,
+            layer,
+            forward_batch,
+            save_kv_cache,
+            kwargs,
+        )
+
+    def _runs_rows(self, layer: RadixAttention) -> bool:
+        """Whether the layer runs on the decode kernels in the pass that was prepared last."""
+        return (
+            self.decode_kernels is not None
+            and self.forward_metadata is None
+            and self.pool.has_chunk_repr(layer.layer_id)
+        )
+
+    def forward_rows(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        step: int = 0,
+        **kwargs,
+    ) -> torch.Tensor:
+        """One HSA layer on the decode kernels; shapes as in ``forward_decode``, ``step`` of a multi-step draft."""
         _refuse_layer_inputs(layer, kwargs)
         if layer.layer_id == self.pool.hsa_layer_ids[0]:
-            self.decode_kernels.begin(forward_batch)
+            self.decode_kernels.begin(forward_batch, step)
         if save_kv_cache and k is not None:
             self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         scales = kv_scales(layer, self.pool)
-        return self.decode_kernels.attend(
-            q, layer, scales, forward_batch.seq_lens
-        ).flatten(1)
+        return self.decode_kernels.attend(q, layer, scales, step).flatten(1)
 
     def forward_extend(
         self,
@@ -167,6 +196,10 @@ class HSAAttnBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs,
     ) -> torch.Tensor:
+        if self._runs_rows(layer):
+            return self.forward_rows(
+                q, k, v, layer, forward_batch, save_kv_cache, **kwargs
+            )
         return self._forward(
             self.dense.forward_extend,
             q,
@@ -213,10 +246,13 @@ class HSAAttnBackend(AttentionBackend):
 
 
 def make_decode_kernels(
-    model_runner: ModelRunner, config: HSAConfig, counters: hsa_counters.HSACounters
+    model_runner: ModelRunner,
+    config: HSAConfig,
+    counters: hsa_counters.HSACounters,
+    draft_steps: int = 0,
 ) -> DecodeKernels:
     """The kernels for the HSA layers of a model and its pool."""
-    pool = model_runner.token_to_kv_pool
+    pool, args = model_runner.token_to_kv_pool, model_runner.server_args
     layers = {
         module.layer_id: module
         for module in model_runner.model.modules()
@@ -229,7 +265,14 @@ def make_decode_kernels(
         layers[pool.hsa_layer_ids[0]].tp_q_head_num,
         {layer_id: kv_scales(layer, pool) for layer_id, layer in layers.items()},
         counters,
+        args.speculative_num_draft_tokens if args.speculative_algorithm else 1,
+        draft_steps,
     )
+
+
+def _is_rows(mode: ForwardMode) -> bool:
+    """Passes that the decode kernels run eagerly. Of draft extend, whose lengths differ, they run the graphs."""
+    return mode.is_decode() or mode.is_target_verify()
 
 
 def _refuse_layer_inputs(layer: RadixAttention, kwargs: dict) -> None:

@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decode path on Triton kernels: a launch sequence, and buffers that stay where they are, for CUDA graphs to hold.
 
-Per forward pass: page table, representations of the pages that the previous pass completed. Per layer: selection,
-attention. Nothing here reads a length on the host.
+Per forward pass: page tables, representations of the pages that the previous pass completed. Per layer: selection,
+attention. Nothing here reads a length on the host. The passes of speculative decoding over draft tokens are decode
+passes with more rows.
 """
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from typing import TYPE_CHECKING, Mapping, NamedTuple, Optional
+=======
+from typing import TYPE_CHECKING, List, Mapping, Optional
+>>>>>>> 7b8265d ([HSA] Draft and verify on HSA)
 
 import torch
 import triton
 
 from sglang.srt.layers.attention.hsa.counters import INDEX, HSACounters
+from sglang.srt.layers.attention.hsa.draft_rows import DraftRows, Rows
 from sglang.srt.layers.attention.hsa.extend_kernels import ExtendKernels
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling
 from sglang.srt.layers.attention.hsa.layer_buffers import pool_buffers
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_previous_page
+from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_committed_page
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.split_decode import DecodeSize, SplitDecode
 from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode, decode_attention
@@ -56,6 +62,8 @@ class DecodeKernels:
         num_heads: query heads on this rank.
         scales: of the cached keys and values of each HSA layer.
         counters: counts are added to it on the device.
+        num_draft_tokens: most rows of a request in a pass of speculative decoding; 1 without it.
+        draft_steps: steps of the multi-step draft that the kernels are for; 0 for any other use.
 
     Raises:
         ValueError: for a head dimension above 256.
@@ -69,13 +77,17 @@ class DecodeKernels:
         num_heads: int,
         scales: Mapping[int, KVScales],
         counters: HSACounters,
+        num_draft_tokens: int = 1,
+        draft_steps: int = 0,
     ):
         self.pool, self.config, self.counters = pool, config, counters
+        self.num_draft_tokens, self.draft_steps = num_draft_tokens, draft_steps
         self.tiling = choose_tiling(
             num_heads // pool.head_num, pool.head_dim, config.selection_strategy
         )
         self.req_to_token = req_to_token_pool.req_to_token
         device = self.req_to_token.device
+<<<<<<< HEAD
         self.size = DecodeSize(
             0,
             triton.cdiv(self.req_to_token.shape[1], config.page_size),
@@ -88,6 +100,32 @@ class DecodeKernels:
         self.buffers: Optional[DecodeBuffers] = None  # of the pass that began last
         self.page_version = torch.empty_like(pool.page_version)
         self.built_at = torch.zeros(1, dtype=torch.int64, device=device)
+=======
+        requests, width = self.req_to_token.shape
+        max_pages = triton.cdiv(width, config.page_size)
+        self.page_version = torch.empty_like(pool.page_version)
+        self.built_at = torch.zeros(1, dtype=torch.int64, device=device)
+        self.page_table = torch.zeros(
+            (requests, max_pages), dtype=torch.int32, device=device
+        )
+        self.draft_rows: Optional[DraftRows] = None
+        if num_draft_tokens > 1 or draft_steps:
+            self.draft_rows = DraftRows(
+                self.req_to_token,
+                config.page_size,
+                1 if draft_steps else num_draft_tokens,
+                max(draft_steps, 1),
+            )
+        self.rows: List[Rows] = []
+        size = DecodeSize(
+            requests * (1 if draft_steps else num_draft_tokens),
+            max_pages,
+            num_heads,
+            pool.head_num,
+            pool.v_head_dim,
+        )
+        self.attention = decode_attention(config, counters, size, device, self.tiling)
+>>>>>>> 7b8265d ([HSA] Draft and verify on HSA)
         keys = [pool.k_buffer[layer - pool.start_layer] for layer in pool.hsa_layer_ids]
         self.k_ptrs, self.repr_ptrs, self.stamp_ptrs = (
             torch.tensor(
@@ -132,6 +170,7 @@ class DecodeKernels:
             forward_batch, self.pool, self.config, self.tiling, self.counters
         )
 
+<<<<<<< HEAD
     def begin(self, forward_batch: ForwardBatch) -> None:
         """Launch what all layers of a forward pass share."""
         # Versions before the table, as in ``build_metadata``.
@@ -140,12 +179,35 @@ class DecodeKernels:
         self.buffers = self._buffers_for(len(seq_lens))
         table = self.buffers.page_table[: len(seq_lens)]
         build_page_table(
+=======
+    def begin(self, forward_batch: ForwardBatch, step: int = 0) -> None:
+        """Launch what all layers of a forward pass share.
+
+        Args:
+            forward_batch: in decode, verification, or draft extend.
+            step: of a multi-step draft; the first prepares them all.
+        """
+        if step == 0:
+            # Versions before the table, as in ``build_metadata``.
+            self.page_version.copy_(self.pool.page_version)
+            self.rows = self._write_rows(forward_batch)
+            if self.pool.chunk_repr_kind.stored:
+                self._write_representations(forward_batch)
+        self.attention.begin(self.rows[step].seq_lens)
+
+    def _write_rows(self, forward_batch: ForwardBatch) -> List[Rows]:
+        if not forward_batch.forward_mode.is_decode() or self.draft_steps:
+            return self.draft_rows.write(forward_batch)
+        seq_lens = forward_batch.seq_lens
+        table = build_page_table(
+>>>>>>> 7b8265d ([HSA] Draft and verify on HSA)
             self.req_to_token,
             forward_batch.req_pool_indices,
             seq_lens,
-            table,
+            self.page_table[: len(seq_lens)],
             self.config.page_size,
         )
+<<<<<<< HEAD
         self.buffers.attention.begin(seq_lens)
         if self.pool.chunk_repr_kind.stored:
             first = self.pool.hsa_layer_ids[0]
@@ -165,15 +227,49 @@ class DecodeKernels:
                 page_size=self.config.page_size,
                 kind=self.config.chunk_repr,
             )
+=======
+        return [Rows(seq_lens, table)]
+
+    def _write_representations(self, forward_batch: ForwardBatch) -> None:
+        """Represent the page that each request's previous pass completed. Draft tokens complete none."""
+        mode = forward_batch.forward_mode
+        if mode.is_draft_extend():
+            new_lens = forward_batch.extend_seq_lens
+        else:  # decode counts the new token, a draft and its verification the committed ones alone
+            new_lens = int(mode.is_decode() and not self.draft_steps)
+        first = self.pool.hsa_layer_ids[0]
+        written = INDEX["reprs_written"]
+        write_committed_page(
+            self.k_ptrs,
+            self.repr_ptrs,
+            self.stamp_ptrs,
+            self.pool.get_key_buffer(first),
+            self.pool.chunk_repr_pages(first),
+            self.page_version,
+            self.built_at,
+            self.req_to_token,
+            forward_batch.req_pool_indices,
+            forward_batch.seq_lens,
+            new_lens,
+            self.k_scales,
+            self.counters.values[written : written + 1],
+            recent=self.num_draft_tokens,
+            page_size=self.config.page_size,
+            kind=self.config.chunk_repr,
+        )
+>>>>>>> 7b8265d ([HSA] Draft and verify on HSA)
 
     def attend(
-        self,
-        q: torch.Tensor,
-        layer: RadixAttention,
-        scales: KVScales,
-        seq_lens: torch.Tensor,
+        self, q: torch.Tensor, layer: RadixAttention, scales: KVScales, step: int = 0
     ) -> torch.Tensor:
+<<<<<<< HEAD
         """One layer: q ``[B, H_q, D]`` -> ``[B, H_q, D_v]`` in the dtype of q. K and V are written."""
         layer_buffers = pool_buffers(layer, self.pool, scales, self.page_version)
         page_table, attention = self.buffers
         return attention.attend(q, layer_buffers, page_table[: len(q)], seq_lens)
+=======
+        """One layer: q ``[R, H_q, D]`` -> ``[R, H_q, D_v]`` in the dtype of q. K and V are written."""
+        buffers = pool_buffers(layer, self.pool, scales, self.page_version)
+        seq_lens, page_table = self.rows[step]
+        return self.attention.attend(q, buffers, page_table, seq_lens)
+>>>>>>> 7b8265d ([HSA] Draft and verify on HSA)

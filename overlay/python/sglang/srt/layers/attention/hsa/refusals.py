@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Callable, Tuple
 
+from sglang.srt.environ import envs
+
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.server_args import ServerArgs
@@ -59,6 +61,23 @@ def _has_linear_attention(args: ServerArgs, model: ModelConfig) -> bool:
         hasattr(config, name)
         for name in ("mamba2_cache_params", "mamba_d_state", "linear_attn_config")
     )
+
+
+def draft_shape(args: ServerArgs) -> Tuple[int, int]:
+    """(branches per draft step, tokens per verification) that the server arguments lead to."""
+    steps, topk = args.speculative_num_steps, args.speculative_eagle_topk
+    tokens = args.speculative_num_draft_tokens
+    if steps is None:
+        from sglang.srt.server_args import auto_choose_speculative_params
+
+        steps, topk, tokens = auto_choose_speculative_params(args)
+    return topk or 1, steps + 1 if topk == 1 else tokens or steps + 1
+
+
+def _longest_draft(args: ServerArgs) -> int:
+    """Draft tokens that the window keeps from being candidates, and that complete one page at most."""
+    window = args.hsa_window_size if args.hsa_enable_swa_fusion else 0
+    return min(max(window, 1), args.page_size)
 
 
 _OTHER = "choose another --attention-backend"
@@ -228,11 +247,65 @@ REFUSALS: Tuple[Refusal, ...] = (
     ),
     # Scheduling and parallelism
     Refusal(
-        "speculative decoding",
-        "--speculative-algorithm",
-        lambda args, model: args.speculative_algorithm is not None,
-        "draft tokens could complete a page before they are accepted",
+        "speculative decoding on a CPU",
+        "--speculative-algorithm --device cpu",
+        lambda args, model: bool(args.speculative_algorithm) and args.device == "cpu",
+        "the workers that draft and verify launch CUDA kernels",
         "drop --speculative-algorithm",
+    ),
+    Refusal(
+        "NGRAM speculative decoding",
+        "--speculative-algorithm NGRAM",
+        lambda args, model: args.speculative_algorithm == "NGRAM",
+        "its drafts form a tree even at a breadth of 1, and HSA verifies chains",
+        "use EAGLE, EAGLE3 or STANDALONE",
+    ),
+    Refusal(
+        "branching drafts",
+        "--speculative-eagle-topk above 1, the default of some models",
+        lambda args, model: bool(args.speculative_algorithm)
+        and draft_shape(args)[0] > 1,
+        "HSA verifies chains",
+        "use --speculative-eagle-topk 1 with --speculative-num-steps N --speculative-num-draft-tokens N+1",
+    ),
+    Refusal(
+        "drafts longer than the window or than a page",
+        "--speculative-num-draft-tokens",
+        lambda args, model: bool(args.speculative_algorithm)
+        and draft_shape(args)[1] > _longest_draft(args),
+        "a draft token could select a page that other draft tokens complete",
+        "use fewer draft tokens, or a larger --hsa-window-size",
+    ),
+    Refusal(
+        "speculative decoding with the overlap scheduler",
+        "SGLANG_ENABLE_SPEC_V2",
+        lambda args, model: bool(args.speculative_algorithm)
+        and envs.SGLANG_ENABLE_SPEC_V2.get(),
+        "its draft extend also writes keys of rejected tokens, and no page may be complete by those",
+        "unset SGLANG_ENABLE_SPEC_V2",
+    ),
+    Refusal(
+        "multi-layer EAGLE",
+        "--enable-multi-layer-eagle",
+        lambda args, model: bool(args.speculative_algorithm)
+        and args.enable_multi_layer_eagle,
+        _UNTESTED,
+        "drop --enable-multi-layer-eagle",
+    ),
+    Refusal(
+        "speculative decoding in strict mode",
+        "--hsa-strict --speculative-algorithm",
+        lambda args, model: bool(args.speculative_algorithm) and bool(args.hsa_strict),
+        "the reference ops have no verification pass",
+        "drop one of the two",
+    ),
+    Refusal(
+        "speculative decoding with the hierarchical cache",
+        "--enable-hierarchical-cache --speculative-algorithm",
+        lambda args, model: bool(args.speculative_algorithm)
+        and args.enable_hierarchical_cache,
+        "the host keeps no keys of the draft model",
+        "drop one of the two",
     ),
     Refusal(
         "two-batch overlap",

@@ -49,7 +49,7 @@ class TiledDecode:
         )
 
     def begin(self, seq_lens: torch.Tensor) -> None:
-        """Write the step's tiles: the new token of each sequence. A row of length 1 pads a CUDA graph and gets none."""
+        """Write the step's tiles: the new token of each sequence. A row of at most one key pads a CUDA graph and gets none."""
         tiles = self.whole.plan.tiles[: len(seq_lens)]
         tiles[:, 2] = seq_lens > 1
         tiles[:, 3] = seq_lens - 1

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Union
+
 import torch
 import triton
 import triton.language as tl
@@ -26,21 +28,23 @@ def _represent(keys, KIND: tl.constexpr, PAGE_SIZE: tl.constexpr):
 
 
 @triton.jit
-def _write_previous_page_kernel(
+def _write_committed_page_kernel(
     k_ptrs,
     repr_ptrs,
     stamp_ptrs,
     page_version,
     built_at,
-    page_table,
+    req_to_token,
+    req_pool_indices,
     seq_lens,
+    new_lens,
     k_scales,
     written,
     stride_k_slot,
     stride_k_head,
     stride_repr_page,
     stride_repr_head,
-    stride_table,
+    stride_tokens,
     K_DTYPE: tl.constexpr,
     REPR_DTYPE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -48,18 +52,24 @@ def _write_previous_page_kernel(
     PAGE_SIZE: tl.constexpr,
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
+    NEW: tl.constexpr,
+    RECENT: tl.constexpr,
 ):
     b = tl.program_id(0)
     g = tl.program_id(1)
     layer = tl.program_id(2)
-    committed = tl.load(seq_lens + b) - 1  # tokens whose keys earlier passes wrote
+    committed = tl.load(seq_lens + b).to(tl.int64)  # tokens whose keys earlier passes wrote
+    if NEW is None:
+        committed -= tl.load(new_lens + b)
+    else:
+        committed -= NEW
     page = tl.zeros((), tl.int64)
     version = tl.zeros((), tl.int64)
-    complete = (committed > 0) & (committed % PAGE_SIZE == 0)
+    complete = (committed >= PAGE_SIZE) & (committed % PAGE_SIZE < RECENT)
     if complete:
-        logical = committed // PAGE_SIZE - 1
-        table_row = page_table + b.to(tl.int64) * stride_table
-        page = tl.load(table_row + logical).to(tl.int64)
+        tokens = req_to_token + tl.load(req_pool_indices + b).to(tl.int64) * stride_tokens
+        last = (committed // PAGE_SIZE - 1) * PAGE_SIZE
+        page = tl.load(tokens + last).to(tl.int64) // PAGE_SIZE
         version = tl.load(page_version + page)
     # A page handed out after the batch was built belongs to a later batch: this row's request has ended.
     if complete & (version <= tl.load(built_at)):
@@ -81,9 +91,10 @@ def _write_previous_page_kernel(
         tl.store(target, first.to(REPR_DTYPE), mask=in_head)
         if WIDTH == 2:
             tl.store(target + HEAD_DIM, second.to(REPR_DTYPE), mask=in_head)
+        # Written once more while the page is recent, and by every sequence that shares it: the same bytes, one count.
         if g == 0:
-            tl.store(stamp + page, version)
-            tl.atomic_add(written, tl.full((), 1, tl.int64))
+            if tl.atomic_xchg(stamp + page, version) != version:
+                tl.atomic_add(written, tl.full((), 1, tl.int64))
 
 
 @triton.jit
@@ -155,7 +166,7 @@ TL_DTYPES = {
 }
 
 
-def write_previous_page(
+def write_committed_page(
     k_ptrs: torch.Tensor,
     repr_ptrs: torch.Tensor,
     stamp_ptrs: torch.Tensor,
@@ -163,46 +174,58 @@ def write_previous_page(
     repr_like: torch.Tensor,
     page_version: torch.Tensor,
     built_at: torch.Tensor,
-    page_table: torch.Tensor,
+    req_to_token: torch.Tensor,
+    req_pool_indices: torch.Tensor,
     seq_lens: torch.Tensor,
+    new_lens: Union[int, torch.Tensor],
     k_scales: torch.Tensor,
     written: torch.Tensor,
     *,
+    recent: int,
     page_size: int,
     kind: str,
 ) -> None:
-    """Represent the page that each sequence completed in its previous pass, for all layers in one launch.
+    """Represent the page that each request completed in its previous pass, for all layers in one launch.
 
-    In decode a page becomes a candidate at the earliest one step after its last token was written, so this runs
-    at the start of a pass and needs no launch per layer.
+    In decode a page becomes a candidate at the earliest one step after its last token was written, and in
+    speculative decoding one pass after its last token was accepted, so this runs at the start of a pass and needs no
+    launch per layer.
 
     Args:
         k_ptrs, repr_ptrs, stamp_ptrs: addresses of each layer's keys, representations and stamps ``[L]`` uint64.
         k_like, repr_like: any layer's keys ``[num_slots, H_kv, D]`` and representations
             ``[num_pages, H_kv, repr_dim]``, for dtype and strides.
-        page_version: versions that were read before the page table ``[num_pages]`` int64.
+        page_version: versions that were read before ``req_to_token`` ``[num_pages]`` int64.
         built_at: hand-outs of the pool when the batch was built, one int64.
-        page_table: physical page of each logical page ``[B, max_pages]`` int32.
-        seq_lens: ``[B]``, the new token included; rows of 1 (padding) write nothing.
+        req_to_token: slot of each position of each request ``[num_requests, context]`` int32.
+        req_pool_indices: the batch's requests ``[B]``.
+        seq_lens: ``[B]``.
+        new_lens: tokens in ``seq_lens`` that are this pass's own, for all requests or for each ``[B]``; the others are
+            committed. Requests without a complete page, such as padding, write nothing.
         k_scales: dequantisation factor of each layer's keys ``[L]`` float32.
         written: count of representations written, one int64, added to.
+        recent: most tokens that a pass commits, at most ``page_size``; a page is looked at while fewer than that
+            many tokens follow it.
     """
     head_dim = k_like.shape[-1]
-    _write_previous_page_kernel[(len(seq_lens), k_like.shape[1], len(k_ptrs))](
+    per_request = isinstance(new_lens, torch.Tensor)
+    _write_committed_page_kernel[(len(seq_lens), k_like.shape[1], len(k_ptrs))](
         k_ptrs,
         repr_ptrs,
         stamp_ptrs,
         page_version,
         built_at,
-        page_table,
+        req_to_token,
+        req_pool_indices,
         seq_lens,
+        new_lens if per_request else None,
         k_scales,
         written,
         k_like.stride(0),
         k_like.stride(1),
         repr_like.stride(0),
         repr_like.stride(1),
-        page_table.stride(0),
+        req_to_token.stride(0),
         K_DTYPE=TL_DTYPES[k_like.dtype],
         REPR_DTYPE=TL_DTYPES[repr_like.dtype],
         HEAD_DIM=head_dim,
@@ -210,6 +233,8 @@ def write_previous_page(
         PAGE_SIZE=page_size,
         KIND=kind,
         WIDTH=KINDS[kind].width,
+        NEW=None if per_request else new_lens,
+        RECENT=recent,
     )
 
 
@@ -232,7 +257,8 @@ def write_pages(
     Args:
         k_buffer: keys ``[num_slots, H_kv, D]``, those of the pass written.
         repr_buffer, stamps: the layer's ``[num_pages, H_kv, repr_dim]`` and ``[num_pages]`` int64.
-        page_version, built_at, page_table: as in ``write_previous_page``.
+        page_version, built_at: as in ``write_committed_page``.
+        page_table: physical page of each logical page ``[B, max_pages]`` int32.
         pages: ``ExtendPlan.pages``.
         counters: ``HSACounters.values``, added to.
         k_scale: dequantisation factor of the keys.

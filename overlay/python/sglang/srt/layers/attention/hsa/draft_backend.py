@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The multi-step draft of speculative decoding on HSA: one backend's kernels, seen as one backend per draft step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+
+class HSADraftStep(AttentionBackend):
+    """Attention of one draft step: each request's newest draft token over what is committed and drafted."""
+
+    def __init__(self, backend: HSAAttnBackend, step: int):
+        super().__init__()
+        self.backend, self.step = backend, step
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch):
+        """Nothing: ``HSAMultiStepDraftBackend`` prepares all steps at once."""
+
+    def get_cuda_graph_seq_len_fill_value(self):
+        return self.backend.get_cuda_graph_seq_len_fill_value()
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs,
+    ) -> torch.Tensor:
+        return self.backend.forward_rows(
+            q, k, v, layer, forward_batch, save_kv_cache, step=self.step, **kwargs
+        )
+
+
+class HSAMultiStepDraftBackend:
+    """Backends of the consecutive draft steps of one round.
+
+    Args:
+        model_runner: of the draft model.
+        topk: draft tokens per step and branch; HSA drafts chains, so 1.
+        speculative_num_steps: draft tokens per round; the first comes from the draft's extend pass.
+
+    Raises:
+        ValueError: for branching drafts, and for a draft model with layers that do not use HSA.
+    """
+
+    def __init__(
+        self, model_runner: ModelRunner, topk: int, speculative_num_steps: int
+    ):
+        if topk != 1:
+            raise ValueError(
+                f"--attention-backend hsa drafts chains; use --speculative-eagle-topk 1, not {topk}."
+            )
+        self.backend = HSAAttnBackend(model_runner, speculative_num_steps - 1)
+        if self.backend.has_dense_layers:
+            raise ValueError(
+                "--attention-backend hsa does not draft with a model that has layers without HSA, such as "
+                "sliding-window layers; add --speculative-draft-attention-backend triton."
+            )
+        self.attn_backends = [
+            HSADraftStep(self.backend, step)
+            for step in range(speculative_num_steps - 1)
+        ]
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch):
+        self.backend.init_forward_metadata(forward_batch)
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
+        self.backend.init_cuda_graph_state(max_bs, max_num_tokens)
+
+    def init_forward_metadata_capture_cuda_graph(self, forward_batch: ForwardBatch):
+        self.backend.init_forward_metadata_capture_cuda_graph()
+
+    def init_forward_metadata_replay_cuda_graph(
+        self, forward_batch: ForwardBatch, bs: int
+    ):
+        self.backend.init_forward_metadata_replay_cuda_graph()

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HSA over draft tokens against the oracle: verification, draft extend, the steps of a multi-step draft.
+
+On a CUDA device, or under TRITON_INTERPRET=1.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from sglang.srt.layers.attention.hsa.backend import make_decode_kernels
+from sglang.srt.layers.attention.hsa.draft_backend import HSAMultiStepDraftBackend
+from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.test.attention.hsa_harness import Harness
+
+ON_GPU = torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(
+    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs a CUDA device or TRITON_INTERPRET=1",
+)
+DEVICE = "cuda" if ON_GPU else "cpu"
+ATOL = 1e-4 if ON_GPU else 3e-5
+STEPS = 3  # draft tokens after the last committed one
+PAGE = 16
+
+
+class Drafts(Harness):
+    """A harness that drafts, verifies and rejects as SGLang's workers do."""
+
+    def __init__(self, **options):
+        super().__init__(
+            device=DEVICE, decode_kernels=True, num_draft_tokens=STEPS + 1, num_pages=40,
+            num_heads=2, num_kv_heads=1, **{"window_size": 20, "topk": 2, **options},
+        )  # fmt: skip
+        draft = HSAMultiStepDraftBackend(self.runner, 1, STEPS + 1)
+        if not ON_GPU:
+            draft.backend.decode_kernels = make_decode_kernels(
+                self.runner, self.config, draft.backend.counters, STEPS
+            )
+        self.draft = draft
+
+    def allocate(self, sequences, new):
+        """A batch whose ``new`` tokens have slots and are not committed; the sequences already count them."""
+        batch = self.batch(dict(enumerate(new)), sequences, decode=False)
+        batch.seq_lens = batch.seq_lens - torch.tensor(new, device=self.device)
+        batch.seq_lens_cpu = batch.seq_lens_cpu - torch.tensor(new)
+        return batch
+
+    def reject(self, sequence, count):
+        """Forget the last ``count`` tokens: pages without a committed token go back, poisoned."""
+        if count == 0:
+            return
+        committed = sequence.length - count
+        first = -(-committed // PAGE) * PAGE
+        slots = self.req_to_token_pool.req_to_token[
+            sequence.row, first : sequence.length
+        ].long()
+        if len(slots):
+            for buffer in (*self.pool.k_buffer, *self.pool.v_buffer):
+                pages = slots // PAGE
+                for page in pages.unique().tolist():
+                    buffer[page * PAGE : (page + 1) * PAGE] = float("nan")
+            self.allocator.free(slots)
+        del sequence.k[committed:], sequence.v[committed:]
+        sequence.length = committed
+
+    def inputs(self, sequences, counts):
+        """Random q, k, v of new tokens, packed; the sequences remember k and v."""
+        total = sum(counts)
+        q, k, v = (
+            torch.randn(total, heads, self.head_dim, generator=self.rng)
+            for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        )
+        row = 0
+        for s, count in zip(sequences, counts):
+            page = (len(s.k) + torch.arange(count)) // PAGE
+            k[row : row + count] += torch.sin(page.float() * 2.3 + s.row)[:, None, None]
+            s.k += list(self.as_cached(k[row : row + count], 0))
+            s.v += list(self.as_cached(v[row : row + count], 1))
+            row += count
+        return tuple(x.to(self.device, self.dtype) for x in (q, k, v))
+
+    def forward(self, batch, q, k, v):
+        o = self.layers[0](q.flatten(1), k.flatten(1), v.flatten(1), batch)
+        return o.view(len(q), self.num_heads, -1).cpu()
+
+    def check(self, o, q, sequences, counts):
+        expected = self.expected(q.cpu(), sequences, counts)
+        np.testing.assert_allclose(o.float().numpy(), expected, atol=ATOL)
+
+    def verify(self, sequences):
+        """Verify ``STEPS + 1`` tokens of each sequence."""
+        counts = [STEPS + 1] * len(sequences)
+        batch = self.allocate(sequences, counts)
+        batch.forward_mode = ForwardMode.TARGET_VERIFY
+        self.backend.init_forward_metadata(batch)
+        q, k, v = self.inputs(sequences, counts)
+        self.check(self.forward(batch, q, k, v), q, sequences, counts)
+
+    def draft_extend(self, sequences, counts):
+        """Extend by the accepted tokens as a CUDA graph does: ``STEPS + 1`` rows of each, packed to the front."""
+        total, rows = sum(counts), (STEPS + 1) * len(sequences)
+        batch = self.batch(dict(enumerate(counts)), sequences, decode=False)
+        batch.forward_mode = ForwardMode.DRAFT_EXTEND
+        self.backend.decode_kernels.prepare(batch.page_handouts)
+        self.backend.init_forward_metadata_capture_cuda_graph()
+        q, k, v = self.inputs(sequences, counts)
+        pad = [x.new_zeros((rows - total, *x.shape[1:])) for x in (q, k, v)]
+        batch.out_cache_loc = torch.cat(
+            [batch.out_cache_loc, batch.out_cache_loc.new_zeros(rows - total)]
+        )
+        o = self.forward(batch, *map(torch.cat, zip((q, k, v), pad)))
+        self.check(o[:total], q, sequences, counts)
+        assert (o[total:] == 0).all()
+
+    def draft_steps(self, sequences):
+        """``STEPS`` single tokens of each sequence, one after another, on the multi-step backend."""
+        batch = self.allocate(sequences, [STEPS] * len(sequences))
+        for s in sequences:
+            s.length -= STEPS
+        slots = batch.out_cache_loc.view(len(sequences), STEPS)
+        batch.forward_mode = ForwardMode.DECODE
+        self.draft.init_forward_metadata(batch)
+        ones = [1] * len(sequences)
+        for step, backend in enumerate(self.draft.attn_backends):
+            batch.attn_backend, batch.out_cache_loc = backend, slots[:, step]
+            for s in sequences:
+                s.length += 1
+            q, k, v = self.inputs(sequences, ones)
+            self.check(self.forward(batch, q, k, v), q, sequences, ones)
+
+    def check_representations(self, sequences, settled):
+        """Pages complete by ``settled`` tokens have their representation, pages with room left have none."""
+        for s, count in zip(sequences, settled):
+            pages = self.pages_of(s)
+            valid = self.pool.chunk_repr_valid(0, pages)
+            assert valid[: count // PAGE].all()
+            assert not valid[s.length // PAGE :].any()
+            complete = pages[: count // PAGE]
+            expected = chunk_repr_fwd(
+                self.pool.get_key_buffer(0), complete, page_size=PAGE, kind=self.config.chunk_repr
+            )  # fmt: skip
+            torch.testing.assert_close(
+                self.pool.chunk_repr_pages(0)[complete.long()], expected, atol=1e-5, rtol=1e-5
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(chunk_repr="mean_var", selection_strategy="group"),
+        dict(chunk_repr="min_max", selection_strategy="head", logit_cap=5.0),
+        dict(selection_strategy="softmax_head"),
+        dict(weight_mode="score", window_size=STEPS + 1),
+    ],
+    ids=["group", "head", "softmax_head", "score"],
+)
+def test_verification_equals_decode_whatever_is_rejected(options):
+    """Accepted tokens alone complete pages, in any number per pass and over page boundaries. # trap 2, 26"""
+    h = Drafts(**options)
+    sequences = [h.new_sequence() for _ in range(2)]
+    h.step(sequences, [106, 61])
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        committed = [s.length for s in sequences]
+        h.verify(sequences)
+        h.check_representations(sequences, committed)
+        for s, accepted in zip(sequences, rng.integers(1, STEPS + 2, 2).tolist()):
+            h.reject(s, STEPS + 1 - accepted)
+    counts = h.backend.counters.snapshot()
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+    assert counts["reprs_healed"] == 0
+    assert counts["reprs_written"] == sum(c // PAGE for c in committed)
+
+
+def test_verification_then_decode():
+    """A request may go on without drafts: the page that verification left complete is represented by the decode."""
+    h = Drafts()
+    s = h.new_sequence()
+    h.step([s], [5 * PAGE - 2])
+    h.verify([s])  # crosses the boundary
+    h.reject(s, 2)
+    assert s.length == 5 * PAGE
+    q, o = h.step([s], [1], decode=True)
+    h.check(o, q, [s], [1])
+    h.check_representations([s], [s.length - 1])
+
+
+@pytest.mark.parametrize("options", [{}, dict(weight_mode="score")], ids=["split", "tiled"])
+def test_draft_rounds(options):
+    """Draft steps, then the accepted tokens again as one ragged extend, over page boundaries."""
+    h = Drafts(**options)
+    sequences = [h.new_sequence() for _ in range(2)]
+    h.step(sequences, [106, 61])
+    rng = np.random.default_rng(1)
+    for _ in range(4):
+        committed = [s.length for s in sequences]
+        h.draft_steps(sequences)
+        h.check_representations(sequences, committed)
+        for s in sequences:
+            h.reject(s, STEPS)
+        h.draft_extend(sequences, rng.integers(1, STEPS + 2, 2).tolist())
+
+
+def test_padding_rows_of_a_graph_are_harmless():
+    """A graph's padding has one key, request 0, and the full number of rows. # trap 3"""
+    h = Drafts()
+    s = h.new_sequence()
+    h.step([s], [100])
+    batch = h.allocate([s], [STEPS + 1])
+    batch.forward_mode, rows = ForwardMode.TARGET_VERIFY, 3 * (STEPS + 1)
+    ones = torch.ones(2, dtype=batch.seq_lens.dtype, device=DEVICE)
+    batch.seq_lens = torch.cat([batch.seq_lens, ones])
+    batch.req_pool_indices = torch.cat(
+        [batch.req_pool_indices, torch.zeros_like(batch.req_pool_indices).repeat(2)]
+    )
+    slots = batch.out_cache_loc
+    batch.out_cache_loc = torch.cat([slots, slots.new_zeros(rows - len(slots))])
+    before = h.backend.counters.snapshot()["reprs_written"]
+    h.backend.init_forward_metadata(batch)
+    q, k, v = h.inputs([s], [STEPS + 1])
+    padded = [torch.cat([x, x.new_zeros((rows - len(x), *x.shape[1:]))]) for x in (q, k, v)]
+    o = h.forward(batch, *padded)
+    h.check(o[: STEPS + 1], q, [s], [STEPS + 1])
+    assert h.backend.counters.snapshot()["reprs_written"] == before
+
+
+def test_branching_drafts_are_refused():
+    h = Drafts()
+    with pytest.raises(ValueError, match="--speculative-eagle-topk 1, not 4"):
+        HSAMultiStepDraftBackend(h.runner, 4, 3)
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))
