@@ -102,12 +102,69 @@ def write_model_config(folder: Path, **fields) -> str:
     return str(folder)
 
 
-def write_random_model(folder: Path, **fields) -> str:
+def write_random_model(folder: Path, seed: int = 0, **fields) -> str:
     """A Qwen3 checkpoint with random float32 weights, sharp enough that attention matters."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     write_model_config(folder, initializer_range=0.15, **fields)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     model.save_pretrained(folder)
+    return str(folder)
+
+
+def write_random_eagle(folder: Path, target: str, eagle3: bool, seed: int = 1) -> str:
+    """A random EAGLE or EAGLE3 draft checkpoint of one Llama layer for the checkpoint in the folder ``target``."""
+    from safetensors.torch import save_file
+
+    of_target = json.loads((Path(target) / "config.json").read_text())
+    names = "hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size rms_norm_eps"
+    config = {name: of_target[name] for name in names.split()}
+    config |= dict(
+        architectures=["LlamaForCausalLMEagle3" if eagle3 else "LlamaForCausalLMEagle"],
+        model_type="llama",
+        hidden_act="silu",
+        num_hidden_layers=1,
+        max_position_embeddings=of_target["max_position_embeddings"],
+        rope_theta=10000.0,
+        tie_word_embeddings=False,
+        torch_dtype="float32",
+    )
+    if eagle3:
+        config["draft_vocab_size"] = config["vocab_size"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    heads, kv_heads = (
+        config[name] * config["head_dim"]
+        for name in ("num_attention_heads", "num_key_value_heads")
+    )
+    layer, wide = ("midlayer", 2 * hidden) if eagle3 else ("layers.0", hidden)
+    shapes = {
+        "fc.weight": (hidden, (3 if eagle3 else 2) * hidden),
+        f"{layer}.self_attn.q_proj.weight": (heads, wide),
+        f"{layer}.self_attn.k_proj.weight": (kv_heads, wide),
+        f"{layer}.self_attn.v_proj.weight": (kv_heads, wide),
+        f"{layer}.self_attn.o_proj.weight": (hidden, heads),
+        f"{layer}.mlp.gate_proj.weight": (inner, hidden),
+        f"{layer}.mlp.up_proj.weight": (inner, hidden),
+        f"{layer}.mlp.down_proj.weight": (hidden, inner),
+    }
+    norms = [f"{layer}.post_attention_layernorm.weight"]
+    if eagle3:
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+        norms += [
+            f"{layer}.input_layernorm.weight",
+            f"{layer}.hidden_norm.weight",
+            "norm.weight",
+        ]
+    else:
+        shapes["fc.bias"] = (hidden,)
+    rng = torch.Generator().manual_seed(seed)
+    weights = {
+        name: 0.15 * torch.randn(shape, generator=rng) for name, shape in shapes.items()
+    }
+    weights |= {name: torch.ones(hidden) for name in norms}
+    save_file(weights, folder / "model.safetensors")
     return str(folder)

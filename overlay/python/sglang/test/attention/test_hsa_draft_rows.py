@@ -5,15 +5,17 @@ On a CUDA device, or under TRITON_INTERPRET=1.
 """
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.backend import make_decode_kernels
+from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend, make_decode_kernels
 from sglang.srt.layers.attention.hsa.draft_backend import HSAMultiStepDraftBackend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.speculative.draft_utils import DraftBackendFactory
 from sglang.test.attention.hsa_harness import Harness
 
 ON_GPU = torch.cuda.is_available()
@@ -189,7 +191,9 @@ def test_verification_then_decode():
     h.check_representations([s], [s.length - 1])
 
 
-@pytest.mark.parametrize("options", [{}, dict(weight_mode="score")], ids=["split", "tiled"])
+@pytest.mark.parametrize(
+    "options", [{}, dict(weight_mode="score")], ids=["split", "tiled"]
+)
 def test_draft_rounds(options):
     """Draft steps, then the accepted tokens again as one ragged extend, over page boundaries."""
     h = Drafts(**options)
@@ -222,10 +226,26 @@ def test_padding_rows_of_a_graph_are_harmless():
     before = h.backend.counters.snapshot()["reprs_written"]
     h.backend.init_forward_metadata(batch)
     q, k, v = h.inputs([s], [STEPS + 1])
-    padded = [torch.cat([x, x.new_zeros((rows - len(x), *x.shape[1:]))]) for x in (q, k, v)]
+    padded = [
+        torch.cat([x, x.new_zeros((rows - len(x), *x.shape[1:]))]) for x in (q, k, v)
+    ]
     o = h.forward(batch, *padded)
     h.check(o[: STEPS + 1], q, [s], [STEPS + 1])
     assert h.backend.counters.snapshot()["reprs_written"] == before
+
+
+def test_draft_workers_find_both_backends():
+    h = Drafts()
+    args = SimpleNamespace(
+        speculative_draft_attention_backend=None,
+        speculative_attention_mode="prefill",
+        attention_backend="hsa",
+        prefill_attention_backend="hsa",
+        decode_attention_backend="hsa",
+    )
+    factory = DraftBackendFactory(args, h.runner, topk=1, speculative_num_steps=4)
+    assert len(factory.create_decode_backend().attn_backends) == 3
+    assert isinstance(factory.create_draft_extend_backend(), HSAAttnBackend)
 
 
 def test_branching_drafts_are_refused():

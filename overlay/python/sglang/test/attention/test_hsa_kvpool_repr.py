@@ -223,7 +223,7 @@ def test_sliding_window_layers_keep_no_representations():
 
 def test_a_draft_model_shares_the_page_versions_of_its_target():
     """One allocator hands out the pages of both pools, so a hand-out invalidates both representations."""
-    target = make_pool()
+    target = make_pool(hsa_layers=range(4))
     allocator = make_allocator(target)
     draft = fake_runner(layers="0,9")  # layer 9 is one of the target model
     draft.device, draft.is_draft_worker = "cpu", True
@@ -238,7 +238,9 @@ def test_a_draft_model_shares_the_page_versions_of_its_target():
     slots = allocator.alloc(target.page_size)
     page = slots[:1] // target.page_size
     for p in (target, pool):
-        p.save_chunk_repr(0, page, torch.zeros(1, p.head_num, p.chunk_repr_pages(0).shape[-1]))
+        p.save_chunk_repr(
+            0, page, torch.zeros(1, p.head_num, p.chunk_repr_pages(0).shape[-1])
+        )
         assert p.chunk_repr_valid(0, page).all()
     allocator.free(slots)
     allocator.clear()

@@ -55,7 +55,9 @@ class HSAAttnBackend(AttentionBackend):
         self.config = HSAConfig.from_server_args(model_runner.server_args)
         self.dense = ATTENTION_BACKENDS[self.config.dense_backend](model_runner)
         self.counters = hsa_counters.HSACounters(model_runner.device)
-        if not model_runner.is_draft_worker:  # the server's counts are the target model's
+        if (
+            not model_runner.is_draft_worker
+        ):  # the server's counts are the target model's
             hsa_counters.register(self.counters, self.pool.get_chunk_repr_size_bytes())
         self.decode_kernels = self._make_decode_kernels(model_runner, draft_steps)
         self.has_dense_layers = any(

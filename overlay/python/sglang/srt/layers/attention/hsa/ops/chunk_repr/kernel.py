@@ -58,7 +58,9 @@ def _write_committed_page_kernel(
     b = tl.program_id(0)
     g = tl.program_id(1)
     layer = tl.program_id(2)
-    committed = tl.load(seq_lens + b).to(tl.int64)  # tokens whose keys earlier passes wrote
+    committed = tl.load(seq_lens + b).to(
+        tl.int64
+    )  # tokens whose keys earlier passes wrote
     if NEW is None:
         committed -= tl.load(new_lens + b)
     else:
@@ -67,7 +69,9 @@ def _write_committed_page_kernel(
     version = tl.zeros((), tl.int64)
     complete = (committed >= PAGE_SIZE) & (committed % PAGE_SIZE < RECENT)
     if complete:
-        tokens = req_to_token + tl.load(req_pool_indices + b).to(tl.int64) * stride_tokens
+        tokens = (
+            req_to_token + tl.load(req_pool_indices + b).to(tl.int64) * stride_tokens
+        )
         last = (committed // PAGE_SIZE - 1) * PAGE_SIZE
         page = tl.load(tokens + last).to(tl.int64) // PAGE_SIZE
         version = tl.load(page_version + page)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speculative greedy decoding with HSA on a CUDA device gives the tokens of plain decoding."""
+
+import numpy as np
+import pytest
+import torch
+
+import sglang as sgl
+from sglang.test.attention.hsa_fixtures import write_random_eagle, write_random_model
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"
+)
+
+LENGTHS = (1, 63, 64, 65, 700, 1500)
+NEW = 80  # over a page boundary from any prompt
+NEAR_TIE = 0.05  # log-probability; passes of other shapes round float16 in other ways
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speculative")
+    target = write_random_model(folder / "target", head_dim=64, num_hidden_layers=6)
+    return {
+        "target": target,
+        "other": write_random_model(folder / "other", seed=1, head_dim=64),
+        "EAGLE": write_random_eagle(folder / "eagle", target, eagle3=False),
+        "EAGLE3": write_random_eagle(folder / "eagle3", target, eagle3=True),
+    }
+
+
+def generate(checkpoints, **engine):
+    """Every prompt alone, then all as a batch that finds them in the radix cache, and the counters."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 512, n).tolist() for n in LENGTHS]
+    sampling = dict(temperature=0, ignore_eos=True, max_new_tokens=NEW)
+    options = dict(
+        model_path=checkpoints["target"],
+        attention_backend="hsa",
+        hsa_dense_backend="triton",
+        hsa_topk=2,
+        hsa_window_size=128,
+        dtype="float16",
+        max_total_tokens=16384,
+        max_running_requests=8,
+        cuda_graph_max_bs=8,
+        mem_fraction_static=0.3,
+        skip_tokenizer_init=True,
+        sampling_backend="pytorch",
+        grammar_backend="none",
+        log_level="error",
+    )
+    with sgl.Engine(**{**options, **engine}) as llm:
+        ask = dict(sampling_params=sampling, return_logprob=True, top_logprobs_num=2)
+        outputs = [llm.generate(input_ids=p, **ask) for p in prompts]
+        outputs += llm.generate(input_ids=prompts, **ask)
+        [state] = llm.get_server_info()["internal_states"]
+    return outputs, state["hsa_counters"]
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoints):
+    outputs, counts = generate(checkpoints)
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+    return outputs
+
+
+def assert_same_tokens(outputs, plain):
+    """Equal up to the first near-tie, after which the texts part ways; at most one in three may have one."""
+    ties = 0
+    for got, expected in zip(outputs, plain):
+        tokens, reference = got["output_ids"], expected["output_ids"]
+        assert len(tokens) == len(reference) == NEW
+        i = next((i for i in range(NEW) if tokens[i] != reference[i]), None)
+        if i is None:
+            continue
+        first, second = expected["meta_info"]["output_top_logprobs"][i][:2]
+        assert tokens[i] == second[1] and first[0] - second[0] < NEAR_TIE, (
+            i,
+            first,
+            second,
+        )
+        ties += 1
+    assert 3 * ties <= len(plain)
+
+
+CASES = {
+    "STANDALONE": dict(draft="target"),
+    "STANDALONE-rejected": dict(
+        draft="other", disable_radix_cache=True, disable_cuda_graph=True
+    ),
+    "STANDALONE-dense-draft": dict(
+        draft="target", speculative_draft_attention_backend="triton"
+    ),
+    "EAGLE": dict(draft="EAGLE"),
+    "EAGLE-chunked": dict(
+        draft="EAGLE", chunked_prefill_size=128, disable_cuda_graph=True
+    ),
+    "EAGLE3": dict(draft="EAGLE3"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_drafts_leave_the_tokens_alone(checkpoints, plain, case):
+    """# trap 26"""
+    options = dict(CASES[case])
+    draft = options.pop("draft")
+    outputs, counts = generate(
+        checkpoints,
+        speculative_algorithm=case.partition("-")[0],
+        speculative_draft_model_path=checkpoints[draft],
+        speculative_num_steps=3,
+        speculative_eagle_topk=1,
+        speculative_num_draft_tokens=4,
+        **options,
+    )
+    assert_same_tokens(outputs, plain)
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+    passes = sum(out["meta_info"]["spec_verify_ct"] for out in outputs)
+    accepted_per_pass = NEW * len(outputs) / passes
+    if draft == "target":
+        assert accepted_per_pass > 3  # of at most 4: drafts are the target's own tokens
+    else:
+        assert accepted_per_pass < 2  # a random draft is hardly ever right
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))
