@@ -32,9 +32,9 @@ PAGE = 16
 class Drafts(Harness):
     """A harness that drafts, verifies and rejects as SGLang's workers do."""
 
-    def __init__(self, **options):
+    def __init__(self, extend_kernels=False, **options):
         super().__init__(
-            device=DEVICE, decode_kernels=True, num_draft_tokens=STEPS + 1, num_pages=40,
+            device=DEVICE, decode_kernels=True, extend_kernels=extend_kernels, num_draft_tokens=STEPS + 1, num_pages=40,
             num_heads=2, num_kv_heads=1, **{"window_size": 20, "topk": 2, **options},
         )  # fmt: skip
         draft = HSAMultiStepDraftBackend(self.runner, 1, STEPS + 1)
@@ -117,6 +117,16 @@ class Drafts(Harness):
         o = self.forward(batch, *map(torch.cat, zip((q, k, v), pad)))
         self.check(o[:total], q, sequences, counts)
         assert (o[total:] == 0).all()
+
+    def draft_extend_eagerly(self, sequences, counts):
+        """Extend by the accepted tokens without a graph; SGLang leaves the prefix lengths of the prefill there."""
+        batch = self.batch(dict(enumerate(counts)), sequences, decode=False)
+        batch.forward_mode = ForwardMode.DRAFT_EXTEND
+        batch.extend_prefix_lens_cpu = [0]
+        self.backend.init_forward_metadata(batch)
+        q, k, v = self.inputs(sequences, counts)
+        self.check(self.forward(batch, q, k, v), q, sequences, counts)
+        self.check_representations(sequences, [s.length for s in sequences])
 
     def draft_steps(self, sequences):
         """``STEPS`` single tokens of each sequence, one after another, on the multi-step backend."""
@@ -207,6 +217,17 @@ def test_draft_rounds(options):
         for s in sequences:
             h.reject(s, STEPS)
         h.draft_extend(sequences, rng.integers(1, STEPS + 2, 2).tolist())
+
+
+def test_draft_extend_without_a_graph():
+    h = Drafts(extend_kernels=True)
+    sequences = [h.new_sequence() for _ in range(2)]
+    h.step(sequences, [76, 61])
+    for counts in ([4, 1], [1, 3]):
+        h.draft_steps(sequences)
+        for s in sequences:
+            h.reject(s, STEPS)
+        h.draft_extend_eagerly(sequences, counts)
 
 
 def test_padding_rows_of_a_graph_are_harmless():

@@ -8,17 +8,13 @@ passes with more rows.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from typing import TYPE_CHECKING, Mapping, NamedTuple, Optional
-=======
-from typing import TYPE_CHECKING, List, Mapping, Optional
->>>>>>> 7b8265d ([HSA] Draft and verify on HSA)
+from typing import TYPE_CHECKING, List, Mapping, NamedTuple, Optional
 
 import torch
 import triton
 
 from sglang.srt.layers.attention.hsa.counters import INDEX, HSACounters
-from sglang.srt.layers.attention.hsa.draft_rows import DraftRows, Rows
+from sglang.srt.layers.attention.hsa.draft_rows import Rows, write_draft_rows
 from sglang.srt.layers.attention.hsa.extend_kernels import ExtendKernels
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling
 from sglang.srt.layers.attention.hsa.layer_buffers import pool_buffers
@@ -46,8 +42,15 @@ def unsupported(config: HSAConfig) -> Optional[str]:
 
 
 class DecodeBuffers(NamedTuple):
-    """Page table ``[rows, max_pages]`` int32 and scratch of passes with up to so many rows."""
+    """What passes with up to so many rows write, for each step of a multi-step draft; any other pass is one step.
 
+    Attributes:
+        seq_lens: keys that each row sees ``[steps, rows]`` int32; decode has the batch's own.
+        page_table: physical page of each logical page ``[steps, rows, max_pages]`` int32.
+        attention: scratch and launches of a step.
+    """
+
+    seq_lens: torch.Tensor
     page_table: torch.Tensor
     attention: SplitDecode | TiledDecode
 
@@ -82,12 +85,12 @@ class DecodeKernels:
     ):
         self.pool, self.config, self.counters = pool, config, counters
         self.num_draft_tokens, self.draft_steps = num_draft_tokens, draft_steps
+        self.rows_per_request = 1 if draft_steps else num_draft_tokens
         self.tiling = choose_tiling(
             num_heads // pool.head_num, pool.head_dim, config.selection_strategy
         )
         self.req_to_token = req_to_token_pool.req_to_token
         device = self.req_to_token.device
-<<<<<<< HEAD
         self.size = DecodeSize(
             0,
             triton.cdiv(self.req_to_token.shape[1], config.page_size),
@@ -98,34 +101,9 @@ class DecodeKernels:
         self.reserved: Optional[DecodeBuffers] = None
         self.grown: Optional[DecodeBuffers] = None
         self.buffers: Optional[DecodeBuffers] = None  # of the pass that began last
+        self.rows: List[Rows] = []  # its rows, by draft step
         self.page_version = torch.empty_like(pool.page_version)
         self.built_at = torch.zeros(1, dtype=torch.int64, device=device)
-=======
-        requests, width = self.req_to_token.shape
-        max_pages = triton.cdiv(width, config.page_size)
-        self.page_version = torch.empty_like(pool.page_version)
-        self.built_at = torch.zeros(1, dtype=torch.int64, device=device)
-        self.page_table = torch.zeros(
-            (requests, max_pages), dtype=torch.int32, device=device
-        )
-        self.draft_rows: Optional[DraftRows] = None
-        if num_draft_tokens > 1 or draft_steps:
-            self.draft_rows = DraftRows(
-                self.req_to_token,
-                config.page_size,
-                1 if draft_steps else num_draft_tokens,
-                max(draft_steps, 1),
-            )
-        self.rows: List[Rows] = []
-        size = DecodeSize(
-            requests * (1 if draft_steps else num_draft_tokens),
-            max_pages,
-            num_heads,
-            pool.head_num,
-            pool.v_head_dim,
-        )
-        self.attention = decode_attention(config, counters, size, device, self.tiling)
->>>>>>> 7b8265d ([HSA] Draft and verify on HSA)
         keys = [pool.k_buffer[layer - pool.start_layer] for layer in pool.hsa_layer_ids]
         self.k_ptrs, self.repr_ptrs, self.stamp_ptrs = (
             torch.tensor(
@@ -137,21 +115,23 @@ class DecodeKernels:
             [scales[layer].k for layer in pool.hsa_layer_ids], device=device
         )
 
-    def reserve(self, rows: int) -> None:
-        """Make the buffers that CUDA graphs of up to ``rows`` hold, before the first of them is captured."""
-        self.reserved = self._make_buffers(rows)
+    def reserve(self, requests: int) -> None:
+        """Make the buffers that CUDA graphs of so many requests hold, before the first of them is captured."""
+        self.reserved = self._make_buffers(requests * self.rows_per_request)
 
     def _make_buffers(self, rows: int) -> DecodeBuffers:
         size, device = self.size._replace(rows=rows), self.req_to_token.device
+        shape = (max(self.draft_steps, 1), rows, size.max_pages)
         return DecodeBuffers(
-            torch.zeros((rows, size.max_pages), dtype=torch.int32, device=device),
+            torch.zeros(shape[:2], dtype=torch.int32, device=device),
+            torch.zeros(shape, dtype=torch.int32, device=device),
             decode_attention(self.config, self.counters, size, device, self.tiling),
         )
 
     def _buffers_for(self, rows: int) -> DecodeBuffers:
         """Those of the graphs if the rows fit, else others that grow with the largest batch."""
         for buffers in (self.reserved, self.grown):
-            if buffers is not None and rows <= len(buffers.page_table):
+            if buffers is not None and rows <= buffers.seq_lens.shape[1]:
                 return buffers
         self.grown = self._make_buffers(triton.next_power_of_2(rows))
         return self.grown
@@ -170,16 +150,6 @@ class DecodeKernels:
             forward_batch, self.pool, self.config, self.tiling, self.counters
         )
 
-<<<<<<< HEAD
-    def begin(self, forward_batch: ForwardBatch) -> None:
-        """Launch what all layers of a forward pass share."""
-        # Versions before the table, as in ``build_metadata``.
-        self.page_version.copy_(self.pool.page_version)
-        seq_lens = forward_batch.seq_lens
-        self.buffers = self._buffers_for(len(seq_lens))
-        table = self.buffers.page_table[: len(seq_lens)]
-        build_page_table(
-=======
     def begin(self, forward_batch: ForwardBatch, step: int = 0) -> None:
         """Launch what all layers of a forward pass share.
 
@@ -190,45 +160,33 @@ class DecodeKernels:
         if step == 0:
             # Versions before the table, as in ``build_metadata``.
             self.page_version.copy_(self.pool.page_version)
+            self.buffers = self._buffers_for(
+                len(forward_batch.seq_lens) * self.rows_per_request
+            )
             self.rows = self._write_rows(forward_batch)
             if self.pool.chunk_repr_kind.stored:
                 self._write_representations(forward_batch)
-        self.attention.begin(self.rows[step].seq_lens)
+        self.buffers.attention.begin(self.rows[step].seq_lens)
 
     def _write_rows(self, forward_batch: ForwardBatch) -> List[Rows]:
+        seq_lens, page_table, _ = self.buffers
         if not forward_batch.forward_mode.is_decode() or self.draft_steps:
-            return self.draft_rows.write(forward_batch)
-        seq_lens = forward_batch.seq_lens
+            return write_draft_rows(
+                forward_batch,
+                self.req_to_token,
+                seq_lens,
+                page_table,
+                page_size=self.config.page_size,
+                num_draft_tokens=self.rows_per_request,
+            )
         table = build_page_table(
->>>>>>> 7b8265d ([HSA] Draft and verify on HSA)
             self.req_to_token,
             forward_batch.req_pool_indices,
-            seq_lens,
-            self.page_table[: len(seq_lens)],
+            forward_batch.seq_lens,
+            page_table[0, : len(forward_batch.seq_lens)],
             self.config.page_size,
         )
-<<<<<<< HEAD
-        self.buffers.attention.begin(seq_lens)
-        if self.pool.chunk_repr_kind.stored:
-            first = self.pool.hsa_layer_ids[0]
-            written = INDEX["reprs_written"]
-            write_previous_page(
-                self.k_ptrs,
-                self.repr_ptrs,
-                self.stamp_ptrs,
-                self.pool.get_key_buffer(first),
-                self.pool.chunk_repr_pages(first),
-                self.page_version,
-                self.built_at,
-                table,
-                seq_lens,
-                self.k_scales,
-                self.counters.values[written : written + 1],
-                page_size=self.config.page_size,
-                kind=self.config.chunk_repr,
-            )
-=======
-        return [Rows(seq_lens, table)]
+        return [Rows(forward_batch.seq_lens, table)]
 
     def _write_representations(self, forward_batch: ForwardBatch) -> None:
         """Represent the page that each request's previous pass completed. Draft tokens complete none."""
@@ -257,19 +215,11 @@ class DecodeKernels:
             page_size=self.config.page_size,
             kind=self.config.chunk_repr,
         )
->>>>>>> 7b8265d ([HSA] Draft and verify on HSA)
 
     def attend(
         self, q: torch.Tensor, layer: RadixAttention, scales: KVScales, step: int = 0
     ) -> torch.Tensor:
-<<<<<<< HEAD
-        """One layer: q ``[B, H_q, D]`` -> ``[B, H_q, D_v]`` in the dtype of q. K and V are written."""
-        layer_buffers = pool_buffers(layer, self.pool, scales, self.page_version)
-        page_table, attention = self.buffers
-        return attention.attend(q, layer_buffers, page_table[: len(q)], seq_lens)
-=======
         """One layer: q ``[R, H_q, D]`` -> ``[R, H_q, D_v]`` in the dtype of q. K and V are written."""
-        buffers = pool_buffers(layer, self.pool, scales, self.page_version)
+        layer_buffers = pool_buffers(layer, self.pool, scales, self.page_version)
         seq_lens, page_table = self.rows[step]
-        return self.attention.attend(q, buffers, page_table, seq_lens)
->>>>>>> 7b8265d ([HSA] Draft and verify on HSA)
+        return self.buffers.attention.attend(q, layer_buffers, page_table, seq_lens)

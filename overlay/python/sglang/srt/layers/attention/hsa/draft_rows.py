@@ -35,78 +35,64 @@ class Rows(NamedTuple):
     page_table: torch.Tensor
 
 
-class DraftRows:
-    """Static buffers for the rows of draft tokens.
+def write_draft_rows(
+    forward_batch: ForwardBatch,
+    req_to_token: torch.Tensor,
+    seq_lens: torch.Tensor,
+    page_table: torch.Tensor,
+    *,
+    page_size: int,
+    num_draft_tokens: int,
+) -> List[Rows]:
+    """Write the rows of a pass, one ``Rows`` per step of a multi-step draft.
+
+    Row j of a request with n rows is the query at position ``length - n + j``, where ``length`` counts the request's
+    keys with the pass's own. Step i of a multi-step draft has the token that i others follow the committed ones.
 
     Args:
+        forward_batch: B requests in decode (of a multi-step draft), verification or draft extend.
         req_to_token: slot of each position of each request ``[num_requests, context]`` int32.
+        seq_lens: ``[steps, >= B * D]`` int32, written.
+        page_table: ``[steps, >= B * D, max_pages]`` int32, written as far as each row's keys go.
         page_size: slots per page.
-        num_draft_tokens: D, the most rows of a request in a pass.
-        steps: steps of a multi-step draft that this is for; 1 for verification and draft extend.
+        num_draft_tokens: D, the most rows of a request; 1 in decode.
     """
-
-    def __init__(
-        self,
-        req_to_token: torch.Tensor,
-        page_size: int,
-        num_draft_tokens: int,
-        steps: int,
-    ):
-        self.req_to_token, self.page_size = req_to_token, page_size
-        self.num_draft_tokens = num_draft_tokens
-        requests, width = req_to_token.shape
-        rows, pages = requests * num_draft_tokens, -(-width // page_size)
-        device = req_to_token.device
-        self.seq_lens = torch.zeros((steps, rows), dtype=torch.int32, device=device)
-        self.page_table = torch.zeros(
-            (steps, rows, pages), dtype=torch.int32, device=device
+    mode = forward_batch.forward_mode
+    rows = len(forward_batch.seq_lens) * num_draft_tokens
+    written = [
+        Rows(lens[:rows], table[:rows]) for lens, table in zip(seq_lens, page_table)
+    ]
+    lens = [step.seq_lens for step in written]
+    if mode.is_decode():
+        lengths = dict(
+            cache_seqlens_list=lens,
+            seq_len_offsets=range(1, len(lens) + 1),
+            forward_mode=DECODE,
         )
-
-    def write(self, forward_batch: ForwardBatch) -> List[Rows]:
-        """The rows of a pass, one ``Rows`` per step.
-
-        Row j of a request with n rows is the query at position ``length - n + j``, where ``length`` counts the request's
-        keys with the pass's own. Step i of a multi-step draft has the token that i others follow the committed ones.
-        """
-        seq_lens, mode = forward_batch.seq_lens, forward_batch.forward_mode
-        batch, steps = len(seq_lens), len(self.seq_lens)
-        if mode.is_decode():
-            rows = batch
-            lengths = dict(
-                cache_seqlens_list=[lens[:rows] for lens in self.seq_lens],
-                seq_len_offsets=range(1, steps + 1),
-                forward_mode=DECODE,
-            )
-        else:
-            rows = batch * self.num_draft_tokens
-            if mode.is_draft_extend():
-                self.seq_lens.zero_()  # rows beyond the sum of the lengths are left alone
-            lengths = dict(
-                cache_seqlens_list=None,
-                seqlens_expanded_list=[lens[:rows] for lens in self.seq_lens],
-                num_draft_tokens=self.num_draft_tokens,
-                forward_mode=TARGET_VERIFY if mode.is_target_verify() else DRAFT_EXTEND,
-                extend_seq_lens=(
-                    forward_batch.extend_seq_lens if mode.is_draft_extend() else None
-                ),
-            )
-        written = [
-            Rows(lens[:rows], table[:rows])
-            for lens, table in zip(self.seq_lens, self.page_table)
-        ]
-        fused_metadata_precompute_and_broadcast_cuda(
-            seq_lens=seq_lens,
-            req_pool_indices=forward_batch.req_pool_indices,
-            req_to_token=self.req_to_token,
-            cu_seqlens_k_list=None,
-            page_indices_list=None,
-            nsa_cache_seqlens_list=None,
-            nsa_cu_seqlens_k_list=None,
-            real_page_table_list=[step.page_table for step in written],
-            max_len=self.req_to_token.shape[1],
-            nsa_index_topk=None,
-            real_page_size=self.page_size,
-            ragged=True,
-            **lengths,
+    else:
+        lengths = dict(
+            cache_seqlens_list=None,
+            seqlens_expanded_list=lens,
+            num_draft_tokens=num_draft_tokens,
+            forward_mode=TARGET_VERIFY,
         )
-        return written
+        if mode.is_draft_extend():
+            seq_lens.zero_()  # rows beyond the sum of the lengths are left alone
+            lengths["extend_seq_lens"] = forward_batch.extend_seq_lens
+            lengths["forward_mode"] = DRAFT_EXTEND
+    fused_metadata_precompute_and_broadcast_cuda(
+        seq_lens=forward_batch.seq_lens,
+        req_pool_indices=forward_batch.req_pool_indices,
+        req_to_token=req_to_token,
+        cu_seqlens_k_list=None,
+        page_indices_list=None,
+        nsa_cache_seqlens_list=None,
+        nsa_cu_seqlens_k_list=None,
+        real_page_table_list=[step.page_table for step in written],
+        max_len=req_to_token.shape[1],
+        nsa_index_topk=None,
+        real_page_size=page_size,
+        ragged=True,
+        **lengths,
+    )
+    return written

@@ -51,9 +51,11 @@ class ExtendKernels:
     ):
         self.pool, self.config, self.counters = pool, config, counters
         device = forward_batch.seq_lens.device
+        # A draft extend still has the prefix lengths of its requests' prefill; the differences are always right.
+        new_lens = torch.as_tensor(forward_batch.extend_seq_lens_cpu)
         self.plan = plan_extend(
-            forward_batch.extend_prefix_lens_cpu,
-            forward_batch.extend_seq_lens_cpu,
+            forward_batch.seq_lens_cpu - new_lens,
+            new_lens,
             tiling=tiling,
             page_size=config.page_size,
             window_size=config.effective_window,
