@@ -219,10 +219,11 @@ def test_draft_rounds(options):
         h.draft_extend(sequences, rng.integers(1, STEPS + 2, 2).tolist())
 
 
-def test_draft_extend_without_a_graph():
+@pytest.mark.parametrize("lengths", [[76, 61], [5, 9]], ids=["sparse", "dense"])
+def test_draft_extend_without_a_graph(lengths):
     h = Drafts(extend_kernels=True)
     sequences = [h.new_sequence() for _ in range(2)]
-    h.step(sequences, [76, 61])
+    h.step(sequences, lengths)
     for counts in ([4, 1], [1, 3]):
         h.draft_steps(sequences)
         for s in sequences:

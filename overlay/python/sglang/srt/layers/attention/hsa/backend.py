@@ -66,6 +66,7 @@ class HSAAttnBackend(AttentionBackend):
             if isinstance(module, RadixAttention)
         )
         self.forward_metadata: ReferencePass | ExtendKernels | None = None
+        self.draft_extend = False
 
     def _make_decode_kernels(
         self, model_runner: ModelRunner, draft_steps: int
@@ -92,16 +93,19 @@ class HSAAttnBackend(AttentionBackend):
             )
         else:
             self.forward_metadata = self.decode_kernels.extend(forward_batch)
+        self.draft_extend = forward_batch.forward_mode.is_draft_extend()
         if self.has_dense_layers or self._goes_dense():
             self.dense.init_forward_metadata(forward_batch)
 
     def _goes_dense(self) -> bool:
         """Whether HSA layers hand this pass to the dense backend: no row has a page to select."""
-        # Dense backends differ in how they scale an 8-bit cache and which keys they read from it.
+        # Dense backends differ in how they scale an 8-bit cache and which keys they read from it, and in where they
+        # find the lengths of a draft extend.
         return (
             self.forward_metadata is not None
             and self.forward_metadata.max_candidates == 0
             and not self.quantised
+            and not self.draft_extend
         )
 
     # CUDA graphs hold decode, verification and draft extend on the decode kernels, whose buffers are static and which
