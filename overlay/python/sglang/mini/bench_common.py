@@ -21,7 +21,7 @@ from sglang.mini.api import MiniError, SamplingParams
 from sglang.mini.engine import MiniEngine
 from sglang.mini.model import ATTENTION, ModelRunner, load, pick_device
 
-# Qwen3 shapes: layers, hidden, intermediate, query heads, KV heads, head dim, vocabulary.
+SHAPE = "num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size"
 GEOMETRIES = {
     "qwen3-tiny": (4, 128, 256, 8, 2, 32, 4096),
     "qwen3-0.6b": (28, 1024, 3072, 16, 8, 128, 151936),
@@ -35,25 +35,17 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype):
 
     if name not in GEOMETRIES:
         raise MiniError(f"geometry {name!r} is not known: use {', '.join(GEOMETRIES)}.")
-    layers, hidden, inter, heads, kv_heads, head_dim, vocab = GEOMETRIES[name]
-    config = AutoConfig.for_model(
-        "qwen3",
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        intermediate_size=inter,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=vocab,
-        max_position_embeddings=1 << 20,
-        eos_token_id=None,
-        # Wide, so that logits differ clearly: a wrong key or a lost page changes the tokens.
-        initializer_range=2 / hidden**0.5,
-    )
+    shape = dict(zip(SHAPE.split(), GEOMETRIES[name]))
+    # Wide weights, so that logits differ clearly: a wrong key or a lost page changes the tokens.
+    shape.update(initializer_range=2 / shape["hidden_size"] ** 0.5)
+    shape.update(max_position_embeddings=1 << 20, eos_token_id=None)
+    config = AutoConfig.for_model("qwen3", **shape)
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(vocab)}, "0"))
+    words = Tokenizer(
+        models.WordLevel({str(i): i for i in range(config.vocab_size)}, "0")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return model.eval(), PreTrainedTokenizerFast(tokenizer_object=words)
 
@@ -91,11 +83,11 @@ class Bench:
         self.params = SamplingParams(max_tokens=self.new_tokens, ignore_eos=True)
         self.options = options = engine_arguments(args)
         self.hsa = options.pop("hsa", None)
-        if options.pop("backend"):
+        if options.pop("backend", None):
             raise MiniError("a benchmark compares backends: use --arms.")
-        device = pick_device(options["device"])
+        device = pick_device(options.get("device"))
         cpu = device.type == "cpu"
-        dtype = options["dtype"] or (torch.float32 if cpu else torch.bfloat16)
+        dtype = options.get("dtype") or (torch.float32 if cpu else torch.bfloat16)
         make, what = (load, args.model) if args.model else (random_model, args.geometry)
         self.model, self.tokenizer = make(what, device, dtype)
         self.specs = ModelRunner(self.model).specs
@@ -121,8 +113,7 @@ class Bench:
         if arm == "hsa" and exact:
             from sglang.srt.layers.attention.hsa.config import HSAConfig
 
-            topk = self.options["token_budget"]
-            hsa = dataclasses.replace(hsa or HSAConfig(), topk=topk)
+            hsa = dataclasses.replace(hsa or HSAConfig(), topk=10**6)
         options = {**self.options, "hsa": hsa, "backend": arm, **changes}
         return MiniEngine(self.model, self.tokenizer, **options)
 
