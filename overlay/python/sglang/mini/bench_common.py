@@ -129,18 +129,22 @@ class Bench:
     def plain(self, call: Callable):
         """``call(model)`` with transformers' own attention; SDPA has no soft cap."""
         capped = any(spec.softcap for spec in self.specs)
+        config = self.model.generation_config
+        # An end of sequence is a token like any other, as with ignore_eos; min_new_tokens would mask it.
+        eos, config.eos_token_id = config.eos_token_id, None
         self.model.set_attn_implementation("eager" if capped else "sdpa")
         try:
             with torch.inference_mode():
                 return call(self.model)
         finally:
+            config.eos_token_id = eos
             self.model.set_attn_implementation(ATTENTION)
 
     def generate_hf(self, prompts: List[List[int]], tokens: int, **kwargs):
         """Greedy tokens of transformers ``[B, tokens]`` for prompts of one length, past any end of sequence."""
         ids = torch.tensor(prompts, device=self.model.device)
-        options = dict(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-        options.update(attention_mask=torch.ones_like(ids), pad_token_id=0, **kwargs)
+        options = dict(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        options.update(attention_mask=torch.ones_like(ids), **kwargs)
         out = self.plain(lambda model: model.generate(ids, **options))
         return out[:, ids.shape[1] :].tolist()
 
