@@ -169,3 +169,12 @@ def test_measurements_are_those_of_the_log():
         assert re.search(
             rf"^\| {context} \| {re.escape(ours)} \([\d.]+\) \| {re.escape(dense)} \([\d.]+\) \|$", log, re.MULTILINE
         ), context
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_example_of_choosing_tests_chooses_some(page):
+    """pytest's -k looks for a part of a name."""
+    [part] = re.findall(r"scripts/test\.sh -k (\w+)", (ROOT / page).read_text(encoding="utf-8"))
+    files = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "overlay/python/sglang/test/attention").glob("test_*.py")]
+    names = [name for file in files for name in re.findall(r"def (test_\w+)\(", file.read_text(encoding="utf-8"))]
+    assert any(part in name for name in names)
