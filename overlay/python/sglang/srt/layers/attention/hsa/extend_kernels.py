@@ -15,7 +15,7 @@ import triton
 from sglang.srt.layers.attention.hsa.extend_plan import Tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import PageLists
+from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageLists
 from sglang.srt.layers.attention.hsa.tile_attention import TileAttention, make_workspace
 
 if TYPE_CHECKING:
