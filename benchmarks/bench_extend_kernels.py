@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 
+import cuda_only
 import torch
 
 from sglang.srt.layers.attention.hsa.counters import HSACounters
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=8192, help="tokens of the chunk (default: %(default)s)")
     parser.add_argument("--agreement", nargs="+", type=float, default=[0.0, 0.9])
     parser.add_argument("--repeats", type=int, default=10)
-    args = parser.parse_args()
+    args = cuda_only.parse_args(parser)
     rows = []
     for heads, kv_heads, dim in ((16, 2, 64), (32, 8, 128), (16, 16, 64)):
         for prefix in args.prefixes:

@@ -17,6 +17,6 @@ KERNEL_TESTS = ("test_hsa_decode_kernels.py", "test_hsa_extend_kernels.py")
 def test_kernels(child, name):
     """A child process, because TRITON_INTERPRET has to be set before Triton is imported."""
     path = Path(sglang.__file__).parent / "test" / "attention" / name
-    output = child(["-m", "pytest", "-q", "-p", "no:cacheprovider", path], TRITON_INTERPRET="1")
+    output = child(["-m", "pytest", "-q", "-p", "no:cacheprovider", path], timeout=1800, TRITON_INTERPRET="1")
     passed = re.search(r"(\d+) passed", output)
     assert passed and int(passed[1]) >= 30, output[-2000:]
