@@ -71,7 +71,7 @@ def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, bandwidt
     out = torch.empty_like(q)
     counters = HSACounters("cuda")
     select_workspace = SelectPagesWorkspace(batch, kv_heads, pages, "cuda")
-    decode_workspace = DecodeWorkspace(batch, heads, kv_heads, dim, "cuda")
+    decode_workspace = DecodeWorkspace(batch, batch * kv_heads * MAX_SPLITS, heads, kv_heads, dim, "cuda")
     shape = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS, sm_scale=dim**-0.5)
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     rows = batch * kv_heads

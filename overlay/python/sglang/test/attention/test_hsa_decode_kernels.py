@@ -13,6 +13,7 @@ from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.decode_kernels import unsupported
 from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import store_best
 from sglang.srt.layers.attention.hsa.ops.select_pages.reference import topk_transform
+from sglang.srt.layers.attention.hsa.split_decode import max_programs, programs_per_row
 from sglang.test.attention import hsa_oracle
 from sglang.test.attention.hsa_harness import Harness
 
@@ -106,6 +107,31 @@ def test_pages_generated_in_batched_decode_are_represented():
         )
 
 
+@pytest.mark.parametrize("weight_mode", ["mass", "score"])
+def test_scratch_follows_the_batch_and_graphs_keep_theirs(weight_mode):
+    """Scratch is made for the graphs' batches and for the largest other batch, not for all requests of the pool."""
+    h = harness(weight_mode=weight_mode)
+    kernels = h.backend.decode_kernels
+    h.backend.init_cuda_graph_state(2, 2)
+    captured = kernels.reserved
+    sequences = [h.new_sequence() for _ in range(5)]
+    h.step(sequences, [90, 40, 3, 77, 16])
+    for batch, rows in ((1, 2), (3, 4), (5, 8), (2, 2), (4, 8)):
+        check(h, sequences[:batch])
+        assert len(kernels.buffers.page_table) == rows
+        assert (kernels.buffers is captured) == (rows == 2)
+    assert kernels.reserved is captured
+
+
+@pytest.mark.parametrize("processors", [4, 132])
+def test_programs_of_any_batch_fit_the_scratch(processors):
+    for rows in range(1, 700):
+        most = max_programs(processors, rows, 16)
+        assert all(
+            n * programs_per_row(processors, n, 16) <= most for n in range(1, rows + 1)
+        )
+
+
 def test_kernel_and_reference_select_the_same_pages():
     h = harness(num_pages=128, topk=7)
     sequences = [h.new_sequence() for _ in range(2)]
@@ -117,7 +143,7 @@ def test_kernel_and_reference_select_the_same_pages():
         )
         table = h.pages_of(s).tolist()
         for g in range(2):
-            got = h.backend.decode_kernels.attention.selected[row, g].tolist()
+            got = h.backend.decode_kernels.buffers.attention.selected[row, g].tolist()
             assert [table.index(page) for page in got if page >= 0] == chosen[g]
 
 
@@ -220,7 +246,7 @@ def test_invalid_pages_are_passed_over():
     h.pool.chunk_repr_buffer[0][bad] = float("nan")
     _, o = h.step([s], [1], decode=True)
     assert (
-        bad not in h.backend.decode_kernels.attention.selected[0]
+        bad not in h.backend.decode_kernels.buffers.attention.selected[0]
         and torch.isfinite(o).all()
     )
 

@@ -77,11 +77,11 @@ def test_score_weights(chunk_repr, page_size, cap):
 def test_decode_in_tiles(options):
     """The options that the split decode kernels lack."""
     h = Harness(device=DEVICE, decode_kernels=True, **options)
-    assert isinstance(h.backend.decode_kernels.attention, TiledDecode)
     sequences = [h.new_sequence() for _ in range(3)]
     h.step(sequences, [130, 15, 64])
     for _ in range(3):
         check(h, sequences, [1, 1, 1], decode=True)
+    assert isinstance(h.backend.decode_kernels.buffers.attention, TiledDecode)
     counts = h.backend.counters.snapshot()
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 

@@ -138,7 +138,9 @@ def test_decode(record, dtype, head_dim, cap):
         torch.zeros(B, 100, dtype=torch.int32),
         torch.ones(B, dtype=torch.int64),
         torch.empty(B, HQ, head_dim, dtype=wide),
-        decode.DecodeWorkspace(B, HQ, HKV, head_dim, "cpu"),
+        decode.DecodeWorkspace(
+            B, B * HKV * decode.MAX_SPLITS, HQ, HKV, head_dim, "cpu"
+        ),
         page_size=64,
         window_size=512,
         sink_pages=1,

@@ -106,6 +106,7 @@ class HSAAttnBackend(AttentionBackend):
                 "--attention-backend hsa decodes this model on its reference ops, which no CUDA graph can hold; "
                 "add --disable-cuda-graph."
             )
+        self.decode_kernels.reserve(max_bs)
         if self.has_dense_layers:
             self.dense.init_cuda_graph_state(max_bs, max_num_tokens)
 

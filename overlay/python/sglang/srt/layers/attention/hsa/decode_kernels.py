@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decode path on Triton kernels: static buffers and a launch sequence that a CUDA graph can hold.
+"""The decode path on Triton kernels: a launch sequence, and buffers that stay where they are, for CUDA graphs to hold.
 
 Per forward pass: page table, representations of the pages that the previous pass completed. Per layer: selection,
 attention. Nothing here reads a length on the host.
@@ -7,7 +7,7 @@ attention. Nothing here reads a length on the host.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Mapping, Optional
+from typing import TYPE_CHECKING, Mapping, NamedTuple, Optional
 
 import torch
 import triton
@@ -18,8 +18,8 @@ from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling
 from sglang.srt.layers.attention.hsa.layer_buffers import pool_buffers
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_previous_page
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.split_decode import DecodeSize
-from sglang.srt.layers.attention.hsa.tiled_decode import decode_attention
+from sglang.srt.layers.attention.hsa.split_decode import DecodeSize, SplitDecode
+from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode, decode_attention
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -39,12 +39,19 @@ def unsupported(config: HSAConfig) -> Optional[str]:
     return None
 
 
+class DecodeBuffers(NamedTuple):
+    """Page table ``[rows, max_pages]`` int32 and scratch of passes with up to so many rows."""
+
+    page_table: torch.Tensor
+    attention: SplitDecode | TiledDecode
+
+
 class DecodeKernels:
     """Buffers and launches of the decode path.
 
     Args:
         pool: pool that keeps the representations.
-        req_to_token_pool: its size bounds the batch, its width the number of pages.
+        req_to_token_pool: slots of the requests' tokens; its width bounds the number of pages.
         config: resolved options, such that ``unsupported`` is None.
         num_heads: query heads on this rank.
         scales: of the cached keys and values of each HSA layer.
@@ -69,15 +76,18 @@ class DecodeKernels:
         )
         self.req_to_token = req_to_token_pool.req_to_token
         device = self.req_to_token.device
-        rows, width = self.req_to_token.shape
-        max_pages = triton.cdiv(width, config.page_size)
+        self.size = DecodeSize(
+            0,
+            triton.cdiv(self.req_to_token.shape[1], config.page_size),
+            num_heads,
+            pool.head_num,
+            pool.v_head_dim,
+        )
+        self.reserved: Optional[DecodeBuffers] = None
+        self.grown: Optional[DecodeBuffers] = None
+        self.buffers: Optional[DecodeBuffers] = None  # of the pass that began last
         self.page_version = torch.empty_like(pool.page_version)
         self.built_at = torch.zeros(1, dtype=torch.int64, device=device)
-        self.page_table = torch.zeros(
-            (rows, max_pages), dtype=torch.int32, device=device
-        )
-        size = DecodeSize(rows, max_pages, num_heads, pool.head_num, pool.v_head_dim)
-        self.attention = decode_attention(config, counters, size, device, self.tiling)
         keys = [pool.k_buffer[layer - pool.start_layer] for layer in pool.hsa_layer_ids]
         self.k_ptrs, self.repr_ptrs, self.stamp_ptrs = (
             torch.tensor(
@@ -88,6 +98,25 @@ class DecodeKernels:
         self.k_scales = torch.tensor(
             [scales[layer].k for layer in pool.hsa_layer_ids], device=device
         )
+
+    def reserve(self, rows: int) -> None:
+        """Make the buffers that CUDA graphs of up to ``rows`` hold, before the first of them is captured."""
+        self.reserved = self._make_buffers(rows)
+
+    def _make_buffers(self, rows: int) -> DecodeBuffers:
+        size, device = self.size._replace(rows=rows), self.req_to_token.device
+        return DecodeBuffers(
+            torch.zeros((rows, size.max_pages), dtype=torch.int32, device=device),
+            decode_attention(self.config, self.counters, size, device, self.tiling),
+        )
+
+    def _buffers_for(self, rows: int) -> DecodeBuffers:
+        """Those of the graphs if the rows fit, else others that grow with the largest batch."""
+        for buffers in (self.reserved, self.grown):
+            if buffers is not None and rows <= len(buffers.page_table):
+                return buffers
+        self.grown = self._make_buffers(triton.next_power_of_2(rows))
+        return self.grown
 
     def prepare(self, page_handouts: int) -> None:
         """Tell the next pass when its batch was built, outside any graph: one launch, no sync.
@@ -107,9 +136,9 @@ class DecodeKernels:
         """Launch what all layers of a forward pass share."""
         # Versions before the table, as in ``build_metadata``.
         self.page_version.copy_(self.pool.page_version)
-        batch = forward_batch.batch_size
         seq_lens = forward_batch.seq_lens
-        table = self.page_table[:batch]
+        self.buffers = self._buffers_for(len(seq_lens))
+        table = self.buffers.page_table[: len(seq_lens)]
         build_page_table(
             self.req_to_token,
             forward_batch.req_pool_indices,
@@ -117,7 +146,7 @@ class DecodeKernels:
             table,
             self.config.page_size,
         )
-        self.attention.begin(seq_lens)
+        self.buffers.attention.begin(seq_lens)
         if self.pool.chunk_repr_kind.stored:
             first = self.pool.hsa_layer_ids[0]
             written = INDEX["reprs_written"]
@@ -145,5 +174,6 @@ class DecodeKernels:
         seq_lens: torch.Tensor,
     ) -> torch.Tensor:
         """One layer: q ``[B, H_q, D]`` -> ``[B, H_q, D_v]`` in the dtype of q. K and V are written."""
-        buffers = pool_buffers(layer, self.pool, scales, self.page_version)
-        return self.attention.attend(q, buffers, self.page_table[: len(q)], seq_lens)
+        layer_buffers = pool_buffers(layer, self.pool, scales, self.page_version)
+        page_table, attention = self.buffers
+        return attention.attend(q, layer_buffers, page_table[: len(q)], seq_lens)

@@ -70,7 +70,12 @@ class SplitDecode:
             rows, num_kv_heads, max_pages, device
         )
         self.decode_workspace = DecodeWorkspace(
-            rows, num_heads, num_kv_heads, v_head_dim, device
+            rows,
+            max_programs(self.processors, rows * num_kv_heads, MAX_SPLITS),
+            num_heads,
+            num_kv_heads,
+            v_head_dim,
+            device,
         )
 
     def begin(self, seq_lens: torch.Tensor) -> None:
@@ -141,3 +146,8 @@ class SplitDecode:
 def programs_per_row(processors: int, rows: int, limit: int) -> int:
     """Programs per row that fill the device: a power of two, so that few variants are compiled."""
     return min(limit, triton.next_power_of_2(triton.cdiv(processors, rows)))
+
+
+def max_programs(processors: int, rows: int, limit: int) -> int:
+    """Bound of ``rows * programs_per_row(...)`` for any number of rows up to this one."""
+    return min(limit * rows, max(rows, 4 * processors))

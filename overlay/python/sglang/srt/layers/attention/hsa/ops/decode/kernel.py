@@ -191,6 +191,7 @@ class DecodeWorkspace:
 
     Args:
         max_rows: largest batch size.
+        max_programs: most programs of a launch: rows times KV heads times splits.
         num_heads: query heads on this rank.
         num_kv_heads: KV heads on this rank.
         v_head_dim: dimensions of a value.
@@ -198,9 +199,16 @@ class DecodeWorkspace:
     """
 
     def __init__(
-        self, max_rows: int, num_heads: int, num_kv_heads: int, v_head_dim: int, device
+        self,
+        max_rows: int,
+        max_programs: int,
+        num_heads: int,
+        num_kv_heads: int,
+        v_head_dim: int,
+        device,
     ):
-        parts = max_rows * num_heads * MAX_SPLITS
+        self.max_programs = max_programs
+        parts = max_programs * (num_heads // num_kv_heads)
         self.part_o = torch.empty(
             parts * v_head_dim, dtype=torch.float32, device=device
         )
@@ -245,9 +253,17 @@ def decode_hsa(
 
     Returns:
         ``out``.
+
+    Raises:
+        ValueError: for more programs than the scratch has room for.
     """
     batch, num_heads, head_dim = q.shape
     num_kv_heads, v_dim = v_buffer.shape[1:]
+    if batch * num_kv_heads * splits > workspace.max_programs:
+        raise ValueError(
+            f"{batch} rows of {num_kv_heads} KV heads in {splits} splits need more than "
+            f"{workspace.max_programs} programs"
+        )
     group = num_heads // num_kv_heads
     block_v = triton.next_power_of_2(v_dim)
     merge_splits = triton.next_power_of_2(splits)
