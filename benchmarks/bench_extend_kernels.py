@@ -21,11 +21,8 @@ from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
 from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
-from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
-    ExtendSelectWorkspace,
-    PageLists,
-    select_pages_extend,
-)
+from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import select_pages_extend
+from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import ExtendSelectWorkspace, PageLists
 from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
 from sglang.srt.layers.attention.hsa.tile_attention import PROGRAMS_PER_PROCESSOR
 

@@ -175,5 +175,5 @@ class DecodeKernels:
     ) -> torch.Tensor:
         """One layer: q ``[B, H_q, D]`` -> ``[B, H_q, D_v]`` in the dtype of q. K and V are written."""
         layer_buffers = pool_buffers(layer, self.pool, scales, self.page_version)
-        page_table, attention = self.buffers
-        return attention.attend(q, layer_buffers, page_table[: len(q)], seq_lens)
+        page_table = self.buffers.page_table[: len(q)]
+        return self.buffers.attention.attend(q, layer_buffers, page_table, seq_lens)

@@ -14,10 +14,12 @@ from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.layer_buffers import LayerBuffers
 from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
-    ExtendSelectWorkspace,
     select_pages_extend,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageLists
+from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
+    ExtendSelectWorkspace,
+    PageLists,
+)
 from sglang.srt.layers.attention.hsa.processors import num_processors
 
 PROGRAMS_PER_PROCESSOR = 4
