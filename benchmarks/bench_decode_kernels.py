@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 
+import cuda_only
 import torch
 
 from sglang.srt.layers.attention.hsa.counters import HSACounters
@@ -119,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", nargs="+", type=int, default=[8192, 32768, 65536, 131072, 524288])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
-    args = parser.parse_args()
+    args = cuda_only.parse_args(parser)
     bandwidth = copy_bandwidth()
     rows = []
     for heads, kv_heads, dim in ((16, 2, 64), (32, 8, 128)):

@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 
+import cuda_only
 import torch
 
 from sglang.srt.layers.attention.hsa.counters import HSACounters
@@ -20,11 +21,8 @@ from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
 from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
-from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
-    ExtendSelectWorkspace,
-    PageLists,
-    select_pages_extend,
-)
+from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import select_pages_extend
+from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import ExtendSelectWorkspace, PageLists
 from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
 from sglang.srt.layers.attention.hsa.tile_attention import PROGRAMS_PER_PROCESSOR
 
@@ -151,7 +149,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=8192, help="tokens of the chunk (default: %(default)s)")
     parser.add_argument("--agreement", nargs="+", type=float, default=[0.0, 0.9])
     parser.add_argument("--repeats", type=int, default=10)
-    args = parser.parse_args()
+    args = cuda_only.parse_args(parser)
     rows = []
     for heads, kv_heads, dim in ((16, 2, 64), (32, 8, 128), (16, 16, 64)):
         for prefix in args.prefixes:

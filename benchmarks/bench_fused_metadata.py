@@ -23,6 +23,7 @@ import time
 import types
 from pathlib import Path
 
+import cuda_only
 import numpy as np
 import torch
 
@@ -208,7 +209,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=32768, help="columns of the page tables")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--fuzz", type=int, default=20, help="random calls to compare with the reference first")
-    args = parser.parse_args()
+    args = cuda_only.parse_args(parser)
     begin = time.perf_counter()
     for build in (
         op._jit_fused_metadata_module,

@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+import cuda_only
 import numpy as np
 import torch
 
@@ -102,7 +103,7 @@ def measure(top_k, buffer, bs, keep, reps, pinned):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--reps", type=int, default=60)
-    options = parser.parse_args()
+    options = cuda_only.parse_args(parser)
     pinned = pin_file(KERNEL)
     rows = []
     for top_k, buffer, bs, keep, compare in (

@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import cuda_only
 import geometries
 
 
@@ -32,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--prefills", type=int, default=3, help="timed prefills (default: %(default)s)")
     parser.add_argument("--topk", type=int, default=32)
-    return parser.parse_args()
+    return cuda_only.parse_args(parser)
 
 
 def measure(engine, length: int, batch: int, args: argparse.Namespace) -> dict:

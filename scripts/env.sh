@@ -23,6 +23,8 @@ env_python() {
         [ ! -x "$VENV/bin/python" ] || PYTHON=$VENV/bin/python
     fi
     command -v "$PYTHON" >/dev/null || die "$PYTHON was not found; install Python 3.10 or later, or set PYTHON"
+    # A version manager's stand-in may be there without the Python that it stands for.
+    "$PYTHON" -c '' >/dev/null 2>&1 || die "$PYTHON does not run; install Python 3.10 or later, or set PYTHON"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         die "$("$PYTHON" -V 2>&1) ($PYTHON) is too old; set PYTHON to a Python 3.10 or later"
     export PYTHON

@@ -8,6 +8,7 @@ if sys.version_info < (3, 10):
     sys.exit("overlay: error: this Python is too old; run with Python 3.10 or later (PYTHON=python3.11)")
 
 import argparse
+import os
 import signal
 from pathlib import Path
 
@@ -118,6 +119,9 @@ def main(argv: list[str], root: Path = ROOT) -> int:
         _run(args, root)
     except (OverlayError, Interrupted) as failure:
         console.fail(str(failure))
+        return 1
+    except BrokenPipeError:  # `| head`; what Python still holds for stdout goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         console.fail(str(console.os_error(error)))

@@ -167,13 +167,12 @@ def resume(path: Path, header: dict[str, Any]) -> int:
     if lines[-1]:  # no newline at its end
         os.truncate(path, path.stat().st_size - len(lines[-1]))
     held = json.loads(lines[0])
-    different = [name for name in header if held.get(name) != header[name]]
-    if different:
-        name = different[0]
-        raise RunError(
-            f"{path} holds another run, its {name} differs ({_short(held.get(name))} there, {_short(header[name])} now): "
-            "give another --out"
-        )
+    for name in header:
+        if held.get(name) != header[name]:
+            name, there, now = _first_difference(name, held.get(name), header[name])
+            raise RunError(
+                f"{path} holds another run, its {name} differs ({_short(there)} there, {_short(now)} now): give another --out"
+            )
     return len(lines) - 2
 
 
@@ -222,6 +221,14 @@ def commit() -> str:
 
     head = git("rev-parse", "--short", "HEAD")
     return (head + ("+" if git("status", "--porcelain", "-uno") else "")) or "unknown"
+
+
+def _first_difference(name: str, there: Any, now: Any) -> tuple[str, Any, Any]:
+    """Of two values that differ, the first field that does: its dotted name and both values of it."""
+    while isinstance(there, dict) and isinstance(now, dict):
+        field = next(key for key in {**now, **there} if there.get(key, ...) != now.get(key, ...))
+        name, there, now = f"{name}.{field}", there.get(field), now.get(field)
+    return name, there, now
 
 
 def _short(value: Any) -> str:

@@ -48,7 +48,10 @@ def apply_exact(patch: Patch, files: Snapshot) -> None:
         for diff in patch.files:
             _apply_file(diff, changed)
     except Mismatch as mismatch:
-        raise OverlayError(f"{patch.name} does not apply exactly: {mismatch}", "nothing was changed") from None
+        raise OverlayError(
+            f"{patch.name} does not apply exactly: {mismatch}",
+            "nothing was changed; restore the patch, or write it anew with refresh",
+        ) from None
     files.clear()
     files.update(changed)
 

@@ -90,7 +90,8 @@ def verify(root: Path, tree: Path, release: Release) -> None:
     inputs = load_inputs(root, release)
     known = manifests.load(tree)
     if not known:
-        raise OverlayError(f"{tree} was not built by this tool", "run scripts/apply_overlay.sh")
+        wrong = "was not built by this tool" if tree.exists() else "does not exist"
+        raise OverlayError(f"{tree} {wrong}", "run scripts/apply_overlay.sh")
     if known.release != release.name:
         raise OverlayError(f"{tree} is built from {known.release}, not {release.name}", "run apply")
     wrong = _wrong_files(inputs, tree)

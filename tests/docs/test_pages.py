@@ -131,6 +131,26 @@ def test_server_options_exist(page):
     assert named and named <= server_options() | of_tools, sorted(named - server_options() - of_tools)
 
 
+def test_patches_that_can_go_alone_import_nothing_of_the_overlay():
+    """Or the page about sending patches upstream names what has to go along."""
+    page = (DOCS / "upstreaming.md").read_text(encoding="utf-8")
+    package = ROOT / "overlay" / "python" / "sglang"
+    rows = dict(re.findall(r"^\| `(\[\w+\] .+)` \| (.+) \|$", page, re.MULTILINE))
+    found = {}
+    for patch in sorted((ROOT / "patches").glob("*/*.patch")):
+        text = patch.read_text(encoding="utf-8")
+        # A long subject goes on in the next line.
+        subject = " ".join(re.search(r"^Subject: \[PATCH\] (.+(?:\n .+)*)", text, re.MULTILINE)[1].split())
+        modules = re.findall(r"^\+\s*from sglang\.([\w.]+) import", text, re.MULTILINE)
+        files = {f"{module.replace('.', '/')}.py" for module in modules}
+        files = {file for file in files if (package / file).is_file()}
+        if files and not subject.startswith("[HSA]"):
+            found[subject] = files
+    assert found.keys() == rows.keys()
+    for subject, files in found.items():
+        assert all(f"`{file}`" in rows[subject] for file in files), (subject, files)
+
+
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
 def test_named_scripts_exist(page):
     text = (DOCS / page).read_text(encoding="utf-8")
@@ -149,3 +169,12 @@ def test_measurements_are_those_of_the_log():
         assert re.search(
             rf"^\| {context} \| {re.escape(ours)} \([\d.]+\) \| {re.escape(dense)} \([\d.]+\) \|$", log, re.MULTILINE
         ), context
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_example_of_choosing_tests_chooses_some(page):
+    """pytest's -k looks for a part of a name."""
+    [part] = re.findall(r"scripts/test\.sh -k (\w+)", (ROOT / page).read_text(encoding="utf-8"))
+    files = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "overlay/python/sglang/test/attention").glob("test_*.py")]
+    names = [name for file in files for name in re.findall(r"def (test_\w+)\(", file.read_text(encoding="utf-8"))]
+    assert any(part in name for name in names)

@@ -17,6 +17,6 @@ KERNEL_TESTS = {"test_hsa_decode_kernels.py": 40, "test_hsa_draft_rows.py": 10, 
 def test_kernels(child, name, count):
     """A child process, because TRITON_INTERPRET has to be set before Triton is imported."""
     path = Path(sglang.__file__).parent / "test" / "attention" / name
-    output = child(["-m", "pytest", "-q", "-p", "no:cacheprovider", path], TRITON_INTERPRET="1")
+    output = child(["-m", "pytest", "-q", "-p", "no:cacheprovider", path], timeout=1800, TRITON_INTERPRET="1")
     passed = re.search(r"(\d+) passed", output)
     assert passed and int(passed[1]) >= count, output[-2000:]

@@ -148,6 +148,17 @@ def test_bench_suite(capsys, world):
     assert 0 < lru < lfu
 
 
+def test_a_bench_compares_an_end_of_sequence_like_any_token(world):
+    from sglang.mini.bench_common import Bench, bench_parser
+
+    bench = Bench(bench_parser("").parse_args([*COMMON, "--model", str(world("qwen3").path), "--arms", "hf,torch"]))
+    prompts, expected = bench.reference(50, 1)
+    bench.model.generation_config.eos_token_id = expected[0][1]
+    assert bench.generate_hf(prompts, 4) == expected
+    assert bench.model.generation_config.eos_token_id == expected[0][1]
+    assert bench.measure("torch", 50, 1, lambda prompts, engine: (1.0, 1.0))["equal"] == 1
+
+
 def test_a_bench_does_not_time_wrong_tokens(world, monkeypatch, capsys):
     from sglang.mini import local_bench
     from sglang.mini.torch_ops import TorchOps

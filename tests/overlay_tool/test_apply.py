@@ -150,7 +150,9 @@ def test_a_moved_hunk_is_refused_at_the_pin(world, error_line):
     name = sorted(world.patches.glob("*.patch"))[0]
     replace(name, b"@@ -10,2 +10,3 @@", b"@@ -12,2 +12,3 @@")
     assert world.run("apply") == 1
-    assert f"{name.name} does not apply exactly" in error_line()
+    error = error_line()
+    assert f"{name.name} does not apply exactly" in error
+    assert error.endswith("; nothing was changed; restore the patch, or write it anew with refresh")
     assert not world.tree.exists()
 
 

@@ -78,6 +78,18 @@ def test_front_door_passes_options_and_commands(world, front_door):
     assert front_door("nonsense").returncode == 2
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(world, front_door):
+    """`overlay.py status | head -1`"""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        command = [str(world.root / "scripts/apply_overlay.sh"), "status"]
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_front_door_without_python(world, front_door):
     done = front_door(PYTHON="no-such-python")
     assert done.returncode == 1 and done.stderr.startswith("overlay: error: no-such-python was not found")

@@ -127,6 +127,11 @@ def test_verify_refuses_a_tree_without_manifest(world, error_line):
     assert "was not built by this tool" in error_line()
 
 
+def test_verify_says_that_there_is_no_tree(world, error_line):
+    assert world.run("verify") == 1
+    assert error_line().endswith("sglang does not exist; run scripts/apply_overlay.sh")
+
+
 def test_status_and_verify_write_nothing(world):
     assert world.run("apply") == 0
     before = world.everything()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Optional, Sequence, Tuple
+from operator import itemgetter
+from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 import torch
 
@@ -17,17 +18,24 @@ NAME = "fused_metadata_precompute_and_broadcast"
 # Forward modes, numbered as in fused_metadata_copy
 DECODE, TARGET_VERIFY, DRAFT_EXTEND = 0, 1, 2
 
-# One list per field, one tensor per step in each. The order is that of the kernel's struct Destination.
-FIELDS = (
-    "cache_seqlens_list",
-    "cu_seqlens_k_list",
-    "page_indices_list",
-    "nsa_cache_seqlens_list",
-    "nsa_cu_seqlens_k_list",
-    "seqlens_expanded_list",
-    "real_page_table_list",
-)
-PAGE_INDICES, NSA_CACHE_SEQLENS, NSA_CU_SEQLENS_K, REAL_PAGE_TABLE = 2, 3, 4, 6
+
+class PerField(NamedTuple):
+    """One value per destination, None if it is not written. The order is that of the kernel's struct Destination."""
+
+    cache_seqlens: Any
+    cu_seqlens_k: Any
+    page_indices: Any
+    nsa_cache_seqlens: Any
+    nsa_cu_seqlens_k: Any
+    seqlens_expanded: Any
+    real_page_table: Any
+
+
+# The op's arguments for them, each a list with one tensor per step.
+FIELDS = tuple(f"{field}_list" for field in PerField._fields)
+_values_of = itemgetter(*FIELDS)
+_PAGE_INDICES = PerField._fields.index("page_indices")
+_REAL_PAGE_TABLE = PerField._fields.index("real_page_table")
 WORDS = 10  # of 8 bytes: the fields' addresses, the row strides of the two tables, the offset
 
 INT32_MAX = 2**31 - 1
@@ -37,9 +45,14 @@ INT32_MAX = 2**31 - 1
 class Destinations:
     """Destinations that passed every check."""
 
-    steps: Sequence[Tuple[Optional[torch.Tensor], ...]]  # per step, by FIELDS
+    steps: Sequence[PerField]  # of Optional[torch.Tensor], per step
     offsets: Sequence[int]  # per step, added to seq_lens
     packed: bytes  # struct Destination of the kernel, per step
+
+
+def destinations_of(arguments: Dict[str, Any]) -> PerField:
+    """The lists among the op's arguments by name, as ``locals()`` gives them."""
+    return PerField._make(_values_of(arguments))
 
 
 def error(message: str) -> ValueError:
@@ -110,7 +123,7 @@ def _check_inputs(
         raise error("extend_seq_lens is for draft_extend; leave it None otherwise")
 
 
-def _check_steps(lists, seq_len_offsets) -> int:
+def _check_steps(lists: PerField, seq_len_offsets) -> int:
     """Number of steps, the same in every list."""
     first = next((i for i, steps in enumerate(lists) if steps is not None), None)
     count = 0 if first is None else len(lists[first])
@@ -142,7 +155,7 @@ def _destination_error(field, step, value, device, size, columns, more) -> Value
 
 
 def check(
-    lists,
+    lists: PerField,
     seq_lens,
     req_pool_indices,
     req_to_token,
@@ -157,7 +170,7 @@ def check(
     """Check all arguments of the op, and pack the addresses of its destinations.
 
     Args:
-        lists: the destinations by FIELDS; the rest as in the op.
+        lists: of the destinations; the rest as in the op.
 
     Raises:
         ValueError: one line that names the first argument that does not fit.
@@ -172,7 +185,7 @@ def check(
         num_draft_tokens,
         extend_seq_lens,
     )
-    if lists[NSA_CACHE_SEQLENS] is not None or lists[NSA_CU_SEQLENS_K] is not None:
+    if lists.nsa_cache_seqlens is not None or lists.nsa_cu_seqlens_k is not None:
         _check_integer("nsa_index_topk", nsa_index_topk, 1)
     count = _check_steps(lists, seq_len_offsets)
     extra = num_draft_tokens if forward_mode == TARGET_VERIFY else 0
@@ -180,14 +193,15 @@ def check(
 
     device, batch = seq_lens.device, seq_lens.shape[0]
     rows, more = batch * num_draft_tokens, forward_mode == DRAFT_EXTEND
-    shapes = (  # first dimension, least second one, whether the first may be larger
-        (batch, None, False),
-        (batch + 1, None, False),
-        (rows, max_len, more),
-        (rows, None, more),
-        (rows + 1, None, more),
-        (rows, None, more),
-        (rows, -(-max_len // real_page_size), more),
+    # First dimension, least second one, whether the first may be larger
+    shapes = PerField(
+        cache_seqlens=(batch, None, False),
+        cu_seqlens_k=(batch + 1, None, False),
+        page_indices=(rows, max_len, more),
+        nsa_cache_seqlens=(rows, None, more),
+        nsa_cu_seqlens_k=(rows + 1, None, more),
+        seqlens_expanded=(rows, None, more),
+        real_page_table=(rows, -(-max_len // real_page_size), more),
     )
     words = [0] * (WORDS * count)
     for field, steps in enumerate(lists):
@@ -214,14 +228,16 @@ def check(
                     field, step, value, device, size, columns, more
                 )
             words[WORDS * step + field] = address
-            if field == PAGE_INDICES:
+            if field == _PAGE_INDICES:
                 words[WORDS * step + 7] = strides[0]
-            elif field == REAL_PAGE_TABLE:
+            elif field == _REAL_PAGE_TABLE:
                 words[WORDS * step + 8] = strides[0]
     words[WORDS - 1 :: WORDS] = offsets
     none = [None] * count
     return Destinations(
-        steps=list(zip(*(none if steps is None else steps for steps in lists))),
+        steps=list(
+            map(PerField, *(none if steps is None else steps for steps in lists))
+        ),
         offsets=offsets,
         packed=struct.pack(f"={len(words)}q", *words),
     )

@@ -21,6 +21,7 @@ from sglang.jit_kernel.fused_metadata_checks import (
     TARGET_VERIFY,
     Destinations,
     check,
+    destinations_of,
     error,
 )
 from sglang.jit_kernel.fused_metadata_reference import (
@@ -147,14 +148,8 @@ def fused_metadata_precompute_and_broadcast_cuda(
             was written. Values that only the device knows and that lead out of a tensor (a request index, an
             ``extend_seq_lens``) stop the kernel as they stop torch's own indexing.
     """
-    # fmt: off
-    lists = (
-        cache_seqlens_list, cu_seqlens_k_list, page_indices_list, nsa_cache_seqlens_list, nsa_cu_seqlens_k_list,
-        seqlens_expanded_list, real_page_table_list,
-    )
-    # fmt: on
     destinations = check(
-        lists,
+        destinations_of(locals()),
         seq_lens,
         req_pool_indices,
         req_to_token,

@@ -7,7 +7,13 @@ from typing import Optional, Sequence
 
 import torch
 
-from sglang.jit_kernel.fused_metadata_checks import DECODE, Destinations, check, error
+from sglang.jit_kernel.fused_metadata_checks import (
+    DECODE,
+    Destinations,
+    check,
+    destinations_of,
+    error,
+)
 
 Tensors = Optional[Sequence[torch.Tensor]]
 
@@ -56,34 +62,25 @@ def run_reference(
         target = out[:rows, : values.shape[1]]
         target.copy_(torch.where(used, values.int(), target) if ragged else values)
 
-    for step, offset in zip(destinations.steps, destinations.offsets):
+    for out, offset in zip(destinations.steps, destinations.offsets):
         lengths = (seq_lens.long() + offset).int()  # [B]
         expanded = ((lengths - counts + 1)[owner] + row_of_request).int()  # [R]
         used = columns < lengths[owner, None]  # [R, max_len]
-        (
-            cache_seqlens,
-            cu_seqlens_k,
-            page_indices,
-            nsa_cache_seqlens,
-            nsa_cu_seqlens_k,
-            seqlens_expanded,
-            real_page_table,
-        ) = step
-        if cache_seqlens is not None:
-            cache_seqlens.copy_(lengths)
-        if cu_seqlens_k is not None:
-            cu_seqlens_k.copy_(running_sums(lengths))
-        if page_indices is not None:
-            write_table(page_indices, slots, used)
-        if seqlens_expanded is not None:
-            seqlens_expanded[:rows].copy_(expanded)
-        if nsa_cache_seqlens is not None:
-            nsa_cache_seqlens[:rows].copy_(expanded.clamp(max=nsa_index_topk))
-        if nsa_cu_seqlens_k is not None:
+        if out.cache_seqlens is not None:
+            out.cache_seqlens.copy_(lengths)
+        if out.cu_seqlens_k is not None:
+            out.cu_seqlens_k.copy_(running_sums(lengths))
+        if out.page_indices is not None:
+            write_table(out.page_indices, slots, used)
+        if out.seqlens_expanded is not None:
+            out.seqlens_expanded[:rows].copy_(expanded)
+        if out.nsa_cache_seqlens is not None:
+            out.nsa_cache_seqlens[:rows].copy_(expanded.clamp(max=nsa_index_topk))
+        if out.nsa_cu_seqlens_k is not None:
             clamped = expanded.clamp(max=nsa_index_topk)
-            nsa_cu_seqlens_k[: rows + 1].copy_(running_sums(clamped))
-        if real_page_table is not None:
-            write_table(real_page_table, pages, used[:, ::real_page_size])
+            out.nsa_cu_seqlens_k[: rows + 1].copy_(running_sums(clamped))
+        if out.real_page_table is not None:
+            write_table(out.real_page_table, pages, used[:, ::real_page_size])
 
 
 def fused_metadata_precompute_and_broadcast_reference(
@@ -112,14 +109,8 @@ def fused_metadata_precompute_and_broadcast_reference(
     Raises:
         ValueError: as there, and for request indices and ``extend_seq_lens`` out of range.
     """
-    # fmt: off
-    lists = (
-        cache_seqlens_list, cu_seqlens_k_list, page_indices_list, nsa_cache_seqlens_list, nsa_cu_seqlens_k_list,
-        seqlens_expanded_list, real_page_table_list,
-    )
-    # fmt: on
     destinations = check(
-        lists,
+        destinations_of(locals()),
         seq_lens,
         req_pool_indices,
         req_to_token,

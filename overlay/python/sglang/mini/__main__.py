@@ -9,18 +9,31 @@ import sys
 from typing import List, Optional
 
 HELP = "/reset forgets the conversation, /stats shows the cache, /exit ends; Ctrl-C stops an answer"
+DTYPES = ("float32", "float16", "bfloat16")
+ENGINE_OPTIONS = {
+    "backend": (str, "torch, sgl_kernel or hsa (default: ATTN_BACKEND, or torch)"),
+    "device": (str, "cpu, cuda or mps (default: cuda if there is one)"),
+    "dtype": (str, "float32, float16 or bfloat16 (default: float32 on a CPU)"),
+    "page_size": (int, "tokens per page (default: 512, with hsa 64)"),
+    "token_budget": (int, "tokens that the cache holds (default: 16384)"),
+    "chunk_size": (int, "prompt tokens per pass (default: 2048)"),
+    "max_running": (int, "requests that run at once (default: 32)"),
+    "eviction": (str, "lru or lfu (default: lru)"),
+    "tp_size": (int, "only 1 is supported"),
+    "hsa_topk": (int, "pages that HSA selects (default: 32)"),
+    "hsa_window_size": (int, "recent tokens that HSA always attends (default: 512)"),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sglang.mini",
         description="Chat with a Hugging Face model on SGLang's attention kernels.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--model", required=True, help="folder of a Hugging Face checkpoint")
     add("--system", help="system message of the conversation")
-    add("--max-tokens", type=int, default=256, help="tokens of an answer")
+    add("--max-tokens", type=int, default=256, help="of an answer (default: 256)")
     add("--temperature", type=float, default=0.0, help="0 is greedy")
     add("--top-p", type=float, default=1.0)
     add("--top-k", type=int, default=0, help="0 keeps all tokens")
@@ -31,19 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the engine, also those of the benchmarks."""
-    add = parser.add_argument_group("engine").add_argument
-    add("--backend", help="torch, sgl_kernel or hsa (default: ATTN_BACKEND, or torch)")
-    add("--device", help="cpu, cuda or mps (default: cuda if there is one)")
-    add("--dtype", help="float32, float16 or bfloat16 (default: float32 on a CPU)")
-    add("--page-size", type=int, help="tokens per page (default: 512, with hsa 64)")
-    add("--token-budget", type=int, default=16384, help="tokens that the cache holds")
-    add("--chunk-size", type=int, default=2048, help="prompt tokens per pass")
-    add("--max-running", type=int, default=32, help="requests that run at once")
-    add("--eviction", default="lru", help="lru or lfu")
-    add("--hsa-topk", type=int, help="pages that HSA selects")
-    add("--hsa-window-size", type=int, help="recent tokens that HSA always attends")
-    add("--tp-size", type=int, default=1, help="only 1 is supported")
+    """Options of the engine, also those of the benchmarks; what is not given is left to MiniEngine."""
+    group = parser.add_argument_group("engine")
+    for name, (kind, text) in ENGINE_OPTIONS.items():
+        group.add_argument("--" + name.replace("_", "-"), type=kind, help=text)
 
 
 def engine_arguments(args: argparse.Namespace) -> dict:
@@ -56,22 +60,23 @@ def engine_arguments(args: argparse.Namespace) -> dict:
 
     from sglang.mini.api import MiniError
 
-    dtypes = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
-    if args.dtype and args.dtype not in dtypes:
-        raise MiniError(f"dtype {args.dtype!r} is not known: use {', '.join(dtypes)}.")
-    names = ("page_size", "token_budget", "chunk_size", "max_running", "eviction")
-    names += ("backend", "device", "tp_size")
-    options = {name: getattr(args, name) for name in names}
-    hsa = {"topk": args.hsa_topk, "window_size": args.hsa_window_size}
-    hsa = {name: value for name, value in hsa.items() if value is not None}
+    given = {name: getattr(args, name) for name in ENGINE_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "dtype" in given:
+        if given["dtype"] not in DTYPES:
+            raise MiniError(
+                f"dtype {given['dtype']!r} is not known: use {', '.join(DTYPES)}."
+            )
+        given["dtype"] = getattr(torch, given["dtype"])
+    hsa = {name[4:]: given.pop(name) for name in list(given) if name[:4] == "hsa_"}
     if hsa:
         from sglang.srt.layers.attention.hsa.config import HSAConfig
 
         try:
-            options["hsa"] = HSAConfig(**hsa)
+            given["hsa"] = HSAConfig(**hsa)
         except ValueError as error:
             raise MiniError(str(error)) from None
-    return {**options, "dtype": dtypes.get(args.dtype)}
+    return given
 
 
 def encode(tokenizer, messages: List[dict]) -> List[int]:

@@ -20,7 +20,7 @@ class SamplingParams:
         temperature: 0 is greedy.
         top_p: smallest set of tokens with at least this probability, in (0, 1].
         top_k: most likely tokens to keep; 0 keeps all.
-        seed: the tokens of a seeded request do not depend on what else runs; None draws a seed.
+        seed: the tokens of a seeded request do not depend on what else runs, on one device; None draws a seed.
         stop: strings that end the text; they are not part of it.
         stop_token_ids: tokens that end the request, in addition to the model's end-of-sequence tokens.
         ignore_eos: do not stop at the model's end-of-sequence tokens.

@@ -21,7 +21,7 @@ from sglang.mini.api import MiniError, SamplingParams
 from sglang.mini.engine import MiniEngine
 from sglang.mini.model import ATTENTION, ModelRunner, load, pick_device
 
-# Qwen3 shapes: layers, hidden, intermediate, query heads, KV heads, head dim, vocabulary.
+SHAPE = "num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size"
 GEOMETRIES = {
     "qwen3-tiny": (4, 128, 256, 8, 2, 32, 4096),
     "qwen3-0.6b": (28, 1024, 3072, 16, 8, 128, 151936),
@@ -35,25 +35,21 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype):
 
     if name not in GEOMETRIES:
         raise MiniError(f"geometry {name!r} is not known: use {', '.join(GEOMETRIES)}.")
-    layers, hidden, inter, heads, kv_heads, head_dim, vocab = GEOMETRIES[name]
-    config = AutoConfig.for_model(
-        "qwen3",
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        intermediate_size=inter,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=vocab,
-        max_position_embeddings=1 << 20,
-        eos_token_id=None,
-        # Wide, so that logits differ clearly: a wrong key or a lost page changes the tokens.
-        initializer_range=2 / hidden**0.5,
-    )
-    torch.manual_seed(0)
+    shape = dict(zip(SHAPE.split(), GEOMETRIES[name]))
+    shape.update(max_position_embeddings=1 << 20, eos_token_id=None)
+    config = AutoConfig.for_model("qwen3", **shape)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(vocab)}, "0"))
+    torch.manual_seed(0)
+    for key, weight in sorted(model.named_parameters()):
+        if weight.dim() == 2:
+            # Logits differ clearly, so a lost page changes the tokens, and 16 bits hardly change the logits.
+            fan_in = 1 if "embed" in key else weight.shape[1]
+            loud = any(part in key for part in ("q_proj", "k_proj", "o_proj", "lm_"))
+            weight.data.normal_(0, (2 if loud else 1) / fan_in**0.5)
+    words = Tokenizer(
+        models.WordLevel({str(i): i for i in range(config.vocab_size)}, "0")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return model.eval(), PreTrainedTokenizerFast(tokenizer_object=words)
 
@@ -91,11 +87,11 @@ class Bench:
         self.params = SamplingParams(max_tokens=self.new_tokens, ignore_eos=True)
         self.options = options = engine_arguments(args)
         self.hsa = options.pop("hsa", None)
-        if options.pop("backend"):
+        if options.pop("backend", None):
             raise MiniError("a benchmark compares backends: use --arms.")
-        device = pick_device(options["device"])
+        device = pick_device(options.get("device"))
         cpu = device.type == "cpu"
-        dtype = options["dtype"] or (torch.float32 if cpu else torch.bfloat16)
+        dtype = options.get("dtype") or (torch.float32 if cpu else torch.bfloat16)
         make, what = (load, args.model) if args.model else (random_model, args.geometry)
         self.model, self.tokenizer = make(what, device, dtype)
         self.specs = ModelRunner(self.model).specs
@@ -121,8 +117,7 @@ class Bench:
         if arm == "hsa" and exact:
             from sglang.srt.layers.attention.hsa.config import HSAConfig
 
-            topk = self.options["token_budget"]
-            hsa = dataclasses.replace(hsa or HSAConfig(), topk=topk)
+            hsa = dataclasses.replace(hsa or HSAConfig(), topk=10**6)
         options = {**self.options, "hsa": hsa, "backend": arm, **changes}
         return MiniEngine(self.model, self.tokenizer, **options)
 
@@ -134,18 +129,22 @@ class Bench:
     def plain(self, call: Callable):
         """``call(model)`` with transformers' own attention; SDPA has no soft cap."""
         capped = any(spec.softcap for spec in self.specs)
+        config = self.model.generation_config
+        # An end of sequence is a token like any other, as with ignore_eos; min_new_tokens would mask it.
+        eos, config.eos_token_id = config.eos_token_id, None
         self.model.set_attn_implementation("eager" if capped else "sdpa")
         try:
             with torch.inference_mode():
                 return call(self.model)
         finally:
+            config.eos_token_id = eos
             self.model.set_attn_implementation(ATTENTION)
 
     def generate_hf(self, prompts: List[List[int]], tokens: int, **kwargs):
         """Greedy tokens of transformers ``[B, tokens]`` for prompts of one length, past any end of sequence."""
         ids = torch.tensor(prompts, device=self.model.device)
-        options = dict(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-        options.update(attention_mask=torch.ones_like(ids), pad_token_id=0, **kwargs)
+        options = dict(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        options.update(attention_mask=torch.ones_like(ids), **kwargs)
         out = self.plain(lambda model: model.generate(ids, **options))
         return out[:, ids.shape[1] :].tolist()
 

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small serving system around real storage: radix cache, paged allocator, pool, HSA metadata and writers.
 
-There is no model. A token's key is a hash of all tokens up to it, an integer that float32 holds exactly, so the
-mean of a page's keys is exact and tells whether a representation is of this very content. After every forward pass
-each request of the batch is compared with the dictionary that the world keeps beside the storage. Free pages hold
-NaN.
+There is no model. After every forward pass each request of the batch is compared with the dictionary that the world
+keeps beside the storage, a ``Request`` each. Free pages hold NaN.
 """
 
 from __future__ import annotations
@@ -32,52 +30,17 @@ from sglang.srt.mem_cache.chunk_repr_pool import (
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.test.attention.hsa_storage_request import (
+    MODULUS,
+    PAGE,
+    Request,
+    key_of,
+    page_means,
+)
 
-PAGE = 4
 PAGES = 32
 ROWS = 6
 CONTEXT = PAGE * PAGES
-MODULUS = 1 << 20  # four hashes add up exactly in float32
-
-
-def key_of(previous: int, token: int) -> int:
-    """Key of a token after the token with key ``previous``."""
-    return (previous * 31 + token * 7919 + 1) % MODULUS
-
-
-@dataclasses.dataclass(eq=False)
-class Request:
-    """What the radix cache needs of a Req, and the dictionary's side: tokens and keys by position."""
-
-    origin_input_ids: List[int]
-    keys: List[int]
-    req_pool_idx: int = -1
-    kv_committed_len: int = 0
-    cache_protected_len: int = 0
-    last_node: object = None
-    prefix_indices: Optional[torch.Tensor] = None
-    output_ids: List[int] = dataclasses.field(default_factory=list)
-    extra_key: None = None
-
-    @property
-    def fill_ids(self) -> List[int]:
-        return self.origin_input_ids[: self.kv_committed_len]
-
-    @property
-    def left(self) -> int:
-        """Tokens of the prompt that are not computed yet."""
-        return len(self.origin_input_ids) - self.kv_committed_len
-
-    def append(self, token: int) -> None:
-        self.origin_input_ids.append(token)
-        self.keys.append(key_of(self.keys[-1], token))
-
-    def pop(self) -> None:
-        self.origin_input_ids.pop()
-        self.keys.pop()
-
-    def pop_committed_kv_cache(self) -> int:
-        return self.kv_committed_len
 
 
 class World:
@@ -394,10 +357,3 @@ class World:
         assert sorted(self.allocator.free_pages.tolist()) == list(
             range(1, PAGES + 1)
         ), "leak"
-
-
-def page_means(keys: List[int]) -> List[float]:
-    """Representations of the complete pages of a sequence."""
-    return [
-        sum(keys[i : i + PAGE]) / PAGE for i in range(0, len(keys) // PAGE * PAGE, PAGE)
-    ]

@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 
 from sglang.srt.layers.attention.hsa import config
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
-from sglang.test.attention.hsa_storage_world import CONTEXT, PAGE, World
+from sglang.test.attention.hsa_storage_request import PAGE
+from sglang.test.attention.hsa_storage_world import CONTEXT, World
 
 STEPS = 200_000
 STEPS_PER_HISTORY = 200

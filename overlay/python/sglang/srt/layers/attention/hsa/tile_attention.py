@@ -14,9 +14,11 @@ from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.layer_buffers import LayerBuffers
 from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import (
+    select_pages_extend,
+)
+from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
     ExtendSelectWorkspace,
     PageLists,
-    select_pages_extend,
 )
 from sglang.srt.layers.attention.hsa.processors import num_processors
 

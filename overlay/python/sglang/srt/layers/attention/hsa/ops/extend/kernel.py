@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
-from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import PageLists
 from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
+from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageLists
 
 KEYS_PER_STEP = 64
 MAX_STAGES = 3

@@ -33,19 +33,6 @@ def ordered_keys(score):
 
 
 @triton.jit
-def kth_largest(key, TOPK: tl.constexpr, ROWS: tl.constexpr):
-    """The TOPK-th largest key of each row of ``[ROWS, N]``, 0 where a row has fewer keys above 0."""
-    threshold = tl.zeros((ROWS,), tl.uint32)
-    bit = tl.full((), 2147483648, tl.uint32)
-    for _ in range(32):
-        trial = threshold | bit
-        reached = tl.sum((key >= trial[:, None]).to(tl.int32), axis=1)
-        threshold = tl.where(reached >= TOPK, trial, threshold)
-        bit = bit >> 1
-    return threshold
-
-
-@triton.jit
 def load_keys(row_ptr, lengths, lo, end, WIDTH: tl.constexpr):
     """Keys ``lo .. lo + WIDTH - 1`` of each row, 0 past its length. ``end`` is at least the longest row's length."""
     # One mask for all rows whose end is a multiple of 128: a mask per key would forbid wide loads.
@@ -58,20 +45,38 @@ def load_keys(row_ptr, lengths, lo, end, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _kth_largest_streaming(
-    row_ptr, lengths, most, TOPK: tl.constexpr, ROWS: tl.constexpr
+def _kth_largest(
+    count_at_least: tl.constexpr, keys, TOPK: tl.constexpr, ROWS: tl.constexpr
 ):
+    """The TOPK-th largest key of each of ROWS rows, 0 where a row has fewer keys above 0.
+
+    ``count_at_least(trial, keys)`` counts each row's keys of at least ``trial`` ``[ROWS]``: ``_in_registers`` or
+    ``_streaming``.
+    """
     threshold = tl.zeros((ROWS,), tl.uint32)
     bit = tl.full((), 2147483648, tl.uint32)
     for _ in range(32):
         trial = threshold | bit
-        reached = tl.zeros((ROWS,), tl.int32)
-        for lo in range(0, most, COLUMNS):
-            key = load_keys(row_ptr, lengths, lo, most, COLUMNS)
-            reached += tl.sum((key >= trial[:, None]).to(tl.int32), axis=1)
+        reached = count_at_least(trial, keys)
         threshold = tl.where(reached >= TOPK, trial, threshold)
         bit = bit >> 1
     return threshold
+
+
+@triton.jit
+def _in_registers(trial, keys):
+    """``keys``: ``[ROWS, N]``."""
+    return tl.sum((keys >= trial[:, None]).to(tl.int32), axis=1)
+
+
+@triton.jit
+def _streaming(trial, keys):
+    """``keys``: what ``load_keys`` takes, and the largest length."""
+    row_ptr, lengths, most = keys
+    reached = tl.zeros_like(lengths)
+    for lo in range(0, most, COLUMNS):
+        reached += _in_registers(trial, load_keys(row_ptr, lengths, lo, most, COLUMNS))
+    return reached
 
 
 @triton.jit
@@ -114,19 +119,19 @@ def row_thresholds(
         # The maxima of some groups bound the k-th key as well.
         groups = tl.minimum((lengths + GROUP_PAGES - 1) // GROUP_PAGES, WIDE)
         maxima = load_keys(maxima_ptr, groups, 0, WIDE, WIDE)
-        bound = kth_largest(maxima, TOPK, ROWS)
+        bound = _kth_largest(_in_registers, maxima, TOPK, ROWS)
         kept = _keep_from(bound, row_ptr, kept_ptr, lengths, most, ROWS, WIDE)
         tl.debug_barrier()
         if tl.max(kept) <= WIDE:
-            threshold = kth_largest(
-                load_keys(kept_ptr, kept, 0, WIDE, WIDE), TOPK, ROWS
-            )
+            key = load_keys(kept_ptr, kept, 0, WIDE, WIDE)
+            threshold = _kth_largest(_in_registers, key, TOPK, ROWS)
         else:
-            threshold = _kth_largest_streaming(row_ptr, lengths, most, TOPK, ROWS)
+            source = (row_ptr, lengths, most)
+            threshold = _kth_largest(_streaming, source, TOPK, ROWS)
     elif most > NARROW:
-        threshold = kth_largest(load_keys(row_ptr, lengths, 0, most, WIDE), TOPK, ROWS)
+        key = load_keys(row_ptr, lengths, 0, most, WIDE)
+        threshold = _kth_largest(_in_registers, key, TOPK, ROWS)
     elif most > TOPK:
-        threshold = kth_largest(
-            load_keys(row_ptr, lengths, 0, most, NARROW), TOPK, ROWS
-        )
+        key = load_keys(row_ptr, lengths, 0, most, NARROW)
+        threshold = _kth_largest(_in_registers, key, TOPK, ROWS)
     return threshold
