@@ -29,7 +29,6 @@ SCHEDULE = SPARSE + "test_schedule_does_not_change_tokens"
 KERNEL_SHAPES = IN_TREE + "test_hsa_decode_kernels.py::test_shapes"
 REFERENCE_DENSE = IN_TREE + "test_hsa_paged_kernel.py::test_all_pages_selected_is_dense_attention"
 ON_GPU = IN_TREE + "test_hsa_engine_gpu.py::"
-DRAFTS = IN_TREE + "test_hsa_speculative_gpu.py::test_drafts_leave_the_tokens_alone"
 FP8 = STORAGE + "test_fp8_cache_gives_each_request_its_own_answer"
 HALF = IN_TREE + "test_hsa_kv_dtypes.py::test_half_precision_caches"
 HICACHE = IN_TREE + "test_hsa_hierarchical_cache.py::test_pages_from_the_host_are_healed"
@@ -78,23 +77,11 @@ CELLS = (
     Cell("Overlap schedule", "off", (SCHEDULE + "[no-overlap-mixed]",)),
     Cell("Overlap schedule", "two batches", refusal="two-batch overlap"),
     Cell("Overlap schedule", "prefill beside decode", refusal="prefill-decode multiplexing"),
-    Cell(
-        "Speculative decoding",
-        "EAGLE",
-        (DRAFTS + "[EAGLE]", DRAFTS + "[EAGLE-chunked]"),
-        needs="a CUDA device",
-    ),
-    Cell("Speculative decoding", "EAGLE3", (DRAFTS + "[EAGLE3]",), needs="a CUDA device"),
-    # SGLang's other name for EAGLE
-    Cell("Speculative decoding", "NEXTN", (DRAFTS + "[EAGLE]",), needs="a CUDA device"),
-    Cell(
-        "Speculative decoding",
-        "STANDALONE",
-        (DRAFTS + "[STANDALONE]", DRAFTS + "[STANDALONE-rejected]"),
-        needs="a CUDA device",
+    *(
+        Cell("Speculative decoding", kind, refusal="speculative decoding")
+        for kind in ("EAGLE", "EAGLE3", "NEXTN", "STANDALONE")
     ),
     Cell("Speculative decoding", "NGRAM", refusal="NGRAM speculative decoding"),
-    Cell("Drafts", "on another backend", (DRAFTS + "[STANDALONE-dense-draft]",), needs="a CUDA device"),
     Cell("Drafts", "trees", refusal="branching drafts"),
     Cell("Drafts", "longer than a page", refusal="drafts longer than the window or than a page"),
     Cell("Drafts", "overlap worker", refusal="speculative decoding with the overlap scheduler"),

@@ -253,7 +253,7 @@ ASKED_BY_MODEL = {
 }
 
 
-# With these on a CUDA device HSA drafts and verifies; each entry asks for one thing more.
+# A chain of drafts on a CUDA device; each entry asks for one thing more.
 DRAFTS = dict(
     device="cuda",
     speculative_algorithm="EAGLE",
@@ -262,6 +262,7 @@ DRAFTS = dict(
     speculative_num_draft_tokens=4,
 )
 ASKED_BY_DRAFTS = {
+    "speculative decoding": {},
     "speculative decoding on a CPU": dict(device="cpu"),
     "NGRAM speculative decoding": dict(speculative_algorithm="NGRAM"),
     "branching drafts": dict(speculative_eagle_topk=2),
@@ -302,10 +303,12 @@ def test_refused_drafts(model_path, monkeypatch, feature):
 
 @pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "NEXTN", "STANDALONE"])
 @pytest.mark.parametrize("steps", [3, None])
-def test_chains_are_drafted(model_path, algorithm, steps):
+def test_nothing_but_a_gpu_run_is_missing_for_chains(model_path, algorithm, steps):
     """Three steps, given or chosen by SGLang."""
     given = {} if steps else dict.fromkeys(list(DRAFTS)[2:])
-    refusals.check(*drafting(model_path, speculative_algorithm=algorithm, **given))
+    args = drafting(model_path, speculative_algorithm=algorithm, **given)
+    applying = [r.feature for r in refusals.REFUSALS if r.applies(*args)]
+    assert applying == ["speculative decoding"]
 
 
 @pytest.mark.parametrize(

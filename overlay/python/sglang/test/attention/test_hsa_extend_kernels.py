@@ -154,8 +154,9 @@ def test_rows_that_nobody_clears(strategy, monkeypatch):
         check(h, sequences, [1, 1, 1, 1], decode=True)
         decode = h.backend.decode_kernels
         lengths = torch.tensor([132, 1, 67, 1], device=DEVICE)  # two rows pad the batch
-        decode.attention.begin(lengths)
-        out = decode.attend(q[:4], h.layers[0], scales, lengths)
+        decode.rows = [decode.rows[0]._replace(seq_lens=lengths)]
+        decode.buffers.attention.begin(lengths)
+        out = decode.attend(q[:4], h.layers[0], scales)
         assert out[::2].any(-1).all() and not out[1::2].any()
 
 
