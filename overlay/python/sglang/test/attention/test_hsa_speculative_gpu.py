@@ -25,7 +25,8 @@ NEAR_TIE = 0.05  # log-probability; passes of other shapes round float16 in othe
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speculative")
-    target = write_random_model(folder / "target", head_dim=64, num_hidden_layers=6)
+    # EAGLE3 reads the hidden states of three layers, which differ from eight layers on.
+    target = write_random_model(folder / "target", head_dim=64, num_hidden_layers=8)
     return {
         "target": target,
         "other": write_random_model(folder / "other", seed=1, head_dim=64),
