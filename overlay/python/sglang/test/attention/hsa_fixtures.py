@@ -10,6 +10,23 @@ from typing import List, NamedTuple, Sequence
 import numpy as np
 import torch
 
+# An engine of a test on a CUDA device: prompts of some hundred tokens have more pages than it selects.
+GPU_ENGINE = dict(
+    attention_backend="hsa",
+    hsa_dense_backend="triton",
+    hsa_topk=2,
+    hsa_window_size=128,
+    dtype="float16",
+    max_total_tokens=16384,
+    max_running_requests=8,
+    cuda_graph_max_bs=8,
+    mem_fraction_static=0.3,
+    skip_tokenizer_init=True,
+    sampling_backend="pytorch",
+    grammar_backend="none",
+    log_level="error",
+)
+
 
 class PagedBatch(NamedTuple):
     """Sequences in a paged cache, with their keys and values in logical order beside it.

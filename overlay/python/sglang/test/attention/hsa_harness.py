@@ -281,24 +281,40 @@ class Harness:
         layer: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One forward pass through one layer; returns (q, o) ``[T, H_q, D]``, sequences packed."""
-        begin = [s.length for s in sequences]
         batch = self.batch(dict(enumerate(new)), sequences, decode)
-        total = sum(new)
-        q = torch.randn(total, self.num_heads, self.head_dim, generator=self.rng)
-        k = torch.randn(total, self.num_kv_heads, self.head_dim, generator=self.rng)
-        v = torch.randn(total, self.num_kv_heads, self.head_dim, generator=self.rng)
+        self.backend.init_forward_metadata(batch)
+        q, k, v = self.inputs(sequences, new)
+        return q.cpu(), self.forward(batch, q, k, v, layer)
+
+    def inputs(
+        self, sequences: List[Sequence_], new: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Random q, k, v of new tokens ``[T, H, D]``, packed; the sequences remember k and v."""
+        q, k, v = (
+            torch.randn(sum(new), heads, self.head_dim, generator=self.rng)
+            for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        )
         row = 0
-        for s, start, count in zip(sequences, begin, new):
+        for s, count in zip(sequences, new):
             # Keys drift from page to page, so that pages differ as those of real text do.
-            page = (start + torch.arange(count)) // self.config.page_size
+            page = (len(s.k) + torch.arange(count)) // self.config.page_size
             k[row : row + count] += torch.sin(page.float() * 2.3 + s.row)[:, None, None]
             s.k += list(self.as_cached(k[row : row + count], 0))
             s.v += list(self.as_cached(v[row : row + count], 1))
             row += count
-        self.backend.init_forward_metadata(batch)
-        q, k, v = (x.to(self.device, self.dtype) for x in (q, k, v))
+        return tuple(x.to(self.device, self.dtype) for x in (q, k, v))
+
+    def forward(
+        self,
+        batch: ForwardBatch,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: int = 0,
+    ) -> torch.Tensor:
+        """One layer of a prepared batch: o ``[T, H_q, D]``."""
         o = self.layers[layer](q.flatten(1), k.flatten(1), v.flatten(1), batch)
-        return q.cpu(), o.view(total, self.num_heads, -1).cpu()
+        return o.view(len(q), self.num_heads, -1).cpu()
 
     def as_cached(self, x: torch.Tensor, which: int) -> np.ndarray:
         """Keys (0) or values (1) as attention reads them from the cache, float64."""

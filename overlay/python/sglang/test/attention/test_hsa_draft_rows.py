@@ -69,26 +69,6 @@ class Drafts(Harness):
         del sequence.k[committed:], sequence.v[committed:]
         sequence.length = committed
 
-    def inputs(self, sequences, counts):
-        """Random q, k, v of new tokens, packed; the sequences remember k and v."""
-        total = sum(counts)
-        q, k, v = (
-            torch.randn(total, heads, self.head_dim, generator=self.rng)
-            for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        )
-        row = 0
-        for s, count in zip(sequences, counts):
-            page = (len(s.k) + torch.arange(count)) // PAGE
-            k[row : row + count] += torch.sin(page.float() * 2.3 + s.row)[:, None, None]
-            s.k += list(self.as_cached(k[row : row + count], 0))
-            s.v += list(self.as_cached(v[row : row + count], 1))
-            row += count
-        return tuple(x.to(self.device, self.dtype) for x in (q, k, v))
-
-    def forward(self, batch, q, k, v):
-        o = self.layers[0](q.flatten(1), k.flatten(1), v.flatten(1), batch)
-        return o.view(len(q), self.num_heads, -1).cpu()
-
     def check(self, o, q, sequences, counts):
         expected = self.expected(q.cpu(), sequences, counts)
         np.testing.assert_allclose(o.float().numpy(), expected, atol=ATOL)

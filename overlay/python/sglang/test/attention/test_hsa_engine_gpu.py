@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sglang as sgl
-from sglang.test.attention.hsa_fixtures import write_random_model
+from sglang.test.attention.hsa_fixtures import GPU_ENGINE, write_random_model
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device"
@@ -24,22 +24,7 @@ def generate(model_path, **engine):
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 512, n).tolist() for n in LENGTHS]
     sampling = dict(temperature=0, ignore_eos=True, max_new_tokens=NEW)
-    options = dict(
-        attention_backend="hsa",
-        hsa_dense_backend="triton",
-        hsa_topk=2,
-        hsa_window_size=128,
-        dtype="float16",
-        max_total_tokens=16384,
-        max_running_requests=8,
-        cuda_graph_max_bs=8,
-        mem_fraction_static=0.3,
-        skip_tokenizer_init=True,
-        sampling_backend="pytorch",
-        grammar_backend="none",
-        log_level="error",
-    )
-    with sgl.Engine(model_path=model_path, **{**options, **engine}) as llm:
+    with sgl.Engine(model_path=model_path, **{**GPU_ENGINE, **engine}) as llm:
         alone = [llm.generate(input_ids=p, sampling_params=sampling) for p in prompts]
         batch = llm.generate(input_ids=prompts, sampling_params=sampling)
         states = llm.get_server_info()["internal_states"]

@@ -7,7 +7,11 @@ import torch
 
 import sglang as sgl
 from sglang.srt.layers.attention.hsa.refusals import REFUSALS
-from sglang.test.attention.hsa_fixtures import write_random_eagle, write_random_model
+from sglang.test.attention.hsa_fixtures import (
+    GPU_ENGINE,
+    write_random_eagle,
+    write_random_model,
+)
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -40,22 +44,7 @@ def generate(checkpoints, **engine):
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 512, n).tolist() for n in LENGTHS]
     sampling = dict(temperature=0, ignore_eos=True, max_new_tokens=NEW)
-    options = dict(
-        model_path=checkpoints["target"],
-        attention_backend="hsa",
-        hsa_dense_backend="triton",
-        hsa_topk=2,
-        hsa_window_size=128,
-        dtype="float16",
-        max_total_tokens=16384,
-        max_running_requests=8,
-        cuda_graph_max_bs=8,
-        mem_fraction_static=0.3,
-        skip_tokenizer_init=True,
-        sampling_backend="pytorch",
-        grammar_backend="none",
-        log_level="error",
-    )
+    options = dict(GPU_ENGINE, model_path=checkpoints["target"])
     with sgl.Engine(**{**options, **engine}) as llm:
         ask = dict(sampling_params=sampling, return_logprob=True, top_logprobs_num=2)
         outputs = [llm.generate(input_ids=p, **ask) for p in prompts]

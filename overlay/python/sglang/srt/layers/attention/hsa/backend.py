@@ -66,7 +66,6 @@ class HSAAttnBackend(AttentionBackend):
             if isinstance(module, RadixAttention)
         )
         self.forward_metadata: ReferencePass | ExtendKernels | None = None
-        self.draft_extend = False
 
     def _make_decode_kernels(
         self, model_runner: ModelRunner, draft_steps: int
@@ -93,11 +92,10 @@ class HSAAttnBackend(AttentionBackend):
             )
         else:
             self.forward_metadata = self.decode_kernels.extend(forward_batch)
-        self.draft_extend = forward_batch.forward_mode.is_draft_extend()
-        if self.has_dense_layers or self._goes_dense():
+        if self.has_dense_layers or self._goes_dense(forward_batch):
             self.dense.init_forward_metadata(forward_batch)
 
-    def _goes_dense(self) -> bool:
+    def _goes_dense(self, forward_batch: ForwardBatch) -> bool:
         """Whether HSA layers hand this pass to the dense backend: no row has a page to select."""
         # Dense backends differ in how they scale an 8-bit cache and which keys they read from it, and in where they
         # find the lengths of a draft extend.
@@ -105,7 +103,7 @@ class HSAAttnBackend(AttentionBackend):
             self.forward_metadata is not None
             and self.forward_metadata.max_candidates == 0
             and not self.quantised
-            and not self.draft_extend
+            and not forward_batch.forward_mode.is_draft_extend()
         )
 
     # CUDA graphs hold decode, verification and draft extend on the decode kernels, whose buffers are static and which
@@ -148,10 +146,6 @@ class HSAAttnBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs,
     ) -> torch.Tensor:
-        if self._runs_rows(layer):
-            return self.forward_rows(
-                q, k, v, layer, forward_batch, save_kv_cache, **kwargs
-            )
         return self._forward(
             self.dense.forward_decode,
             q,
@@ -161,14 +155,6 @@ class HSAAttnBackend(AttentionBackend):
             forward_batch,
             save_kv_cache,
             kwargs,
-        )
-
-    def _runs_rows(self, layer: RadixAttention) -> bool:
-        """Whether the layer runs on the decode kernels in the pass that was prepared last."""
-        return (
-            self.decode_kernels is not None
-            and self.forward_metadata is None
-            and self.pool.has_chunk_repr(layer.layer_id)
         )
 
     def forward_rows(
@@ -202,10 +188,6 @@ class HSAAttnBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs,
     ) -> torch.Tensor:
-        if self._runs_rows(layer):
-            return self.forward_rows(
-                q, k, v, layer, forward_batch, save_kv_cache, **kwargs
-            )
         return self._forward(
             self.dense.forward_extend,
             q,
@@ -225,9 +207,13 @@ class HSAAttnBackend(AttentionBackend):
             return dense_forward(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
             )
+        if self.decode_kernels is not None and self.forward_metadata is None:
+            return self.forward_rows(
+                q, k, v, layer, forward_batch, save_kv_cache, **kwargs
+            )
         _refuse_layer_inputs(layer, kwargs)
         scales = kv_scales(layer, self.pool)
-        if self._goes_dense():
+        if self._goes_dense(forward_batch):
             o = dense_forward(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache
             )
