@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from typing import Optional, Sequence
+from typing import TYPE_CHECKING, Optional, Sequence
 
 import torch
 
@@ -24,6 +24,9 @@ from sglang.srt.layers.attention.hsa.ops.gather import take
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllocator
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +130,11 @@ class ChunkReprMixin:
     def page_handouts(self) -> int:
         """Hand-outs so far, counted on the host."""
         return self.page_versions.handouts
+
+    def built_at(self, forward_batch: ForwardBatch) -> int:
+        """Hand-outs when the batch was built, or so far for a batch that no scheduler built."""
+        handouts = forward_batch.page_handouts
+        return self.page_handouts if handouts is None else handouts
 
     def _chunk_repr_region(self):
         """Where the representations are allocated: memory that is released and resumed with the keys."""

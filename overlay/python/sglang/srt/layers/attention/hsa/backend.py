@@ -86,10 +86,7 @@ class HSAAttnBackend(AttentionBackend):
             )
         elif _is_rows(forward_batch.forward_mode):
             self.forward_metadata = None
-            built_at = forward_batch.page_handouts
-            self.decode_kernels.prepare(
-                self.pool.page_handouts if built_at is None else built_at
-            )
+            self.decode_kernels.prepare(self.pool.built_at(forward_batch))
         else:
             self.forward_metadata = self.decode_kernels.extend(forward_batch)
         if self.has_dense_layers or self._goes_dense(forward_batch):

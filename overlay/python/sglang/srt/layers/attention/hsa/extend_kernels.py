@@ -66,12 +66,8 @@ class ExtendKernels:
 
         # Versions before the table, as in ``build_metadata``.
         self.page_version = pool.page_version.clone()
-        built_at = forward_batch.page_handouts
         self.built_at = torch.full(
-            (1,),
-            pool.page_handouts if built_at is None else built_at,
-            dtype=torch.int64,
-            device=device,
+            (1,), pool.built_at(forward_batch), dtype=torch.int64, device=device
         )
         max_pages = triton.cdiv(int(forward_batch.seq_lens_cpu.max()), config.page_size)
         self.page_table = build_page_table(

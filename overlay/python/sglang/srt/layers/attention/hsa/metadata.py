@@ -89,11 +89,8 @@ def build_metadata(
 
     # A page with a later version than the batch belongs to a later batch, and the row that names it to a request
     # that has ended. A version only grows, so any other page has the one it had when the batch was built.
-    built_at = forward_batch.page_handouts
-    if built_at is None:  # a batch that no scheduler built
-        built_at = pool.page_handouts
     page_version = versions[real_page_table.long()]
-    own = page_version <= built_at
+    own = page_version <= pool.built_at(forward_batch)
 
     page = torch.arange(real_page_table.shape[1], device=device)
     complete = own & (page < (seq_lens // page_size).unsqueeze(1))
