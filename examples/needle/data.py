@@ -27,8 +27,9 @@ class Batch:
 
 
 KINDS = tuple(tasks.TASKS)
-# A text has one question about counts but many of the others.
-COUNT_WEIGHT = 4.0
+# Loss weights of answers, where not 1: a text has one question about counts but many of the others, and a list of
+# several keys is the last that is learned.
+WEIGHTS = dict(common=5.0, frequent=5.0, multivalue=3.0)
 MIXES = ("recital", "keys", "keys", "copies", "copies", "counts", "counts", "all")
 
 
@@ -74,6 +75,13 @@ def numbers(pick: random.Random, count: int, pool: int) -> list[str]:
     return [f"{100 + n // pool}{n % pool:03d}" for n in pick.sample(range(firsts * pool), count)]
 
 
+def spread(pick: random.Random, count: int) -> list[float]:
+    """Places of facts that belong together, ascending: close together as in the suite, or anywhere."""
+    if pick.random() < 0.5:
+        return tasks.near(pick, pick.random(), count)
+    return sorted(pick.random() for _ in range(count))
+
+
 def key_quiz(pick: random.Random, names: list[str], count: int, several: int, pool: int) -> Quiz:
     """``count`` names with one pass key each, ``several`` names with some each."""
     sizes = [1] * count + [tasks.VALUES] * several
@@ -81,8 +89,7 @@ def key_quiz(pick: random.Random, names: list[str], count: int, several: int, po
     facts, questions, held = [], [], {}
     for name, size in zip(names, sizes):
         own = [values.pop() for _ in range(size)]
-        places = sorted(pick.random() for _ in own)
-        facts += [Fact(p, tasks.key_fact(name, v)) for p, v in zip(places, own)]
+        facts += [Fact(p, tasks.key_fact(name, v)) for p, v in zip(spread(pick, size), own)]
         if size == 1:
             held[name] = own[0]
             kind = "single" if count + several == 1 else "multikey"
@@ -104,13 +111,11 @@ def key_quiz(pick: random.Random, names: list[str], count: int, several: int, po
 
 
 def copy_quiz(pick: random.Random, names: list[str], chains: int, pool: int) -> Quiz:
-    """Chains of copies, some of them close together and some spread over the text."""
+    """Chains of copies."""
     facts, questions = [], []
     for c, value in enumerate(numbers(pick, chains, pool)):
         own = names[c * tasks.CHAIN : (c + 1) * tasks.CHAIN]
-        middle = pick.random()
-        places = tasks.near(pick, middle, tasks.CHAIN) if pick.random() < 0.5 else sorted(pick.random() for _ in own)
-        facts += [Fact(p, tasks.copy_fact(a, b)) for p, a, b in zip(places, [value, *own], own)]
+        facts += [Fact(p, tasks.copy_fact(a, b)) for p, a, b in zip(spread(pick, tasks.CHAIN), [value, *own], own)]
         ask = tasks.ask(f"Which variables does {value} fill, directly or through another?", f"{value} fills")
         questions.append(("variables", ask, tasks.listing(own)))
     return Quiz(facts, questions)
@@ -171,7 +176,7 @@ def draw(pick: random.Random, length: int, dense: bool, pool: int, mix: str) -> 
     share = room if dense else min(room, 4000) * pick.choice((0.0, 0.1, 0.3, 0.6))
     if mix in ("keys", "all"):
         total = max(1, min(48, half, int(share * (1.0 if mix == "keys" else 0.4) / 50)))
-        several = pick.randint(0, total // 6)
+        several = pick.randint(0, total // 4)
         quizzes.append(key_quiz(pick, names, max(1, total - 4 * several), several, pool))
     if mix in ("copies", "all"):
         chains = max(1, min(12, half // tasks.CHAIN, int(share * (1.0 if mix == "copies" else 0.3) / 110)))
@@ -213,7 +218,7 @@ def sequence(pick: random.Random, encode: Encoder, length: int, dense: bool, tex
     kind_of = [-1] * len(ids)
     for kind, question, reply in asked:
         ids += question + reply
-        weight += [0.0] * len(question) + [COUNT_WEIGHT if KINDS[kind] in ("common", "frequent") else 1.0] * len(reply)
+        weight += [0.0] * len(question) + [WEIGHTS.get(KINDS[kind], 1.0)] * len(reply)
         kind_of += [-1] * len(question) + [kind] * len(reply)
     return ids, weight, kind_of
 

@@ -72,7 +72,7 @@ RECIPES = {
             Stage(1024, 65536, 150, 800, 0.08),
             Stage(2048, 65536, 150, 600, 0.08),
             Stage(4096, 131072, 100, 400, 0.10),
-            Stage(8192, 131072, 400, 1500, 1.0),
+            Stage(8192, 131072, 400, 9000, 1.0),
         ),
     ),
     # The same course at a size that a CPU can follow: shows that and when each skill comes.
