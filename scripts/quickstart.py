@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Serve a tiny checkpoint on the CPU with HSA and with dense attention, and prove that HSA did what it says.
+"""Ask a small trained checkpoint for a pass key thousands of tokens back: with HSA, with the window alone and densely.
 
-Run by quickstart.sh inside its environment. Standard library only, except for what builds the checkpoint.
+Run by quickstart.sh inside its environment, on the CPU. Fails unless HSA finds the key, the window alone does not, and
+HSA with all pages selected is dense attention to the token.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -23,18 +23,23 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-TOPK = 8  # of up to 55 candidate pages at 4K tokens
+CHECKPOINT = ROOT / "examples" / "needle" / "checkpoint"
+# A pass key among those of other names, in a text of the retrieval suite.
+TASK, LENGTH, DEPTH, SEED = "multikey", 6144, 0.2, 0
+TOPK = 8
 ALL_PAGES = 1024
-NEW_TOKENS = 64
-# Both sides compute in float32 and differ only in the order of their sums.
-LOGPROB_TOLERANCE = 1e-4
+PAGE = 64
+WINDOW_MODEL = "benchmarks.retrieval.window_only"
+WINDOW = 576  # tokens: HSA's window of 512, extended to a page boundary
+NEW_TOKENS = 32
+# Both sides compute in float32 and differ only in the order of their sums; 7e-5 was seen.
+LOGPROB_TOLERANCE = 5e-4
 READY_SECONDS = 600
 REQUEST_SECONDS = 600
 STOP_SECONDS = 15
 
-WORDS = "a query reads only those pages of the key value cache whose tokens matter to it and leaves the others alone".split()
 # No proxy: the servers are on this machine.
 HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -46,13 +51,13 @@ class Failure(Exception):
 class Server:
     """One server as a context manager. It has a session of its own, so that all its processes end with it."""
 
-    def __init__(self, name: str, checkpoint: Path, logs: Path, *options: str):
+    def __init__(self, name: str, logs: Path, *options: str):
         self.name = name
         self.log = logs / f"{name.replace(' ', '-')}.log"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.command = ["-m", "sglang.launch_server", "--model-path", str(checkpoint), "--device", "cpu"]
+        self.command = ["-m", "sglang.launch_server", "--model-path", str(CHECKPOINT), "--device", "cpu"]
         self.command += ["--dtype", "float32", "--max-total-tokens", "16384", "--max-running-requests", "4"]
         self.command += ["--host", "127.0.0.1", "--port", str(self.port), *options]
 
@@ -60,7 +65,8 @@ class Server:
         print(f"\n{self.name}: python {' '.join(self.command)}\n  starting ", end="", flush=True)
         started = time.monotonic()
         # A machine's GPUs stay out of it: what is shown here is the CPU path, the same everywhere.
-        env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "SGLANG_EXTERNAL_MODEL_PACKAGE": WINDOW_MODEL}
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *self.command], stdout=log, stderr=log, env=env, start_new_session=True
@@ -130,10 +136,19 @@ class Server:
             self.process.wait()
 
 
-def conversation() -> list[dict]:
-    """About 4,000 tokens of the tiny tokenizer, always the same."""
-    pick = random.Random(0)
-    return [{"role": "user", "content": " ".join(pick.choice(WORDS) for _ in range(1060))}]
+def answer(server: Server, sample) -> bool:
+    """Ask the question over the OpenAI-compatible endpoint; whether the pass key was found."""
+    from benchmarks.retrieval import tasks
+
+    started = time.monotonic()
+    reply = server.post(
+        "/v1/completions",
+        {"model": "needle", "prompt": sample.prompt, "max_tokens": NEW_TOKENS, "temperature": 0, "stop": ["\n"]},
+    )
+    text = reply["choices"][0]["text"]
+    right = tasks.grade(sample.answers, sample.pattern, text).exact
+    print(f"  answer:{text}  {'RIGHT' if right else 'wrong'}, {time.monotonic() - started:.1f} s")
+    return right
 
 
 def generate(server: Server, ids: list[int]) -> tuple[list[int], list[float]]:
@@ -148,84 +163,84 @@ def generate(server: Server, ids: list[int]) -> tuple[list[int], list[float]]:
     return [token for _, token, _ in new], [value for value, _, _ in prompt[1:] + new]
 
 
-def ask(server: Server) -> None:
-    """The OpenAI-compatible request, and the counters of the work that it caused."""
-    before = server.counters()
-    started = time.monotonic()
-    answer = server.post(
-        "/v1/chat/completions",
-        {"model": "tiny", "messages": conversation(), "max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True},
-    )
-    took = time.monotonic() - started
-    counted = {name: value - before[name] for name, value in server.counters().items()}
-    usage = answer["usage"]
-    print(f"  /v1/chat/completions: {usage['prompt_tokens']} prompt tokens, {usage['completion_tokens']} new, {took:.1f} s")
-    print(f"  answer: {answer['choices'][0]['message']['content']!r}")
-    print("  The weights are random, so this text is noise. What counts is how it was computed:")
-    for name, value in counted.items():
-        print(f"    {name:16} {value:9,}")
-    if usage["prompt_tokens"] < 4000:
-        raise Failure(f"the request has {usage['prompt_tokens']} tokens, not 4K")
+def check_sparse(server: Server) -> None:
+    """The counters of the work behind the answer: it was HSA, and it left pages out."""
+    counted = server.counters()
     for name in ("rows_sparse", "pages_selected", "reprs_written"):
         if counted[name] == 0:
             raise Failure(f"{name} is 0: the request was not served by HSA")
-    if counted["pages_selected"] >= counted["pages_candidate"]:
+    chosen, candidates = counted["pages_selected"], counted["pages_candidate"]
+    if chosen >= candidates:
         raise Failure("every candidate page was selected: attention was not sparse")
-    share = counted["pages_selected"] / counted["pages_candidate"]
-    print(f"  Sparse: {share:.0%} of the candidate pages were attended.")
+    print(f"  counted: {chosen:,} of {candidates:,} candidate pages attended, {chosen / candidates:.0%}")
 
 
-def compare(dense, full, sparse) -> None:
-    (dense_ids, dense_lp), (full_ids, full_lp), (sparse_ids, sparse_lp) = dense, full, sparse
-
-    def row(name: str, ids: list[int], logprobs: list[float]) -> float:
-        same = sum(a == b for a, b in zip(ids, dense_ids))
-        # New tokens are conditioned on what was generated before, so positions count up to the first difference.
-        agreed = next((i for i, (a, b) in enumerate(zip(ids, dense_ids)) if a != b), NEW_TOKENS)
-        count = len(logprobs) - NEW_TOKENS + agreed
-        gaps = [abs(a - b) for a, b in zip(logprobs[:count], dense_lp)]
-        print(f"    {name:22} {same:3}/{NEW_TOKENS}{max(gaps):18.1e}{sum(gaps) / count:13.1e}   over {count} tokens")
-        return max(gaps)
-
-    print("\nAgainst dense attention (torch_native), float32, greedy:")
-    print("                           equal tokens   logprob gap: max         mean")
-    gap = row("HSA, all pages", full_ids, full_lp)
-    row(f"HSA, {TOPK} pages", sparse_ids, sparse_lp)
+def compare(dense, full) -> None:
+    """HSA with all pages selected against dense attention."""
+    (dense_ids, dense_lp), (full_ids, full_lp) = dense, full
+    same = sum(a == b for a, b in zip(full_ids, dense_ids))
+    gap = max(abs(a - b) for a, b in zip(full_lp, dense_lp))
+    print(f"\nHSA with all pages against dense attention, float32, greedy, over {len(dense_lp)} tokens:")
+    print(f"  {same} of {NEW_TOKENS} new tokens equal, largest difference of a log-probability {gap:.1e}")
     if full_ids != dense_ids:
         raise Failure("HSA with all pages selected generates other tokens than dense attention")
     if gap > LOGPROB_TOLERANCE:
         raise Failure(f"HSA with all pages selected is off by {gap:.1e} in log-probability, more than {LOGPROB_TOLERANCE:g}")
-    print(f"  With all pages HSA is dense attention: the same tokens, and log-probabilities within {LOGPROB_TOLERANCE:g}.")
-    if sparse_ids == dense_ids:
-        print(f"  With {TOPK} pages the tokens happen to be the same; the gap shows that the attention is not.")
-    else:
-        print(f"  With {TOPK} pages it is an approximation; random weights make it look worse than trained ones would.")
+
+
+def ask():
+    """The sample, its token ids, and what there is to see of it."""
+    from transformers import AutoTokenizer
+
+    from benchmarks.retrieval import samples
+
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    sample = samples.make(TASK, LENGTH, DEPTH, SEED, lambda text: len(tokenizer.encode(text)))
+    ids = tokenizer.encode(sample.prompt)
+    distance = len(ids) - len(tokenizer.encode(sample.prompt[: sample.prompt.index(sample.answers[0])]))
+    keys = sample.prompt.count(" Remember it,")
+    print(f"checkpoint: {CHECKPOINT.relative_to(ROOT)} (Qwen3, 3.8 million parameters, trained to retrieve)")
+    print(f"prompt:     {len(ids):,} tokens with {keys} pass keys; it ends with")
+    print("            " + sample.prompt.rsplit("\n\n", 1)[1].replace("\n", "\n            "))
+    print(f"wanted:     {sample.answers[0]}, which stands {distance:,} tokens back")
+    return sample, ids, distance
 
 
 def run(work: Path) -> None:
-    import tiny_models
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    checkpoint = tiny_models.build("qwen3", work, seed=3, hidden_size=128, intermediate_size=256, head_dim=32)
-    print(f"checkpoint: {checkpoint} (Qwen3, 2 layers, random weights)")
-    ids = AutoTokenizer.from_pretrained(checkpoint).apply_chat_template(
-        conversation(), add_generation_prompt=True, return_dict=False
-    )
+    sample, ids, distance = ask()
     hsa = ("--attention-backend", "hsa", "--hsa-topk")
-    with Server(f"HSA {TOPK} pages", checkpoint, work, *hsa, str(TOPK)) as server:
-        ask(server)
-        sparse = generate(server, ids)
-    with Server("HSA all pages", checkpoint, work, *hsa, str(ALL_PAGES)) as server:
+    dense = ("--attention-backend", "torch_native")
+    alone = {"architectures": ["Qwen3WindowForCausalLM"], "window_only": WINDOW}
+    budget = TOPK * PAGE
+    with Server(f"HSA {TOPK} pages", work, *hsa, str(TOPK)) as server:
+        print(f"  page budget: {TOPK} pages of {PAGE} tokens per query and KV head, {budget} of {len(ids):,} tokens,")
+        print(f"  and the window of at most {WINDOW} tokens and the first page")
+        found = answer(server, sample)
+        check_sparse(server)
+    with Server("window alone", work, *dense, "--json-model-override-args", json.dumps(alone)) as server:
+        print(f"  the same weights see the last {WINDOW} tokens of every layer, nothing else")
+        guessed = answer(server, sample)
+    with Server("HSA all pages", work, *hsa, str(ALL_PAGES)) as server:
         full = generate(server, ids)
         counted = server.counters()
         print(f"  {counted['pages_selected']:,} of {counted['pages_candidate']:,} candidate pages attended")
         if not 0 < counted["pages_selected"] == counted["pages_candidate"]:
             raise Failure(f"--hsa-topk {ALL_PAGES} did not select every candidate page")
-    with Server("dense", checkpoint, work, "--attention-backend", "torch_native") as server:
-        dense = generate(server, ids)
-    compare(dense, full, sparse)
+    with Server("dense", work, *dense) as server:
+        known = answer(server, sample)
+        exact = generate(server, ids)
+    compare(exact, full)
+    if not known:
+        raise Failure("dense attention did not find the pass key: the checkpoint is not what it should be")
+    if not found:
+        raise Failure(f"HSA with {TOPK} pages did not find the pass key")
+    if guessed:
+        raise Failure("the window alone found the pass key: this proves nothing about selection")
+    print(f"  The pass key, {distance:,} tokens back: found by dense attention and by HSA with {TOPK} pages,")
+    print("  missed by the window alone.")
 
 
 def main() -> int:
