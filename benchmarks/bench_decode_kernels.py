@@ -79,7 +79,7 @@ def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, bandwidt
     def select():
         select_pages_decode(
             q, reprs, version, version, table, lens, selected, select_workspace, counters.values,
-            kind="mean_var", strategy="group",
+            kind="min_max", strategy="group",
             programs_per_row=programs_per_row(processors, rows, MAX_PROGRAMS_PER_ROW), **shape,
         )  # fmt: skip
 

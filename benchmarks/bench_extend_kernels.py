@@ -68,7 +68,7 @@ def check(q, k, v, reprs, table, lists, out, prefix: int, scale: float) -> tuple
         length = torch.tensor([prefix + row + 1], device="cuda")
         expected, _ = select_pages(
             q[row : row + 1], reprs, valid, table, torch.tensor([0, 1]), length,
-            topk=TOPK, kind="mean_var", strategy="group", sm_scale=scale, **LAYOUT,
+            topk=TOPK, kind="min_max", strategy="group", sm_scale=scale, **LAYOUT,
         )  # fmt: skip
         chosen = rows_of(lists, row, kv_heads)
         width = expected.shape[-1]
@@ -107,13 +107,13 @@ def bench(prefix: int, new: int, heads: int, kv_heads: int, dim: int, agreement:
     def write():
         write_pages(
             k, reprs, stamps, version, version[:1], table, plan.pages, counters.values,
-            page_size=PAGE, kind="mean_var",
+            page_size=PAGE, kind="min_max",
         )  # fmt: skip
 
     def select():
         select_pages_extend(
             q, reprs, stamps, version, table, plan, lists, workspace, counters.values,
-            topk=TOPK, kind="mean_var", strategy="group", sm_scale=scale, **LAYOUT,
+            topk=TOPK, kind="min_max", strategy="group", sm_scale=scale, **LAYOUT,
         )  # fmt: skip
 
     def attend():

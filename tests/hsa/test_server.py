@@ -48,7 +48,7 @@ def test_chat_request_selects_pages_and_counts_them(server):
     # The scheduler publishes at its own pace: what is there was counted, and a prefill has been published.
     value = re.search(r"^sglang:hsa_rows_sparse_total{.*} ([0-9.e+]+)$", metrics, re.MULTILINE)
     assert 0 < float(value[1]) <= counts["rows_sparse"]
-    assert "Page representations are allocated. #pages: 256, kind: mean_var, layers: 2" in log.read_text()
+    assert "Page representations are allocated. #pages: 256, kind: min_max, layers: 2" in log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ class Options:
     window_size: int = 512
     sink_pages: int = 1
     topk: int = 32
-    kind: str = "mean_var"
+    kind: str = "min_max"
     strategy: str = "group"
     mode: str = "mass"
     scale: float = 1.0

@@ -46,7 +46,7 @@ class HSAConfig:
     layers: str = "all"
     window_size: int = 512
     enable_swa_fusion: bool = True
-    chunk_repr: str = "mean_var"
+    chunk_repr: str = "min_max"
     weight_mode: str = "mass"
     sink_pages: int = 1
     dense_backend: Optional[str] = None
