@@ -24,15 +24,15 @@ def groups(table: list[dict[str, Any]], *names: str) -> dict[tuple, list[dict[st
 
 
 def summary(table: list[dict[str, Any]]) -> str:
-    """Shares in percent: covered mass and found best pages per source, setting and kind, at equal bytes."""
+    """Shares in percent: covered mass, found best pages and found very best page per setting and kind, at equal bytes."""
     lines = [
-        f"{'source':22}{'length':>7}{'window':>7}{'sinks':>6}  {'strategy':13}{'kind':9}{'K':>4}{'mass':>7}{'best':>7}{'local':>7}{'pages':>7}"
+        f"{'source':22}{'length':>7}{'window':>7}{'sinks':>6}  {'strategy':13}{'kind':9}{'K':>4}{'mass':>7}{'best':>7}{'local':>7}{'pages':>7}{'top':>7}"
     ]
     names = ("source", "length", "window", "sinks", "strategy", "kind", "equal_bytes")
     for key, rows in groups([row for row in table if row["equal_bytes"] != ""], *names).items():
         source, length, window, sinks, strategy, kind, _ = key
         cells = "".join(
-            f"{100 * _mean([r[c] for r in rows]):7.1f}" for c in ("mass", "mass_best", "mass_local", "pages")
+            f"{100 * _mean([r[c] for r in rows]):7.1f}" for c in ("mass", "mass_best", "mass_local", "pages", "top_page")
         )
         lines.append(f"{source:22}{length:7}{window:7}{sinks:6}  {strategy:13}{kind:9}{rows[0]['topk']:4}{cells}")
     return "\n".join(lines)
@@ -47,6 +47,7 @@ def ranking(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
             strategy=strategy,
             mass=round(_mean([r["mass"] for r in rows]), 5),
             pages=round(_mean([r["pages"] for r in rows]), 5),
+            top_page=round(_mean([r["top_page"] for r in rows]), 5),
         )
         for (kind, strategy), rows in found.items()
     ]
