@@ -32,6 +32,8 @@ ON_GPU = IN_TREE + "test_hsa_engine_gpu.py::"
 FP8 = STORAGE + "test_fp8_cache_gives_each_request_its_own_answer"
 HALF = IN_TREE + "test_hsa_kv_dtypes.py::test_half_precision_caches"
 HICACHE = IN_TREE + "test_hsa_hierarchical_cache.py::test_pages_from_the_host_are_healed"
+CONTRACT = IN_TREE + "test_hsa_contract.py::"
+DRAFTS = IN_TREE + "test_hsa_speculative_gpu.py::test_drafts_leave_the_tokens_alone"
 TOKENS = SPARSE + "test_tokens_equal_the_brute_force_model"
 TWO_GPUS = "two CUDA devices"
 
@@ -77,9 +79,14 @@ CELLS = (
     Cell("Overlap schedule", "off", (SCHEDULE + "[no-overlap-mixed]",)),
     Cell("Overlap schedule", "two batches", refusal="two-batch overlap"),
     Cell("Overlap schedule", "prefill beside decode", refusal="prefill-decode multiplexing"),
-    *(
-        Cell("Speculative decoding", kind, refusal="speculative decoding")
-        for kind in ("EAGLE", "EAGLE3", "NEXTN", "STANDALONE")
+    Cell("Speculative decoding", "EAGLE", (DRAFTS + "[EAGLE]", DRAFTS + "[EAGLE-chunked]"), needs="a CUDA device"),
+    Cell("Speculative decoding", "EAGLE3", (DRAFTS + "[EAGLE3]",), needs="a CUDA device"),
+    Cell("Speculative decoding", "NEXTN", (CONTRACT + "test_nextn_is_eagle", DRAFTS + "[EAGLE]"), needs="a CUDA device"),
+    Cell(
+        "Speculative decoding",
+        "STANDALONE",
+        tuple(DRAFTS + f"[STANDALONE{case}]" for case in ("", "-rejected", "-dense-draft")),
+        needs="a CUDA device",
     ),
     Cell("Speculative decoding", "NGRAM", refusal="NGRAM speculative decoding"),
     Cell("Drafts", "trees", refusal="branching drafts"),

@@ -262,7 +262,6 @@ DRAFTS = dict(
     speculative_num_draft_tokens=4,
 )
 ASKED_BY_DRAFTS = {
-    "speculative decoding": {},
     "speculative decoding on a CPU": dict(device="cpu"),
     "NGRAM speculative decoding": dict(speculative_algorithm="NGRAM"),
     "branching drafts": dict(speculative_eagle_topk=2),
@@ -301,14 +300,44 @@ def test_refused_drafts(model_path, monkeypatch, feature):
     assert f"does not support {feature} (" in text and "\n" not in text
 
 
+def resolved_on_cuda(model_path, monkeypatch, **changed):
+    """Arguments of a server that drafts on a CUDA device, through all of start-up's checks; no device is needed."""
+    monkeypatch.setattr(
+        "sglang.srt.server_args.get_device_memory_capacity", lambda device: 140_000
+    )
+    monkeypatch.setenv("SGLANG_ENABLE_SPEC_V2", "0")
+    options = dict(speculative_draft_model_path=model_path, random_seed=0)
+    return server_args(model_path, **{**DRAFTS, **options, **changed})
+
+
 @pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "NEXTN", "STANDALONE"])
 @pytest.mark.parametrize("steps", [3, None])
-def test_nothing_but_a_gpu_run_is_missing_for_chains(model_path, algorithm, steps):
+def test_chains_are_not_refused(model_path, monkeypatch, algorithm, steps):
     """Three steps, given or chosen by SGLang."""
     given = {} if steps else dict.fromkeys(list(DRAFTS)[2:])
-    args = drafting(model_path, speculative_algorithm=algorithm, **given)
-    applying = [r.feature for r in refusals.REFUSALS if r.applies(*args)]
-    assert applying == ["speculative decoding"]
+    args = resolved_on_cuda(
+        model_path, monkeypatch, speculative_algorithm=algorithm, **given
+    )
+    assert args.attention_backend == "hsa"
+    assert [getattr(args, name) for name in list(DRAFTS)[2:]] == [3, 1, 4]
+
+
+def test_nextn_is_eagle(model_path, monkeypatch):
+    """HSA's checks run before SGLang replaces the name, so they must not tell the two apart either."""
+
+    def outcome(algorithm, **changed):
+        asked = dict(speculative_algorithm=algorithm, **changed)
+        try:
+            args = vars(resolved_on_cuda(model_path, monkeypatch, **asked))
+        except ValueError as error:
+            return str(error)
+        return {name: args[name] for name in args if name != "model_config"}
+
+    assert outcome("NEXTN")["speculative_algorithm"] == "EAGLE"
+    refused = dict(speculative_eagle_topk=2), dict(hsa_window_size=3)
+    for changed in ({}, *refused):
+        assert outcome("NEXTN", **changed) == outcome("EAGLE", **changed)
+    assert all("does not support" in outcome("NEXTN", **case) for case in refused)
 
 
 @pytest.mark.parametrize(

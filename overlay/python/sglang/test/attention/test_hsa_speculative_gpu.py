@@ -6,20 +6,15 @@ import pytest
 import torch
 
 import sglang as sgl
-from sglang.srt.layers.attention.hsa.refusals import REFUSALS
 from sglang.test.attention.hsa_fixtures import (
     GPU_ENGINE,
     write_random_eagle,
     write_random_model,
 )
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.skipif(
-        any(refusal.feature == "speculative decoding" for refusal in REFUSALS),
-        reason="start-up refuses speculative decoding until this has passed once",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"
+)
 
 LENGTHS = (1, 63, 64, 65, 700, 1500)
 NEW = 80  # over a page boundary from any prompt

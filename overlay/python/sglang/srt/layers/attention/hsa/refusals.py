@@ -308,13 +308,6 @@ REFUSALS: Tuple[Refusal, ...] = (
         "drop one of the two",
     ),
     Refusal(
-        "speculative decoding",
-        "--speculative-algorithm",
-        lambda args, model: bool(args.speculative_algorithm),
-        "its passes have run in the Triton interpreter and not on a GPU yet",
-        "drop --speculative-algorithm",
-    ),
-    Refusal(
         "two-batch overlap",
         "--enable-two-batch-overlap",
         lambda args, model: args.enable_two_batch_overlap,
