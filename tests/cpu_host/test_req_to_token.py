@@ -80,6 +80,14 @@ def test_get_last_loc(backend_elsewhere, triton_interpreter):
         assert torch.equal(out == -1, b.prefix == 0)
 
 
+def test_get_last_loc_can_be_compiled(backend_elsewhere):
+    """Speculative decoding compiles its caller; a predicate that Dynamo cannot trace would break it on newer torch."""
+    table = torch.randperm(ROWS * CONTEXT).view(ROWS, CONTEXT).to(torch.int32)
+    compiled = torch.compile(common.get_last_loc, fullgraph=True, backend="eager")
+    for b in BATCHES:
+        assert torch.equal(compiled(table, b.rows, b.prefix), common.get_last_loc(table, b.rows, b.prefix))
+
+
 def test_compute_position(cpu_host, backend_elsewhere, triton_interpreter):
     cases = []
     for b in BATCHES:
