@@ -65,12 +65,11 @@ class PagedKVCache:
                 f"a cache of {size:.1f} GB does not fit into memory: lower token_budget."
             ) from error
         self.max_tokens = min(self.num_pages * page_size, max_tokens)
-        self.req_to_token = torch.zeros(
-            (max_requests, self.max_tokens), dtype=torch.int32, device=device
-        )
+        table = (max_requests, self.max_tokens)
+        self.req_to_token = torch.zeros(table, dtype=torch.int32, device=device)
+        self.free_rows = list(range(max_requests))
         self.refs = [0] * self.num_pages
         self._free = list(range(self.num_pages - 1, -1, -1))
-        self.free_rows = list(range(max_requests))
 
     @property
     def free_pages(self) -> int:
@@ -97,16 +96,12 @@ class PagedKVCache:
             if self.refs[page] == 0:
                 self._free.append(page)
 
-    def map_pages(self, row: int, pages: Sequence[int], first: int) -> None:
-        """Let the positions from page ``first`` on of a request lie in ``pages[first:]``."""
-        slots = torch.tensor(pages[first:], dtype=torch.int32)[:, None] * self.page_size
+    def map_pages(self, row: int, pages: Sequence[int]) -> None:
+        """Let the positions of a request lie in ``pages``."""
+        slots = torch.tensor(pages, dtype=torch.int32)[:, None] * self.page_size
         slots = (slots + torch.arange(self.page_size, dtype=torch.int32)).flatten()
-        place = self.req_to_token[row, first * self.page_size :][: len(slots)]
+        place = self.req_to_token[row, : len(slots)]
         place.copy_(slots[: len(place)])
-
-    def page_table(self, rows: torch.Tensor, tokens: int) -> torch.Tensor:
-        """Physical page of each logical page ``[B, pages of tokens]`` int32; undefined past a request's end."""
-        return self.req_to_token[rows, : tokens : self.page_size] // self.page_size
 
     def write(
         self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor

@@ -12,53 +12,48 @@ if TYPE_CHECKING:
     from sglang.mini.backend import CacheState
 
 
-class TorchOps:
-    """SDPA; layers with a soft cap, which SDPA lacks, are computed in float32."""
-
-    def prefill(
-        self, q: torch.Tensor, state: CacheState, positions: torch.Tensor
-    ) -> torch.Tensor:
-        out, window = [], state.spec.window
-        counts = [end - first for first, end in state.spans]
-        for (first, end), row, queries, position in zip(
-            state.spans, state.rows, q.split(counts), positions.split(counts)
-        ):
-            begin = max(0, first - window + 1) if window else 0
-            distance = position[:, None] - torch.arange(begin, end, device=q.device)
-            mask = distance >= 0  # [Tq, J]
-            if window:
-                mask &= distance < window
-            slots = state.kv.req_to_token[row, begin:end]
-            out.append(_attend(queries[None], slots[None], mask[None], state)[0])
-        return torch.cat(out)
-
-    def decode(self, q: torch.Tensor, state: CacheState) -> torch.Tensor:
-        longest = max(end for _, end in state.spans)
-        longest = min(longest, state.spec.window or longest)
-        # The last keys of every request, padded in front. What is masked reads position 0, which is written.
-        key = torch.arange(longest, device=q.device) - longest
-        key = key + state.cache_seqlens[:, None]  # [B, J]
-        slots = state.kv.req_to_token[state.rows[:, None], key.clamp(min=0).long()]
+def torch_attention(
+    q: torch.Tensor, state: CacheState, positions: torch.Tensor
+) -> torch.Tensor:
+    """Queries ``[T, H_q, D]`` at ``positions`` ``[T]`` int64 -> ``[T, H_q, D]``."""
+    ends = [end for _, end in state.spans]
+    if state.decode:
         # The query heads of a KV head as so many queries: its keys need not be repeated.
         q = q.unflatten(1, (state.spec.num_kv_heads, -1)).transpose(1, 2)
-        out = _attend(q, slots, (key >= 0)[:, None], state)  # [B, G, H_kv, D]
+        out = _attend(q, positions[:, None], state.rows, max(ends), state)
         return out.transpose(1, 2).flatten(1, 2)
+    each = zip(q.split(state.counts), positions.split(state.counts), state.rows, ends)
+    out = [_attend(q[None], p[None], row[None], end, state) for q, p, row, end in each]
+    return torch.cat(out, dim=1)[0]
 
 
 def _attend(
-    q: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor, state: CacheState
+    q: torch.Tensor,
+    positions: torch.Tensor,
+    rows: torch.Tensor,
+    longest: int,
+    state: CacheState,
 ) -> torch.Tensor:
-    """Queries ``[B, Tq, H, D]`` over the keys at ``slots`` ``[B, J]``; mask ``[B, Tq or 1, J]``, True where attended."""
+    """A padded batch: queries ``[B, Tq, H, D]`` at ``positions`` ``[B, Tq or 1]`` of ``rows`` ``[B]``."""
     spec = state.spec
+    count = longest
+    if spec.window:
+        count = min(longest, spec.window + positions.shape[1] - 1)
+    # The last keys of every request. What is masked reads position 0, which is written.
+    keys = positions[:, -1:] + torch.arange(1 - count, 1, device=q.device)  # [B, J]
+    distance = positions[:, :, None] - keys[:, None]
+    mask = (distance >= 0) & (keys >= 0)[:, None]  # [B, Tq or 1, J]
+    if spec.window:
+        mask &= distance < spec.window
+    slots = state.kv.req_to_token[rows[:, None], keys.clamp(min=0)]
     k, v = (
         cache.flatten(0, 1)[slots].transpose(1, 2)  # [B, H_kv, J, D]
         for cache in (state.k_cache, state.v_cache)
     )
-    if q.shape[2] > spec.num_kv_heads:
-        group = q.shape[2] // spec.num_kv_heads
+    if (group := q.shape[2] // spec.num_kv_heads) > 1:
         k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     q, mask = q.transpose(1, 2), mask[:, None]
-    if spec.softcap:
+    if spec.softcap:  # which SDPA lacks; in float32
         logits = q.float() @ k.float().transpose(-1, -2) * spec.scaling
         logits = spec.softcap * torch.tanh(logits / spec.softcap)
         weights = logits.masked_fill(~mask, float("-inf")).softmax(-1)
