@@ -11,9 +11,8 @@ from flash_stand_in import flash_attn_with_kvcache, own_parameters, real_paramet
 from tiny_models import prompt_ids
 
 from sglang.mini import MiniEngine, MiniError, SamplingParams, SglKernelAttentionBackend
-from sglang.mini.backend import CacheState, LayerSpec, flash_attention
-from sglang.mini.kv_cache import PagedKVCache
-from sglang.mini.torch_ops import torch_attention
+from sglang.mini.backend import flash_attention, torch_attention
+from sglang.mini.kv_cache import CacheState, LayerSpec, PagedKVCache
 
 GREEDY = SamplingParams(max_tokens=10, ignore_eos=True)
 FLASH = partial(flash_attention, flash_attn_with_kvcache)

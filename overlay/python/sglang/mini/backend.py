@@ -6,15 +6,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 
 from sglang.mini.api import MiniError
-from sglang.mini.kv_cache import PagedKVCache
-from sglang.mini.torch_ops import torch_attention
+from sglang.mini.kv_cache import CacheState, LayerSpec
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -23,68 +22,6 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("torch", "sgl_kernel", "hsa")
 QKV = Tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """What attention has to know of a layer; window and softcap are 0 for none."""
-
-    layer: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    scaling: float
-    window: int = 0
-    softcap: float = 0.0
-
-
-class CacheState:
-    """One forward pass over B requests with T new tokens, seen from one layer after another.
-
-    Args:
-        kv: the cache. specs: of all layers.
-        rows: row of each request in ``kv.req_to_token``, which has its pages.
-        spans: (first new position, end) of each request.
-
-    Attributes:
-        spec, k_cache, v_cache: of the layer that ``at`` named last.
-        decode: every request has exactly one new token, and tokens before it.
-        rows: ``[B]`` int64. spans: as given, the same list in all layers.
-        positions, slots: of the new tokens ``[T]`` int64.
-        page_table: physical page of each logical page ``[B, max_pages]`` int32; undefined past a request's end.
-        cache_seqlens: keys of each request, the new ones included ``[B]`` int32.
-        cu_seqlens_q: prefix sums of the new tokens ``[B + 1]`` int32. counts: new tokens of each request.
-        completed_pages: physical pages that this pass fills to the end ``[C]`` int64.
-    """
-
-    def __init__(
-        self,
-        kv: PagedKVCache,
-        specs: Sequence[LayerSpec],
-        rows: List[int],
-        spans: List[Tuple[int, int]],
-    ):
-        self.kv, self.specs, self.spans = kv, specs, spans
-        self.counts = [end - first for first, end in spans]
-        self.decode = all(0 < first == end - 1 for first, end in spans)
-        device, size = kv.req_to_token.device, kv.page_size
-        ends = torch.tensor([end for _, end in spans], dtype=torch.int32)
-        counts = torch.tensor([0, *self.counts])
-        self.rows, self.cache_seqlens = torch.tensor(rows).to(device), ends.to(device)
-        self.cu_seqlens_q = counts.cumsum(0).int().to(device)
-        self.positions = torch.cat([torch.arange(*span) for span in spans]).to(device)
-        row = torch.tensor(rows).repeat_interleave(counts[1:]).to(device)  # [T]
-        self.slots = kv.req_to_token[row, self.positions].long()
-        self.page_table = kv.req_to_token[self.rows, : int(ends.max()) : size] // size
-        full = [slice(first // size, end // size) for first, end in spans]
-        pages = [self.page_table[b, logical] for b, logical in enumerate(full)]
-        self.completed_pages = torch.cat(pages).long()
-
-    def at(self, layer: int) -> CacheState:
-        """Turn to a layer."""
-        self.spec = self.specs[layer]
-        self.k_cache, self.v_cache = self.kv.k_cache[layer], self.kv.v_cache[layer]
-        return self
 
 
 class SglKernelAttentionBackend:
@@ -164,6 +101,51 @@ class SglKernelAttentionBackend:
     def decode(self, last_token: QKV, cache_state: CacheState) -> torch.Tensor:
         """As ``prefill``, with one new token per request: ``[B, H_q, D]``."""
         return self.prefill(last_token, cache_state, cache_state.positions)
+
+
+def torch_attention(
+    q: torch.Tensor, state: CacheState, positions: torch.Tensor
+) -> torch.Tensor:
+    """SDPA, on any device: queries ``[T, H_q, D]`` at ``positions`` ``[T]`` int64 -> ``[T, H_q, D]``."""
+    ends = [end for _, end in state.spans]
+    if state.decode:
+        # The query heads of a KV head as so many queries: its keys need not be repeated.
+        q = q.unflatten(1, (state.spec.num_kv_heads, -1)).transpose(1, 2)
+        out = _attend(q, positions[:, None], state.rows, max(ends), state)
+        return out.transpose(1, 2).flatten(1, 2)
+    each = zip(q.split(state.counts), positions.split(state.counts), state.rows, ends)
+    out = [_attend(q[None], p[None], row[None], end, state) for q, p, row, end in each]
+    return torch.cat(out, dim=1)[0]
+
+
+def _attend(q, positions, rows, longest: int, state: CacheState) -> torch.Tensor:
+    """A padded batch: queries ``[B, Tq, H, D]`` at ``positions`` ``[B, Tq or 1]`` of ``rows`` ``[B]``."""
+    spec = state.spec
+    count = longest
+    if spec.window:
+        count = min(longest, spec.window + positions.shape[1] - 1)
+    # The last keys of every request. What is masked reads position 0, which is written.
+    keys = positions[:, -1:] + torch.arange(1 - count, 1, device=q.device)  # [B, J]
+    distance = positions[:, :, None] - keys[:, None]
+    mask = (distance >= 0) & (keys >= 0)[:, None]  # [B, Tq or 1, J]
+    if spec.window:
+        mask &= distance < spec.window
+    slots = state.kv.req_to_token[rows[:, None], keys.clamp(min=0)]
+    k, v = (
+        cache.flatten(0, 1)[slots].transpose(1, 2)  # [B, H_kv, J, D]
+        for cache in (state.k_cache, state.v_cache)
+    )
+    if (group := q.shape[2] // spec.num_kv_heads) > 1:
+        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    q, mask = q.transpose(1, 2), mask[:, None]
+    if spec.softcap:  # which SDPA lacks; in float32
+        logits = q.float() @ k.float().transpose(-1, -2) * spec.scaling
+        logits = spec.softcap * torch.tanh(logits / spec.softcap)
+        weights = logits.masked_fill(~mask, float("-inf")).softmax(-1)
+        out = (weights @ v.float()).to(q.dtype)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, mask, scale=spec.scaling)
+    return out.transpose(1, 2)
 
 
 def flash_attention(kernel, q, state: CacheState, positions) -> torch.Tensor:

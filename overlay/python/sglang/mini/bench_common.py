@@ -9,15 +9,16 @@ import json
 import statistics
 import sys
 from functools import lru_cache
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import pandas
 import torch
 from torch.utils.benchmark import Timer
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sglang.mini.__main__ import add_engine_options, engine_arguments
-from sglang.mini.api import MiniError, SamplingParams
+from sglang.mini.api import Completion, MiniError, SamplingParams
 from sglang.mini.engine import MiniEngine
 from sglang.mini.model import ATTENTION, ModelRunner, load, pick_device
 
@@ -85,31 +86,23 @@ class Bench:
             raise MiniError("use at least 2 --new-tokens and at least 1 --repeats.")
         self.new_tokens, self.repeats = args.new_tokens, args.repeats
         self.params = SamplingParams(max_tokens=self.new_tokens, ignore_eos=True)
-        self.options = options = engine_arguments(args)
-        self.hsa = options.pop("hsa", None)
-        if options.pop("backend", None):
+        self.options = engine_arguments(args)
+        if self.options.pop("backend", None):
             raise MiniError("a benchmark compares backends: use --arms.")
-        device = pick_device(options.get("device"))
-        cpu = device.type == "cpu"
-        dtype = options.get("dtype") or (torch.float32 if cpu else torch.bfloat16)
+        self.hsa = self.options.pop("hsa", None)
+        device = pick_device(self.options.get("device"))
+        plain = torch.float32 if device.type == "cpu" else torch.bfloat16
+        dtype = self.options.get("dtype", plain)
         make, what = (load, args.model) if args.model else (random_model, args.geometry)
         self.model, self.tokenizer = make(what, device, dtype)
         self.specs = ModelRunner(self.model).specs
-        data = torch.ones((1 << 27 if cpu else 1 << 30) // 4, device=device)
-        target = torch.empty_like(data)
-        n = 512 if cpu else 8192
-        a = torch.ones(n, n, device=device, dtype=dtype)
-        copied = 2 * data.nbytes / best_time(lambda: target.copy_(data))
-        read = data.nbytes / best_time(data.sum)
-        flops = 2 * n**3 / best_time(lambda: a @ a)
-        self.peaks = {"bytes_per_s": max(read, copied), "flops": flops}
+        self.peaks = measure_peaks(device, dtype)
         self.arms, self.skipped = [], {}
         for arm in args.arms.split(","):
-            backend = None if arm == "hf" else self.engine(arm).backend
-            if backend is None or backend.available():
-                self.arms.append(arm)
+            if arm != "hf" and (reason := self.engine(arm).backend.reason):
+                self.skipped[arm] = reason
             else:
-                self.skipped[arm] = backend.reason
+                self.arms.append(arm)
 
     def engine(self, arm: str, exact: bool = False, **changes) -> MiniEngine:
         """The engine of an arm; ``exact`` lets HSA select every page, which makes it dense attention."""
@@ -125,6 +118,13 @@ class Bench:
         generator = torch.Generator().manual_seed(seed)
         vocab = self.model.config.vocab_size
         return torch.randint(vocab, (length,), generator=generator).tolist()
+
+    def complete(self, engine: MiniEngine, prompts, params=None) -> List[Completion]:
+        """What the engine answers; MiniError if a request failed."""
+        results = engine.generate(prompts, params or self.params)
+        for error in filter(None, (result.error for result in results)):
+            raise MiniError(f"{engine.backend.name}: {error}")
+        return results
 
     def plain(self, call: Callable):
         """``call(model)`` with transformers' own attention; SDPA has no soft cap."""
@@ -187,11 +187,8 @@ class Bench:
         prompts, expected = self.reference(length, batch)
         row, engine = {"arm": arm, "prompt": length, "batch": batch}, None
         if arm != "hf":
-            done = self.engine(arm, exact=True).generate(prompts, self.params)
-            for result in done:
-                if result.error:
-                    raise MiniError(f"{arm}: {result.error}")
-            triples = zip(prompts, expected, (result.token_ids for result in done))
+            got = self.complete(self.engine(arm, exact=True), prompts)
+            triples = zip(prompts, expected, (result.token_ids for result in got))
             same, gaps = zip(*(self.compare(*triple) for triple in triples))
             row["equal"] = statistics.mean(same) / self.new_tokens
             row["widest_gap"] = max(gaps)
@@ -235,8 +232,12 @@ class Bench:
         read = body * self.model.dtype.itemsize / self.peaks["bytes_per_s"]
         return max(flops / self.peaks["flops"], read)
 
-    def finish(self, name: str, tables: Dict[str, List[Dict]]) -> None:
-        """Print the tables, what was skipped, and all of it with the machine as one JSON line."""
+    def run(self, name: str, jobs: Sequence[Tuple[str, Callable[[], Dict]]]) -> None:
+        """Run jobs of (table, call -> row); print the tables, and all with the machine as one JSON line."""
+        tables: Dict[str, List[Dict]] = {}
+        for title, job in (bar := tqdm(jobs)):
+            bar.set_description(title)
+            tables.setdefault(title, []).append(job())
         for title, rows in tables.items():
             table = pandas.DataFrame(rows).drop(columns="counters", errors="ignore")
             text = table.to_string(index=False, float_format="{:.3g}".format, na_rep="")
@@ -259,6 +260,18 @@ class Bench:
             "skipped": self.skipped,
         }
         print(json.dumps({**result, **tables}))
+
+
+def measure_peaks(device: torch.device, dtype: torch.dtype) -> Dict[str, float]:
+    cpu = device.type == "cpu"
+    data = torch.ones((1 << 27 if cpu else 1 << 30) // 4, device=device)
+    target = torch.empty_like(data)
+    n = 512 if cpu else 8192
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    copied = 2 * data.nbytes / best_time(lambda: target.copy_(data))
+    read = data.nbytes / best_time(data.sum)
+    flops = 2 * n**3 / best_time(lambda: a @ a)
+    return {"bytes_per_s": max(read, copied), "flops": flops}
 
 
 def best_time(call: Callable) -> float:

@@ -15,8 +15,6 @@ from functools import partial
 from itertools import product
 from typing import Dict, List, Optional, Tuple
 
-from tqdm import tqdm
-
 from sglang.mini.api import MiniError, SamplingParams
 from sglang.mini.bench_common import Bench, bench_parser, ints, run_main
 from sglang.mini.engine import MiniEngine
@@ -45,13 +43,6 @@ def time_batch(
     return first - start, (after - early) / (time.perf_counter() - first)
 
 
-def run_one(engine: MiniEngine, prompt: List[int], params: SamplingParams):
-    result = engine.generate(prompt, params)
-    if result.error:
-        raise MiniError(f"{engine.backend.name}: {result.error}")
-    return result
-
-
 def prefix_hits(bench: Bench, arm: str, context: int) -> Dict:
     """TTFB of prompts that share all but their last page, without and with the prefix cache."""
     row = {"arm": arm, "prompt": context}
@@ -61,7 +52,7 @@ def prefix_hits(bench: Bench, arm: str, context: int) -> Dict:
         shared, times = bench.prompt(context, seed=0)[:-tail], []
         for seed in range(bench.repeats + 1):
             prompt = shared + bench.prompt(tail, seed=seed + 1)
-            result = run_one(engine, prompt, SamplingParams(max_tokens=1))
+            (result,) = bench.complete(engine, [prompt], SamplingParams(max_tokens=1))
             times.append(result.first_token_s)
         row[name] = statistics.median(times[1:])  # the first fills the cache
     row["cached_tokens"] = result.cached_tokens
@@ -79,7 +70,7 @@ def eviction(bench: Bench, arm: str, policy: str, context: int) -> Dict:
     reference, shares = {}, []
     for which in 3 * (0, *range(8)):
         prompt = bench.prompt(length, seed=which)
-        result = run_one(engine, prompt, bench.params)
+        (result,) = bench.complete(engine, [prompt])
         first = reference.setdefault(which, result.token_ids)
         bench.compare(prompt, first, result.token_ids)
         shares.append(result.cached_tokens / length)
@@ -97,22 +88,18 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     bench = Bench(args)
     engines = [arm for arm in bench.arms if arm != "hf"]
-    shapes = product(args.contexts, args.batch_sizes, bench.arms)
-    jobs = [
-        ("throughput", partial(bench.measure, arm, n, b, partial(time_batch, bench)))
-        for n, b, arm in shapes
-    ]
     longest, shortest = max(args.contexts), min(args.contexts)
+    timed = partial(time_batch, bench)
+    jobs = [
+        ("throughput", partial(bench.measure, arm, context, batch, timed))
+        for context, batch, arm in product(args.contexts, args.batch_sizes, bench.arms)
+    ]
     jobs += [("prefix", partial(prefix_hits, bench, arm, longest)) for arm in engines]
     jobs += [
         ("eviction", partial(eviction, bench, arm, policy, shortest))
         for arm, policy in product(engines, ("lru", "lfu"))
     ]
-    tables: Dict[str, List[Dict]] = {"throughput": [], "prefix": [], "eviction": []}
-    for name, job in (bar := tqdm(jobs)):
-        bar.set_description(name)
-        tables[name].append(job())
-    bench.finish("suite", tables)
+    bench.run("suite", jobs)
 
 
 if __name__ == "__main__":

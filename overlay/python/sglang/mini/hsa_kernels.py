@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang.mini.backend import CacheState
+from sglang.mini.kv_cache import CacheState
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend

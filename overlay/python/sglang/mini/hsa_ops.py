@@ -13,8 +13,8 @@ from typing import Optional, Sequence
 import torch
 
 from sglang.mini.api import MiniError
-from sglang.mini.backend import CacheState, LayerSpec
-from sglang.mini.torch_ops import torch_attention
+from sglang.mini.backend import torch_attention
+from sglang.mini.kv_cache import CacheState, LayerSpec
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
 from sglang.srt.layers.attention.hsa.counters import HSACounters

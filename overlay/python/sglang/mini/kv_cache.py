@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paged KV cache: tensors, reference-counted pages, and where each token of a request lies."""
+"""The paged KV cache: tensors, reference-counted pages, where each token of a request lies, and what a pass sees."""
 
 from __future__ import annotations
 
-from typing import Iterable, List, Optional, Sequence
+from dataclasses import dataclass
+from typing import Iterable, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -109,3 +110,65 @@ class PagedKVCache:
         """Store keys and values ``[T, num_kv_heads, head_dim]`` at ``slots`` ``[T]`` int64."""
         self.k_cache[layer].flatten(0, 1)[slots] = k
         self.v_cache[layer].flatten(0, 1)[slots] = v
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What attention has to know of a layer; window and softcap are 0 for none."""
+
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scaling: float
+    window: int = 0
+    softcap: float = 0.0
+
+
+class CacheState:
+    """One forward pass over B requests with T new tokens, seen from one layer after another.
+
+    Args:
+        kv: the cache. specs: of all layers.
+        rows: row of each request in ``kv.req_to_token``, which has its pages.
+        spans: (first new position, end) of each request.
+
+    Attributes:
+        spec, k_cache, v_cache: of the layer that ``at`` named last.
+        decode: every request has exactly one new token, and tokens before it.
+        rows: ``[B]`` int64. spans: as given, the same list in all layers.
+        positions, slots: of the new tokens ``[T]`` int64.
+        page_table: physical page of each logical page ``[B, max_pages]`` int32; undefined past a request's end.
+        cache_seqlens: keys of each request, the new ones included ``[B]`` int32.
+        cu_seqlens_q: prefix sums of the new tokens ``[B + 1]`` int32. counts: new tokens of each request.
+        completed_pages: physical pages that this pass fills to the end ``[C]`` int64.
+    """
+
+    def __init__(
+        self,
+        kv: PagedKVCache,
+        specs: Sequence[LayerSpec],
+        rows: List[int],
+        spans: List[Tuple[int, int]],
+    ):
+        self.kv, self.specs, self.spans = kv, specs, spans
+        self.counts = [end - first for first, end in spans]
+        self.decode = all(0 < first == end - 1 for first, end in spans)
+        device, size = kv.req_to_token.device, kv.page_size
+        ends = torch.tensor([end for _, end in spans], dtype=torch.int32)
+        counts = torch.tensor([0, *self.counts])
+        self.rows, self.cache_seqlens = torch.tensor(rows).to(device), ends.to(device)
+        self.cu_seqlens_q = counts.cumsum(0).int().to(device)
+        self.positions = torch.cat([torch.arange(*span) for span in spans]).to(device)
+        row = torch.tensor(rows).repeat_interleave(counts[1:]).to(device)  # [T]
+        self.slots = kv.req_to_token[row, self.positions].long()
+        self.page_table = kv.req_to_token[self.rows, : int(ends.max()) : size] // size
+        full = [slice(first // size, end // size) for first, end in spans]
+        pages = [self.page_table[b, logical] for b, logical in enumerate(full)]
+        self.completed_pages = torch.cat(pages).long()
+
+    def at(self, layer: int) -> CacheState:
+        """Turn to a layer."""
+        self.spec = self.specs[layer]
+        self.k_cache, self.v_cache = self.kv.k_cache[layer], self.kv.v_cache[layer]
+        return self

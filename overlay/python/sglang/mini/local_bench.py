@@ -12,9 +12,9 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
+from itertools import product
 from typing import List, Optional, Tuple
 
-from tqdm import tqdm
 from transformers import TextIteratorStreamer
 
 from sglang.mini.api import MiniError
@@ -49,12 +49,10 @@ def main(argv=None) -> None:
     bench = Bench(args)
     if bench.tokenizer is None:
         raise MiniError(f"{args.model} has no tokenizer, which the streamer needs.")
-    jobs = [(arm, n) for arm in bench.arms for n in args.prompt_tokens]
-    rows = []
-    for arm, n in (bar := tqdm(jobs)):
-        bar.set_description(f"{arm} {n}")
-        rows.append(bench.measure(arm, n, 1, partial(time_stream, bench)))
-    bench.finish("local", {"rows": rows})
+    timed = partial(time_stream, bench)
+    shapes = product(bench.arms, args.prompt_tokens)
+    jobs = [("rows", partial(bench.measure, arm, n, 1, timed)) for arm, n in shapes]
+    bench.run("local", jobs)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from sglang.mini.api import MiniError
-from sglang.mini.backend import CacheState, LayerSpec, SglKernelAttentionBackend
-from sglang.mini.kv_cache import PagedKVCache
+from sglang.mini.backend import SglKernelAttentionBackend
+from sglang.mini.kv_cache import CacheState, LayerSpec, PagedKVCache
 
 logger = logging.getLogger(__name__)
 
