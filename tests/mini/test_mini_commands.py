@@ -152,7 +152,8 @@ def test_a_bench_compares_an_end_of_sequence_like_any_token(world):
     from sglang.mini.bench_common import Bench, bench_parser
 
     bench = Bench(bench_parser("").parse_args([*COMMON, "--model", str(world("qwen3").path), "--arms", "hf,torch"]))
-    prompts, expected = bench.reference(50, 1)
+    prompts = [bench.prompt(50, seed=0)]
+    expected = bench.generate_hf(prompts, 4)
     bench.model.generation_config.eos_token_id = expected[0][1]
     assert bench.generate_hf(prompts, 4) == expected
     assert bench.model.generation_config.eos_token_id == expected[0][1]

@@ -4,7 +4,7 @@
 python -m sglang.mini.bench_suite --model DIR
 python -m sglang.mini.bench_suite --geometry qwen3-0.6b --batch-sizes 1,8,32 --contexts 1024,4096 --token-budget 262144
 
-Tokens are compared with transformers' before anything is timed. The last line is one JSON object.
+Tokens are checked against transformers' logits before anything is timed. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def time_batch(
     bench: Bench, prompts: List[List[int]], engine: Optional[MiniEngine]
 ) -> Tuple[float, float]:
     """(seconds to the first token of all requests, tokens/s after it) of a batch."""
-    after = len(prompts) * (bench.new_tokens - 1)  # tokens but the first ones
+    after = len(prompts) * (bench.args.new_tokens - 1)  # tokens but the first ones
     start = time.perf_counter()
     if engine is None:
         bench.generate_hf(prompts, 1)
         first = time.perf_counter()
-        bench.generate_hf(prompts, bench.new_tokens)
+        bench.generate_hf(prompts, bench.args.new_tokens)
         whole = time.perf_counter() - first
         return first - start, after / (whole - (first - start))
     requests = [engine.submit(prompt, bench.params) for prompt in prompts]
@@ -50,7 +50,7 @@ def prefix_hits(bench: Bench, arm: str, context: int) -> Dict:
         engine = bench.engine(arm, prefix_cache=cached)
         tail = min(engine.kv.page_size, context - 1)
         shared, times = bench.prompt(context, seed=0)[:-tail], []
-        for seed in range(bench.repeats + 1):
+        for seed in range(bench.args.repeats + 1):
             prompt = shared + bench.prompt(tail, seed=seed + 1)
             (result,) = bench.complete(engine, [prompt], SamplingParams(max_tokens=1))
             times.append(result.first_token_s)
@@ -64,15 +64,14 @@ def eviction(bench: Bench, arm: str, policy: str, context: int) -> Dict:
     """A cache that holds five of eight prompts: the first comes twice, then every other one once, three times over."""
     size = bench.engine(arm).kv.page_size
     length = max(2, context // size) * size + 1
-    budget = 5 * -(-(length + bench.new_tokens) // size) * size
+    budget = 5 * -(-(length + bench.args.new_tokens) // size) * size
     engine = bench.engine(arm, exact=True, eviction=policy, token_budget=budget)
     row = {"arm": arm, "policy": policy, "prompt": length, "budget": budget}
-    reference, shares = {}, []
+    shares = []
     for which in 3 * (0, *range(8)):
         prompt = bench.prompt(length, seed=which)
         (result,) = bench.complete(engine, [prompt])
-        first = reference.setdefault(which, result.token_ids)
-        bench.compare(prompt, first, result.token_ids)
+        bench.check(prompt, result.token_ids)
         shares.append(result.cached_tokens / length)
     row["hit_share"] = statistics.mean(shares)
     row["pages_evicted"] = engine.stats()["pages_evicted"]

@@ -4,7 +4,7 @@
 python -m sglang.mini.local_bench --model DIR
 python -m sglang.mini.local_bench --geometry qwen3-0.6b --prompt-tokens 128,4096
 
-Tokens are compared with transformers' before anything is timed. The last line is one JSON object.
+Tokens are checked against transformers' logits before anything is timed. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def time_stream(
     else:
         stream = TextIteratorStreamer(bench.tokenizer, skip_prompt=True, timeout=600)
         generate = partial(bench.generate_hf, streamer=stream)
-        worker = threading.Thread(target=generate, args=(prompts, bench.new_tokens))
+        worker = threading.Thread(
+            target=generate, args=(prompts, bench.args.new_tokens)
+        )
         worker.start()
         # A piece for every token, empty within a word, and one for the end.
         arrivals = [time.perf_counter() for _ in stream][:-1]
