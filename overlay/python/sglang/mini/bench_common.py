@@ -33,7 +33,7 @@ GEOMETRIES = {
 
 def random_model(name: str, device: torch.device, dtype: torch.dtype):
     """A Qwen3 of one of GEOMETRIES, and a tokenizer whose words are numbers. The same weights every time."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models
 
     if name not in GEOMETRIES:
         raise MiniError(f"geometry {name!r} is not known: use {', '.join(GEOMETRIES)}.")
@@ -49,11 +49,9 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype):
             fan_in = 1 if "embed" in key else weight.shape[1]
             loud = any(part in key for part in ("q_proj", "k_proj", "o_proj", "lm_"))
             weight.data.normal_(0, (2 if loud else 1) / fan_in**0.5)
-    words = Tokenizer(
-        models.WordLevel({str(i): i for i in range(config.vocab_size)}, "0")
-    )
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return model.eval(), PreTrainedTokenizerFast(tokenizer_object=words)
+    words = models.WordLevel({str(i): i for i in range(config.vocab_size)}, "0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+    return model.eval(), tokenizer
 
 
 def ints(text: str) -> List[int]:

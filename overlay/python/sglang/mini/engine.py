@@ -212,11 +212,10 @@ class MiniEngine:
             ) from None
         if not ids:
             raise MiniError("the prompt is empty: give at least one token.")
-        for token in ids:
-            if not 0 <= token < self.vocab_size:
-                raise MiniError(
-                    f"token id {token} is not in the vocabulary of {self.vocab_size}."
-                )
+        if foreign := [t for t in ids if not 0 <= t < self.vocab_size]:
+            raise MiniError(
+                f"token id {foreign[0]} is not in the vocabulary of {self.vocab_size}."
+            )
         if len(ids) + params.max_tokens > self.kv.max_tokens:
             raise MiniError(
                 f"the prompt has {len(ids)} tokens, which with max_tokens {params.max_tokens} is more than "

@@ -75,17 +75,16 @@ class PrefixCache:
         """Add the full pages of a request, and replace in ``pages`` those that the cache already has."""
         path, before = [], -1
         for index, content in enumerate(self._full_pages(tokens)):
-            key, page = (before, content), pages[index]
+            key = (before, content)
             if key not in self.entries:
-                self.entries[key] = Entry(page, key)
-                self.kv.retain([page])
-            entry = self.entries[key]
-            if entry.page != page:
-                self.kv.retain([entry.page])
-                self.kv.release([page])
-                pages[index] = entry.page
-            path.append(entry)
-            before = entry.page
+                self.entries[key] = Entry(pages[index], key)
+                self.kv.retain([pages[index]])
+            path.append(self.entries[key])
+            before = path[-1].page
+            if before != pages[index]:
+                self.kv.retain([before])
+                self.kv.release([pages[index]])
+                pages[index] = before
         self._use(path)
 
     def evictable(self) -> List[Entry]:
