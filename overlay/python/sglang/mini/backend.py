@@ -119,7 +119,10 @@ def torch_attention(
 
 
 def _attend(q, positions, rows, longest: int, state: CacheState) -> torch.Tensor:
-    """A padded batch: queries ``[B, Tq, H, D]`` at ``positions`` ``[B, Tq or 1]`` of ``rows`` ``[B]``."""
+    """A batch: queries ``[B, Tq, H, D]`` at ``positions`` ``[B, Tq or 1]`` of ``rows`` ``[B]`` -> ``[B, Tq, H, D]``.
+
+    H is H_q, or H_kv with the query heads of a KV head along Tq. No request has more than ``longest`` keys.
+    """
     spec = state.spec
     count = longest
     if spec.window:
