@@ -91,7 +91,7 @@ class MiniEngine:
             **place,
         )
         self.prefix = PrefixCache(self.kv, eviction, enabled=prefix_cache)
-        eos = (getattr(model, "generation_config", None) or model.config).eos_token_id
+        eos = model.generation_config.eos_token_id
         if eos is None:
             eos = getattr(tokenizer, "eos_token_id", None)
         eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
