@@ -66,7 +66,7 @@ def check_books():
     def check(engine):
         scheduler, kv = engine.scheduler, engine.kv
         assert not scheduler.running and not scheduler.waiting
-        cached = engine.prefix.pages() if engine.prefix else []
+        cached = engine.prefix.pages()
         free = list(kv._free)
         assert sorted(cached + free) == list(range(kv.num_pages))
         assert [kv.refs[page] for page in cached] == [1] * len(cached)

@@ -3,6 +3,7 @@
 
 import copy
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from flash_stand_in import flash_attn_with_kvcache, own_parameters, real_paramet
 from tiny_models import prompt_ids
 
 from sglang.mini import MiniEngine, MiniError, SamplingParams, SglKernelAttentionBackend
-from sglang.mini.backend import CacheState, FlashOps, LayerSpec
-from sglang.mini.kv_cache import PagedKVCache
-from sglang.mini.torch_ops import TorchOps
+from sglang.mini.backend import flash_attention, torch_attention
+from sglang.mini.kv_cache import CacheState, LayerSpec, PagedKVCache
 
 GREEDY = SamplingParams(max_tokens=10, ignore_eos=True)
+FLASH = partial(flash_attention, flash_attn_with_kvcache)
 SPEC = LayerSpec(layer=0, num_heads=4, num_kv_heads=2, head_dim=8, scaling=0.3)
 
 
@@ -68,10 +69,10 @@ def test_reasons(device, dtype, head_dim, words, caplog, monkeypatch):
     spec = LayerSpec(0, 4, 2, head_dim, 1.0)
     backend = SglKernelAttentionBackend("sgl_kernel", specs=[spec], device=device, dtype=dtype)
     assert words in backend.reason and "\n" not in backend.reason and not backend.available()
-    assert isinstance(backend.ops, TorchOps)
+    assert backend.ops is torch_attention
 
 
-def make_state(ops_backend, spec, spans, page_size, seed=0):
+def make_state(spec, spans, page_size, seed=0):
     """A cache of NaN whose requests lie on shuffled pages; earlier keys are written. Returns (state, q, k, v, past)."""
     generator = torch.Generator().manual_seed(seed)
     kv = PagedKVCache(
@@ -84,14 +85,14 @@ def make_state(ops_backend, spec, spans, page_size, seed=0):
     past, new = [], []
     for row, (first, end) in enumerate(spans):
         pages = [order.pop() for _ in range(kv.pages_for(end))]
-        kv.map_pages(row, pages, 0)
+        kv.map_pages(row, pages)
         k, v = torch.randn(2, end, spec.num_kv_heads, spec.head_dim, generator=generator)
         where = kv.req_to_token[row, :first].long()
         assert where.tolist() == [pages[i // page_size] * page_size + i % page_size for i in range(first)]
         kv.write(0, where, k[:first], v[:first])
         past.append((k, v))
         new.append((k[first:], v[first:]))
-    state = CacheState(kv, ops_backend, (spec,), list(range(len(spans))), spans).at(0)
+    state = CacheState(kv, (spec,), list(range(len(spans))), spans).at(0)
     rows = sum(end - first for first, end in spans)
     q = torch.randn(rows, spec.num_heads, spec.head_dim, generator=generator)
     return state, q, *(torch.cat(x) for x in zip(*new)), past
@@ -115,19 +116,20 @@ def brute_force(q, past, spans, spec):
 
 
 @pytest.mark.parametrize("window, softcap", ((0, 0.0), (17, 0.0), (16, 0.7), (0, 0.7)))
-@pytest.mark.parametrize("ops", (TorchOps(), FlashOps(flash_attn_with_kvcache)), ids=("torch", "sgl_kernel"))
+@pytest.mark.parametrize("ops", (torch_attention, FLASH), ids=("torch", "sgl_kernel"))
 def test_prefill_and_decode_equal_brute_force(ops, window, softcap):
     spec = LayerSpec(0, 4, 2, 8, 0.3, window, softcap)
     backend = make_backend("torch", specs=(spec,))
     backend.ops = ops
     spans = [(0, 1), (0, 33), (15, 17), (64, 79), (31, 80)]
-    state, q, k, v, past = make_state(backend, spec, spans, 16)
+    state, q, k, v, past = make_state(spec, spans, 16)
     positions = torch.cat([torch.arange(*span) for span in spans])
     out = backend.prefill((q, k, v), state, positions)
     torch.testing.assert_close(out.double(), brute_force(q, past, spans, spec), rtol=0, atol=2e-6)
 
     spans = [(0, 1), (15, 16), (16, 17), (32, 33), (78, 79)]
-    state, q, k, v, past = make_state(backend, spec, spans, 16, seed=1)
+    state, q, k, v, past = make_state(spec, spans, 16, seed=1)
+    state.decode = True  # also of a request without a past, which the engine prefills
     out = backend.decode((q, k, v), state)
     torch.testing.assert_close(out.double(), brute_force(q, past, spans, spec), rtol=0, atol=2e-6)
 
@@ -146,7 +148,7 @@ def test_the_stand_in_has_the_signature_of_sgl_kernel():
 def test_engine_on_the_stand_in(world, shape, check_books):
     """The whole engine through FlashAttention's interface: prefill in chunks, decode, prefix hits."""
     engine = world(shape).engine(page_size=16, chunk_size=100)
-    engine.backend.ops = FlashOps(flash_attn_with_kvcache)
+    engine.backend.ops = FLASH
     prompts = [prompt_ids(n, seed=n) for n in (1, 31, 32, 400)]
     expected = [world(shape).expected(p, 10) for p in prompts]
     for _ in range(2):

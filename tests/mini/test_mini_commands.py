@@ -152,7 +152,8 @@ def test_a_bench_compares_an_end_of_sequence_like_any_token(world):
     from sglang.mini.bench_common import Bench, bench_parser
 
     bench = Bench(bench_parser("").parse_args([*COMMON, "--model", str(world("qwen3").path), "--arms", "hf,torch"]))
-    prompts, expected = bench.reference(50, 1)
+    prompts = [bench.prompt(50, seed=0)]
+    expected = bench.generate_hf(prompts, 4)
     bench.model.generation_config.eos_token_id = expected[0][1]
     assert bench.generate_hf(prompts, 4) == expected
     assert bench.model.generation_config.eos_token_id == expected[0][1]
@@ -160,11 +161,11 @@ def test_a_bench_compares_an_end_of_sequence_like_any_token(world):
 
 
 def test_a_bench_does_not_time_wrong_tokens(world, monkeypatch, capsys):
-    from sglang.mini import local_bench
-    from sglang.mini.torch_ops import TorchOps
+    from sglang.mini import backend, local_bench
 
-    decode = TorchOps.decode
-    monkeypatch.setattr(TorchOps, "decode", lambda *a: -decode(*a))
+    attend = backend.torch_attention
+    wrong = lambda q, state, positions: attend(q, state, positions) * (-1 if state.decode else 1)  # noqa: E731
+    monkeypatch.setattr(backend, "torch_attention", wrong)
     with pytest.raises(ValueError, match="differs from the reference"):
         local_bench.main([*COMMON, "--arms", "torch", "--prompt-tokens", "50"])
     assert "{" not in capsys.readouterr().out

@@ -66,7 +66,7 @@ def test_random_histories(small, check_books, options, steps, backend):
         rounds += 1
         assert rounds < 5000, "the engine makes no progress"
     for request in requests:
-        result, prompt = request.result, request.tokens[: request.prompt_len]
+        result, prompt = request.result, request.tokens[: request.result.prompt_tokens]
         assert result.finish_reason in ("length", "cancelled") and result.error is None
         want = small.expected(prompt, 20)[: request.params.max_tokens]
         if result.finish_reason == "cancelled":
@@ -155,7 +155,7 @@ def test_prefix_cache_against_a_dictionary(steps, policy):
         elif kind == "f" and held:
             kv.release(held.pop(count % len(held)))
         elif kind == "e":
-            free, possible = kv.free_pages, cache.evictable()
+            free, possible = kv.free_pages, len(cache.evictable())
             assert cache.evict(count) == min(count, possible) == kv.free_pages - free
         cached = cache.pages()
         users = [page for pages in held for page in pages] + cached

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import logging
 import os
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
+from functools import partial
+from typing import TYPE_CHECKING, Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 
 from sglang.mini.api import MiniError
-from sglang.mini.kv_cache import PagedKVCache
-from sglang.mini.torch_ops import TorchOps
+from sglang.mini.kv_cache import CacheState, LayerSpec
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -22,78 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("torch", "sgl_kernel", "hsa")
-DEFAULT_PAGE_SIZE = 512
 QKV = Tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """What attention has to know of a layer; window and softcap are 0 for none."""
-
-    layer: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    scaling: float
-    window: int = 0
-    softcap: float = 0.0
-
-
-class CacheState:
-    """One forward pass over B requests with T new tokens, seen from one layer.
-
-    Args:
-        kv: the cache. backend: runs the attention. specs: of all layers.
-        rows: row of each request in ``kv.req_to_token``, which has its pages.
-        spans: (first new position, end) of each request.
-
-    Attributes:
-        spec: of this layer. k_cache, v_cache: its pages, see ``PagedKVCache``.
-        decode: every request has exactly one new token, and tokens before it.
-        rows: ``[B]`` int64. spans: as given, the same list in all layers.
-        positions, slots: of the new tokens ``[T]`` int64.
-        page_table: physical page of each logical page ``[B, max_pages]`` int32; undefined past a request's end.
-        cache_seqlens: keys of each request, the new ones included ``[B]`` int32.
-        cu_seqlens_q: prefix sums of the new tokens ``[B + 1]`` int32.
-        completed_pages: physical pages that this pass fills to the end ``[C]`` int64.
-    """
-
-    def __init__(
-        self,
-        kv: PagedKVCache,
-        backend: SglKernelAttentionBackend,
-        specs: Sequence[LayerSpec],
-        rows: List[int],
-        spans: List[Tuple[int, int]],
-    ):
-        self.kv, self.backend, self.specs, self.spans = kv, backend, specs, spans
-        self.decode = all(0 < first == end - 1 for first, end in spans)
-        device, size = kv.req_to_token.device, kv.page_size
-        host_rows = torch.tensor(rows)
-        ends = torch.tensor([end for _, end in spans], dtype=torch.int32)
-        counts = torch.tensor([0] + [end - first for first, end in spans])
-        self.rows, self.cache_seqlens = host_rows.to(device), ends.to(device)
-        self.cu_seqlens_q = counts.cumsum(0).int().to(device)
-        self.positions = torch.cat([torch.arange(*span) for span in spans]).to(device)
-        row = host_rows.repeat_interleave(counts[1:]).to(device)  # [T]
-        self.slots = kv.req_to_token[row, self.positions].long()
-        self.page_table = kv.page_table(self.rows, int(ends.max()))
-        full = [(first // size, end // size) for first, end in spans]
-        pages = [self.page_table[b, slice(*pair)] for b, pair in enumerate(full)]
-        self.completed_pages = torch.cat(pages).long()
-
-    def at(self, layer: int) -> CacheState:
-        """The pass seen from a layer."""
-        state = copy.copy(self)
-        state.spec = self.specs[layer]
-        state.k_cache, state.v_cache = self.kv.k_cache[layer], self.kv.v_cache[layer]
-        return state
-
-    def attend(self, layer: int, q, k, v, **_) -> torch.Tensor:
-        """Attention of one layer: q ``[T, H_q, D]``, k and v ``[T, H_kv, D]`` -> ``[T, H_q, D]``."""
-        if self.decode:
-            return self.backend.decode((q, k, v), self.at(layer))
-        return self.backend.prefill((q, k, v), self.at(layer), self.positions)
 
 
 class SglKernelAttentionBackend:
@@ -104,13 +32,15 @@ class SglKernelAttentionBackend:
             ATTN_BACKEND, or else ``torch``. If it cannot run here, ``torch`` does, and one log line says why.
         specs: layers of the model.
         device, dtype: of queries, keys and values.
-        hsa: options of ``hsa``; its page size is the engine's.
+        page_size: tokens per page; None is 512, and that of HSA's options with ``hsa``.
+        hsa: options of ``hsa``; their page size gives way to ``page_size``.
 
     Attributes:
         requested, name: what was asked for and what runs. reason: why they differ, or None.
+        ops: (queries, cache state, positions) -> output, all as in ``prefill``; keys and values are stored.
 
     Raises:
-        MiniError: for an unknown name.
+        MiniError: for an unknown name, or options that the implementation does not have.
     """
 
     def __init__(
@@ -120,24 +50,32 @@ class SglKernelAttentionBackend:
         specs: Sequence[LayerSpec],
         device: torch.device,
         dtype: torch.dtype,
+        page_size: Optional[int] = None,
         hsa: Optional[HSAConfig] = None,
     ):
+        self.requested = self.name = name = resolve_name(name)
+        self.reason, self.ops = None, torch_attention
+        self.page_size = 512 if page_size is None else page_size
         device = torch.device(device)
-        self.requested = self.name = resolve_name(name)
-        self.reason, self.ops = None, TorchOps()
-        if self.name == "sgl_kernel":
+        if name == "hsa":
+            from sglang.mini.hsa_ops import HSAOps
+
+            self.ops = HSAOps(specs, hsa, page_size, device)
+            self.page_size = self.ops.config.page_size
+        elif hsa is not None:
+            raise MiniError(
+                f"HSA options were given for backend {name}: use backend hsa."
+            )
+        elif name == "sgl_kernel":
             self.reason = flash_obstacle(specs, device, dtype)
             if self.reason is None:
-                self.ops = FlashOps(load_flash_attn().flash_attn_with_kvcache)
+                kernel = load_flash_attn().flash_attn_with_kvcache
+                self.ops = partial(flash_attention, kernel)
             else:
                 self.name = "torch"
                 logger.warning(
                     f"attention backend sgl_kernel is not available: {self.reason}; using torch"
                 )
-        elif self.name == "hsa":
-            from sglang.mini.hsa_ops import HSAOps
-
-            self.ops = HSAOps(specs, hsa, device)
 
     def available(self) -> bool:
         """Whether the requested implementation runs on this device, dtype and model."""
@@ -156,41 +94,80 @@ class SglKernelAttentionBackend:
         Returns:
             ``[T, H_q, D]`` in the dtype of the queries.
         """
-        q, *kv = qkv
-        cache_state.kv.write(cache_state.spec.layer, cache_state.slots, *kv)
-        return self.ops.prefill(q, cache_state, positions)
+        q, k, v = qkv
+        cache_state.kv.write(cache_state.spec.layer, cache_state.slots, k, v)
+        return self.ops(q, cache_state, positions)
 
     def decode(self, last_token: QKV, cache_state: CacheState) -> torch.Tensor:
         """As ``prefill``, with one new token per request: ``[B, H_q, D]``."""
-        q, *kv = last_token
-        cache_state.kv.write(cache_state.spec.layer, cache_state.slots, *kv)
-        return self.ops.decode(q, cache_state)
+        return self.prefill(last_token, cache_state, cache_state.positions)
 
 
-class FlashOps:
-    """SGLang's FlashAttention 3, which reads the pages in place."""
+def torch_attention(
+    q: torch.Tensor, state: CacheState, positions: torch.Tensor
+) -> torch.Tensor:
+    """SDPA, on any device: queries ``[T, H_q, D]`` at ``positions`` ``[T]`` int64 -> ``[T, H_q, D]``."""
+    ends = [end for _, end in state.spans]
+    if state.decode:
+        # The query heads of a KV head as so many queries: its keys need not be repeated.
+        q = q.unflatten(1, (state.spec.num_kv_heads, -1)).transpose(1, 2)
+        out = _attend(q, positions[:, None], state.rows, max(ends), state)
+        return out.transpose(1, 2).flatten(1, 2)
+    each = zip(q.split(state.counts), positions.split(state.counts), state.rows, ends)
+    out = [_attend(q[None], p[None], row[None], end, state) for q, p, row, end in each]
+    return torch.cat(out, dim=1)[0]
 
-    def __init__(self, flash_attn_with_kvcache):
-        self.flash_attn = flash_attn_with_kvcache
 
-    def prefill(self, q, state: CacheState, positions=None) -> torch.Tensor:
-        spec = state.spec
-        return self.flash_attn(
-            q=q.contiguous(),
-            k_cache=state.k_cache,
-            v_cache=state.v_cache,
-            cache_seqlens=state.cache_seqlens,
-            page_table=state.page_table,
-            cu_seqlens_q=state.cu_seqlens_q,
-            max_seqlen_q=max(end - first for first, end in state.spans),
-            softmax_scale=spec.scaling,
-            causal=True,
-            # A window of w tokens is the query's own and w - 1 before it.
-            window_size=(spec.window - 1, 0) if spec.window else (-1, -1),
-            softcap=spec.softcap,
-        )
+def _attend(q, positions, rows, longest: int, state: CacheState) -> torch.Tensor:
+    """A batch: queries ``[B, Tq, H, D]`` at ``positions`` ``[B, Tq or 1]`` of ``rows`` ``[B]`` -> ``[B, Tq, H, D]``.
 
-    decode = prefill
+    H is H_q, or H_kv with the query heads of a KV head along Tq. No request has more than ``longest`` keys.
+    """
+    spec = state.spec
+    count = longest
+    if spec.window:
+        count = min(longest, spec.window + positions.shape[1] - 1)
+    # The last keys of every request. What is masked reads position 0, which is written.
+    keys = positions[:, -1:] + torch.arange(1 - count, 1, device=q.device)  # [B, J]
+    distance = positions[:, :, None] - keys[:, None]
+    mask = (distance >= 0) & (keys >= 0)[:, None]  # [B, Tq or 1, J]
+    if spec.window:
+        mask &= distance < spec.window
+    slots = state.kv.req_to_token[rows[:, None], keys.clamp(min=0)]
+    k, v = (
+        cache.flatten(0, 1)[slots].transpose(1, 2)  # [B, H_kv, J, D]
+        for cache in (state.k_cache, state.v_cache)
+    )
+    if (group := q.shape[2] // spec.num_kv_heads) > 1:
+        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    q, mask = q.transpose(1, 2), mask[:, None]
+    if spec.softcap:  # which SDPA lacks; in float32
+        logits = q.float() @ k.float().transpose(-1, -2) * spec.scaling
+        logits = spec.softcap * torch.tanh(logits / spec.softcap)
+        weights = logits.masked_fill(~mask, float("-inf")).softmax(-1)
+        out = (weights @ v.float()).to(q.dtype)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, mask, scale=spec.scaling)
+    return out.transpose(1, 2)
+
+
+def flash_attention(kernel, q, state: CacheState, positions) -> torch.Tensor:
+    """SGLang's FlashAttention 3, which reads the pages in place and takes the last keys for the queries' own."""
+    window = state.spec.window
+    return kernel(
+        q=q.contiguous(),
+        k_cache=state.k_cache,
+        v_cache=state.v_cache,
+        cache_seqlens=state.cache_seqlens,
+        page_table=state.page_table,
+        cu_seqlens_q=state.cu_seqlens_q,
+        max_seqlen_q=max(state.counts),
+        softmax_scale=state.spec.scaling,
+        causal=True,
+        # A window of w tokens is the query's own and w - 1 before it.
+        window_size=(window - 1, 0) if window else (-1, -1),
+        softcap=state.spec.softcap,
+    )
 
 
 def load_flash_attn():
@@ -226,24 +203,3 @@ def resolve_name(name: Optional[str]) -> str:
     if name not in BACKENDS:
         raise MiniError(f"{source} {name!r} is not known: use {', '.join(BACKENDS)}.")
     return name
-
-
-def resolve_page_size(
-    name: str, page_size: Optional[int], hsa: Optional[HSAConfig]
-) -> Tuple[int, Optional[HSAConfig]]:
-    """Page size of the engine, and HSA's options with it: HSA selects by page and so has sizes of its own."""
-    if name != "hsa":
-        if hsa is not None:
-            raise MiniError(
-                f"HSA options were given for backend {name}: use backend hsa."
-            )
-        return DEFAULT_PAGE_SIZE if page_size is None else page_size, None
-    from sglang.srt.layers.attention.hsa.config import HSAConfig
-
-    hsa = hsa or HSAConfig()
-    if page_size is not None:
-        try:
-            hsa = replace(hsa, page_size=page_size)
-        except ValueError as error:
-            raise MiniError(str(error)) from None
-    return hsa.page_size, hsa

@@ -8,18 +8,20 @@ import dataclasses
 import json
 import statistics
 import sys
-from functools import lru_cache
-from typing import Callable, Dict, List, Sequence
+from contextlib import contextmanager
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import pandas
 import torch
 from torch.utils.benchmark import Timer
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sglang.mini.__main__ import add_engine_options, engine_arguments
-from sglang.mini.api import MiniError, SamplingParams
+from sglang.mini.api import Completion, MiniError, SamplingParams
 from sglang.mini.engine import MiniEngine
 from sglang.mini.model import ATTENTION, ModelRunner, load, pick_device
+from sglang.srt.layers.attention.hsa.config import HSAConfig
 
 SHAPE = "num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size"
 GEOMETRIES = {
@@ -31,7 +33,7 @@ GEOMETRIES = {
 
 def random_model(name: str, device: torch.device, dtype: torch.dtype):
     """A Qwen3 of one of GEOMETRIES, and a tokenizer whose words are numbers. The same weights every time."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models
 
     if name not in GEOMETRIES:
         raise MiniError(f"geometry {name!r} is not known: use {', '.join(GEOMETRIES)}.")
@@ -47,11 +49,9 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype):
             fan_in = 1 if "embed" in key else weight.shape[1]
             loud = any(part in key for part in ("q_proj", "k_proj", "o_proj", "lm_"))
             weight.data.normal_(0, (2 if loud else 1) / fan_in**0.5)
-    words = Tokenizer(
-        models.WordLevel({str(i): i for i in range(config.vocab_size)}, "0")
-    )
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return model.eval(), PreTrainedTokenizerFast(tokenizer_object=words)
+    words = models.WordLevel({str(i): i for i in range(config.vocab_size)}, "0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+    return model.eval(), tokenizer
 
 
 def ints(text: str) -> List[int]:
@@ -83,42 +83,31 @@ class Bench:
     def __init__(self, args: argparse.Namespace):
         if args.new_tokens < 2 or args.repeats < 1:
             raise MiniError("use at least 2 --new-tokens and at least 1 --repeats.")
-        self.new_tokens, self.repeats = args.new_tokens, args.repeats
-        self.params = SamplingParams(max_tokens=self.new_tokens, ignore_eos=True)
-        self.options = options = engine_arguments(args)
-        self.hsa = options.pop("hsa", None)
-        if options.pop("backend", None):
+        self.args = args
+        self.params = SamplingParams(max_tokens=args.new_tokens, ignore_eos=True)
+        self.options = engine_arguments(args)
+        if self.options.pop("backend", None):
             raise MiniError("a benchmark compares backends: use --arms.")
-        device = pick_device(options.get("device"))
-        cpu = device.type == "cpu"
-        dtype = options.get("dtype") or (torch.float32 if cpu else torch.bfloat16)
+        device = pick_device(self.options.get("device"))
+        plain = torch.float32 if device.type == "cpu" else torch.bfloat16
+        dtype = self.options.get("dtype", plain)
         make, what = (load, args.model) if args.model else (random_model, args.geometry)
         self.model, self.tokenizer = make(what, device, dtype)
         self.specs = ModelRunner(self.model).specs
-        data = torch.ones((1 << 27 if cpu else 1 << 30) // 4, device=device)
-        target = torch.empty_like(data)
-        n = 512 if cpu else 8192
-        a = torch.ones(n, n, device=device, dtype=dtype)
-        copied = 2 * data.nbytes / best_time(lambda: target.copy_(data))
-        read = data.nbytes / best_time(data.sum)
-        flops = 2 * n**3 / best_time(lambda: a @ a)
-        self.peaks = {"bytes_per_s": max(read, copied), "flops": flops}
+        self.peaks = measure_peaks(device, dtype)
         self.arms, self.skipped = [], {}
         for arm in args.arms.split(","):
-            backend = None if arm == "hf" else self.engine(arm).backend
-            if backend is None or backend.available():
-                self.arms.append(arm)
+            if arm != "hf" and (reason := self.engine(arm).backend.reason):
+                self.skipped[arm] = reason
             else:
-                self.skipped[arm] = backend.reason
+                self.arms.append(arm)
 
     def engine(self, arm: str, exact: bool = False, **changes) -> MiniEngine:
         """The engine of an arm; ``exact`` lets HSA select every page, which makes it dense attention."""
-        hsa = self.hsa if arm == "hsa" else None
-        if arm == "hsa" and exact:
-            from sglang.srt.layers.attention.hsa.config import HSAConfig
-
-            hsa = dataclasses.replace(hsa or HSAConfig(), topk=10**6)
-        options = {**self.options, "hsa": hsa, "backend": arm, **changes}
+        options = {**self.options, "backend": arm, **changes}
+        hsa = options.pop("hsa", None) or HSAConfig()
+        if arm == "hsa":
+            options["hsa"] = dataclasses.replace(hsa, topk=10**6) if exact else hsa
         return MiniEngine(self.model, self.tokenizer, **options)
 
     def prompt(self, length: int, seed: int) -> List[int]:
@@ -126,18 +115,22 @@ class Bench:
         vocab = self.model.config.vocab_size
         return torch.randint(vocab, (length,), generator=generator).tolist()
 
-    def plain(self, call: Callable):
-        """``call(model)`` with transformers' own attention; SDPA has no soft cap."""
+    def complete(self, engine: MiniEngine, prompts, params=None) -> List[Completion]:
+        """What the engine answers; MiniError if a request failed."""
+        results = engine.generate(prompts, params or self.params)
+        for error in filter(None, (result.error for result in results)):
+            raise MiniError(f"{engine.backend.name}: {error}")
+        return results
+
+    @contextmanager
+    def plain(self):
+        """The model with transformers' own attention: SDPA, or eager for a soft cap, which SDPA lacks."""
         capped = any(spec.softcap for spec in self.specs)
-        config = self.model.generation_config
-        # An end of sequence is a token like any other, as with ignore_eos; min_new_tokens would mask it.
-        eos, config.eos_token_id = config.eos_token_id, None
         self.model.set_attn_implementation("eager" if capped else "sdpa")
         try:
             with torch.inference_mode():
-                return call(self.model)
+                yield self.model
         finally:
-            config.eos_token_id = eos
             self.model.set_attn_implementation(ATTENTION)
 
     def generate_hf(self, prompts: List[List[int]], tokens: int, **kwargs):
@@ -145,84 +138,74 @@ class Bench:
         ids = torch.tensor(prompts, device=self.model.device)
         options = dict(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
         options.update(attention_mask=torch.ones_like(ids), **kwargs)
-        out = self.plain(lambda model: model.generate(ids, **options))
-        return out[:, ids.shape[1] :].tolist()
+        options["eos_token_id"] = self.model.config.vocab_size  # no token ends it
+        with self.plain() as model:
+            return model.generate(ids, **options)[:, ids.shape[1] :].tolist()
 
-    def compare(self, prompt: List[int], want: List[int], got: List[int]):
-        """(tokens before the two part, relative gap of the plain model's logits there).
+    def check(self, prompt: List[int], answer: List[int]) -> Tuple[float, float]:
+        """(share of tokens that the plain model would choose, widest gap of its logits where it would not).
 
         Raises:
-            MiniError: they part where it is no near-tie: the gap is above 2^-12 of the largest logit in float32,
-                or above 5 % of it in 16 bits.
+            MiniError: the gap to the largest logit is more than a near-tie: more than 2^-12 of it in float32, or
+                more than 5 % of it in 16 bits.
         """
-        same = next((i for i, (a, b) in enumerate(zip(want, got)) if a != b), None)
-        if same is None:
-            return len(want), 0.0
-        ids = torch.tensor([prompt + want[:same]], device=self.model.device)
-        out = self.plain(lambda m: m(ids, logits_to_keep=1, use_cache=False).logits)
-        out = out[0, -1].float()
-        gap = abs(float(out[want[same]] - out[got[same]])) / float(out.abs().max())
+        ids = torch.tensor([prompt + answer], device=self.model.device)
+        with self.plain() as model:
+            out = model(ids, logits_to_keep=len(answer) + 1, use_cache=False)
+        logits = out.logits[0, :-1].float()  # [tokens, vocab]
+        chosen = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
+        gaps = (logits.amax(-1) - chosen) / logits.abs().amax(-1)
+        gap, token = (x.item() for x in gaps.max(0))
         limit = 2**-12 if self.model.dtype == torch.float32 else 0.05
-        if gap > limit:
+        if not gap <= limit:  # also if it is not a number
             raise MiniError(
-                f"token {same} differs from the reference at a relative gap of {gap:.4f}, above {limit:.4f}."
+                f"token {token} differs from the reference at a relative gap of {gap:.4f}, above {limit:.4f}."
             )
-        return same, gap
-
-    @lru_cache(maxsize=None)  # noqa: B019, one per process
-    def reference(self, length: int, batch: int):
-        """Prompts of a length, and the tokens that transformers answers them with."""
-        prompts = [self.prompt(length, seed) for seed in range(batch)]
-        return prompts, self.generate_hf(prompts, self.new_tokens)
+        return (gaps == 0).float().mean().item(), gap
 
     def measure(self, arm: str, length: int, batch: int, time_arm: Callable) -> Dict:
-        """Compare an arm's greedy tokens with transformers', then time it without a prefix cache.
+        """Check an arm's greedy tokens, then time it without a prefix cache.
 
         Args:
             time_arm: (prompts, engine or None for ``hf``) -> (seconds to the first token of all, tokens/s after it).
 
         Raises:
-            MiniError: a request failed, or tokens differ.
+            MiniError: a request failed, or its tokens are wrong.
         """
-        prompts, expected = self.reference(length, batch)
+        prompts = [self.prompt(length, seed) for seed in range(batch)]
         row, engine = {"arm": arm, "prompt": length, "batch": batch}, None
         if arm != "hf":
-            done = self.engine(arm, exact=True).generate(prompts, self.params)
-            for result in done:
-                if result.error:
-                    raise MiniError(f"{arm}: {result.error}")
-            triples = zip(prompts, expected, (result.token_ids for result in done))
-            same, gaps = zip(*(self.compare(*triple) for triple in triples))
-            row["equal"] = statistics.mean(same) / self.new_tokens
-            row["widest_gap"] = max(gaps)
+            results = self.complete(self.engine(arm, exact=True), prompts)
+            checks = [self.check(p, r.token_ids) for p, r in zip(prompts, results)]
+            equal, gaps = zip(*checks)
+            row["equal"], row["widest_gap"] = statistics.mean(equal), max(gaps)
             engine = self.engine(arm, prefix_cache=False)
-        runs = [time_arm(prompts, engine) for _ in range(self.repeats + 1)]
+        runs = [time_arm(prompts, engine) for _ in range(self.args.repeats + 1)]
         ttfb, rate = map(statistics.median, zip(*runs[1:]))
         row["ttfb_s"], row["tokens_per_s"] = ttfb, rate
         row["prefill_roofline"] = batch * self.prefill_roof(length) / ttfb
-        lengths = [length + self.new_tokens // 2] * batch
-        row["decode_roofline"] = self.decode_roof(lengths, engine) * rate / batch
+        middle = length + self.args.new_tokens // 2
+        least = self.decode_roof(middle, batch, engine)
+        row["decode_roofline"] = least * rate / batch
         if arm == "hsa":
             row["counters"] = engine.stats()["hsa"]
         return row
 
-    def decode_roof(self, lengths: Sequence[int], engine) -> float:
-        """Least seconds for one token of requests of these lengths: weights, keys and values are read once."""
+    def decode_roof(self, length: int, batch: int, engine) -> float:
+        """Least seconds for one token of each request: weights, keys and values are read once."""
         model, ops = self.model, engine and engine.backend.ops
         embedding = model.get_input_embeddings().weight
         elements = sum(p.numel() for p in model.parameters())
         if embedding is not model.get_output_embeddings().weight:
             elements -= embedding.numel()
         for spec in self.specs:
-            width = spec.num_kv_heads * spec.head_dim
-            for n in lengths:
-                keys = min(n, spec.window or n)
-                if spec.layer in getattr(ops, "layers", ()):
-                    config = ops.config
-                    chosen = (config.topk + config.sink_pages) * config.page_size
-                    keys = min(n, config.effective_window + chosen)
-                    elements += n // config.page_size * ops.kind.width * width
-                elements += 2 * keys * width
+            rows = 2 * min(length, spec.window or length)
+            if spec.layer in getattr(ops, "layers", ()):
+                config = ops.config
+                chosen = (config.topk + config.sink_pages) * config.page_size
+                rows = 2 * min(length, config.effective_window + chosen)
+                rows += length // config.page_size * ops.kind.width
+            elements += batch * rows * spec.num_kv_heads * spec.head_dim
         return elements * model.dtype.itemsize / self.peaks["bytes_per_s"]
 
     def prefill_roof(self, length: int) -> float:
@@ -235,30 +218,44 @@ class Bench:
         read = body * self.model.dtype.itemsize / self.peaks["bytes_per_s"]
         return max(flops / self.peaks["flops"], read)
 
-    def finish(self, name: str, tables: Dict[str, List[Dict]]) -> None:
-        """Print the tables, what was skipped, and all of it with the machine as one JSON line."""
+    def run(self, name: str, jobs: Sequence[Tuple[str, Callable[[], Dict]]]) -> None:
+        """Run jobs of (table, call -> row); print the tables, and all with the machine as one JSON line."""
+        tables: Dict[str, List[Dict]] = {}
+        for title, job in (bar := tqdm(jobs)):
+            bar.set_description(title)
+            tables.setdefault(title, []).append(job())
         for title, rows in tables.items():
             table = pandas.DataFrame(rows).drop(columns="counters", errors="ignore")
             text = table.to_string(index=False, float_format="{:.3g}".format, na_rep="")
             print(f"\n{title}\n{text}")
         for arm, reason in self.skipped.items():
             print(f"{arm} was skipped: {reason}")
-        config, device = self.model.config, self.model.device
+        device = self.model.device
         cuda = device.type == "cuda"
         result = {
             "bench": name,
-            "model": config.model_type,
-            "layers": config.num_hidden_layers,
-            "hidden": config.hidden_size,
+            "options": vars(self.args),
+            "model": self.model.config.model_type,
             "device": torch.cuda.get_device_name(device) if cuda else device.type,
             "dtype": str(self.model.dtype).split(".")[-1],
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "peaks": self.peaks,
-            "new_tokens": self.new_tokens,
             "skipped": self.skipped,
         }
         print(json.dumps({**result, **tables}))
+
+
+def measure_peaks(device: torch.device, dtype: torch.dtype) -> Dict[str, float]:
+    cpu = device.type == "cpu"
+    data = torch.ones((1 << 27 if cpu else 1 << 30) // 4, device=device)
+    target = torch.empty_like(data)
+    n = 512 if cpu else 8192
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    copied = 2 * data.nbytes / best_time(lambda: target.copy_(data))
+    read = data.nbytes / best_time(data.sum)
+    flops = 2 * n**3 / best_time(lambda: a @ a)
+    return {"bytes_per_s": max(read, copied), "flops": flops}
 
 
 def best_time(call: Callable) -> float:

@@ -4,7 +4,7 @@
 python -m sglang.mini.bench_suite --model DIR
 python -m sglang.mini.bench_suite --geometry qwen3-0.6b --batch-sizes 1,8,32 --contexts 1024,4096 --token-budget 262144
 
-Tokens are compared with transformers' before anything is timed. The last line is one JSON object.
+Tokens are checked against transformers' logits before anything is timed. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from functools import partial
 from itertools import product
 from typing import Dict, List, Optional, Tuple
 
-from tqdm import tqdm
-
 from sglang.mini.api import MiniError, SamplingParams
 from sglang.mini.bench_common import Bench, bench_parser, ints, run_main
 from sglang.mini.engine import MiniEngine
@@ -26,12 +24,12 @@ def time_batch(
     bench: Bench, prompts: List[List[int]], engine: Optional[MiniEngine]
 ) -> Tuple[float, float]:
     """(seconds to the first token of all requests, tokens/s after it) of a batch."""
-    after = len(prompts) * (bench.new_tokens - 1)  # tokens but the first ones
+    after = len(prompts) * (bench.args.new_tokens - 1)  # tokens but the first ones
     start = time.perf_counter()
     if engine is None:
         bench.generate_hf(prompts, 1)
         first = time.perf_counter()
-        bench.generate_hf(prompts, bench.new_tokens)
+        bench.generate_hf(prompts, bench.args.new_tokens)
         whole = time.perf_counter() - first
         return first - start, after / (whole - (first - start))
     requests = [engine.submit(prompt, bench.params) for prompt in prompts]
@@ -45,13 +43,6 @@ def time_batch(
     return first - start, (after - early) / (time.perf_counter() - first)
 
 
-def run_one(engine: MiniEngine, prompt: List[int], params: SamplingParams):
-    result = engine.generate(prompt, params)
-    if result.error:
-        raise MiniError(f"{engine.backend.name}: {result.error}")
-    return result
-
-
 def prefix_hits(bench: Bench, arm: str, context: int) -> Dict:
     """TTFB of prompts that share all but their last page, without and with the prefix cache."""
     row = {"arm": arm, "prompt": context}
@@ -59,9 +50,9 @@ def prefix_hits(bench: Bench, arm: str, context: int) -> Dict:
         engine = bench.engine(arm, prefix_cache=cached)
         tail = min(engine.kv.page_size, context - 1)
         shared, times = bench.prompt(context, seed=0)[:-tail], []
-        for seed in range(bench.repeats + 1):
+        for seed in range(bench.args.repeats + 1):
             prompt = shared + bench.prompt(tail, seed=seed + 1)
-            result = run_one(engine, prompt, SamplingParams(max_tokens=1))
+            (result,) = bench.complete(engine, [prompt], SamplingParams(max_tokens=1))
             times.append(result.first_token_s)
         row[name] = statistics.median(times[1:])  # the first fills the cache
     row["cached_tokens"] = result.cached_tokens
@@ -73,15 +64,14 @@ def eviction(bench: Bench, arm: str, policy: str, context: int) -> Dict:
     """A cache that holds five of eight prompts: the first comes twice, then every other one once, three times over."""
     size = bench.engine(arm).kv.page_size
     length = max(2, context // size) * size + 1
-    budget = 5 * -(-(length + bench.new_tokens) // size) * size
+    budget = 5 * -(-(length + bench.args.new_tokens) // size) * size
     engine = bench.engine(arm, exact=True, eviction=policy, token_budget=budget)
     row = {"arm": arm, "policy": policy, "prompt": length, "budget": budget}
-    reference, shares = {}, []
+    shares = []
     for which in 3 * (0, *range(8)):
         prompt = bench.prompt(length, seed=which)
-        result = run_one(engine, prompt, bench.params)
-        first = reference.setdefault(which, result.token_ids)
-        bench.compare(prompt, first, result.token_ids)
+        (result,) = bench.complete(engine, [prompt])
+        bench.check(prompt, result.token_ids)
         shares.append(result.cached_tokens / length)
     row["hit_share"] = statistics.mean(shares)
     row["pages_evicted"] = engine.stats()["pages_evicted"]
@@ -97,22 +87,18 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     bench = Bench(args)
     engines = [arm for arm in bench.arms if arm != "hf"]
-    shapes = product(args.contexts, args.batch_sizes, bench.arms)
-    jobs = [
-        ("throughput", partial(bench.measure, arm, n, b, partial(time_batch, bench)))
-        for n, b, arm in shapes
-    ]
     longest, shortest = max(args.contexts), min(args.contexts)
+    timed = partial(time_batch, bench)
+    jobs = [
+        ("throughput", partial(bench.measure, arm, context, batch, timed))
+        for context, batch, arm in product(args.contexts, args.batch_sizes, bench.arms)
+    ]
     jobs += [("prefix", partial(prefix_hits, bench, arm, longest)) for arm in engines]
     jobs += [
         ("eviction", partial(eviction, bench, arm, policy, shortest))
         for arm, policy in product(engines, ("lru", "lfu"))
     ]
-    tables: Dict[str, List[Dict]] = {"throughput": [], "prefix": [], "eviction": []}
-    for name, job in (bar := tqdm(jobs)):
-        bar.set_description(name)
-        tables[name].append(job())
-    bench.finish("suite", tables)
+    bench.run("suite", jobs)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Unio
 import torch
 
 from sglang.mini.api import Completion, Delta, MiniError, SamplingParams
-from sglang.mini.backend import (
-    SglKernelAttentionBackend,
-    resolve_name,
-    resolve_page_size,
-)
+from sglang.mini.backend import SglKernelAttentionBackend, resolve_name
 from sglang.mini.kv_cache import PagedKVCache
 from sglang.mini.model import ModelRunner, load, pick_device
 from sglang.mini.prefix_cache import PrefixCache
@@ -74,36 +70,35 @@ class MiniEngine:
         for name, value in (("max_running", max_running), ("chunk_size", chunk_size)):
             if value < 1:
                 raise MiniError(f"{name} {value} is not valid: use at least 1.")
-        backend = resolve_name(backend)
-        page_size, hsa = resolve_page_size(backend, page_size, hsa)
+        backend = resolve_name(backend)  # before the model is loaded
         if not isinstance(model, torch.nn.Module):
             model, found = load(str(model), pick_device(device), dtype)
             tokenizer = tokenizer or found
-        self.tokenizer = tokenizer
+        self.tokenizer, self.vocab_size = tokenizer, model.config.vocab_size
         self.runner = runner = ModelRunner(model)
         place = dict(device=runner.device, dtype=runner.dtype)
         self.backend = SglKernelAttentionBackend(
-            backend, specs=runner.specs, hsa=hsa, **place
+            backend, specs=runner.specs, page_size=page_size, hsa=hsa, **place
         )
         self.kv = PagedKVCache(
             len(runner.specs),
             runner.specs[0].num_kv_heads,
             runner.specs[0].head_dim,
             token_budget=token_budget,
-            page_size=page_size,
+            page_size=self.backend.page_size,
             max_requests=max_running,
-            max_tokens=runner.max_tokens,
+            max_tokens=getattr(model.config, "max_position_embeddings", token_budget),
             **place,
         )
-        self.prefix = PrefixCache(self.kv, eviction) if prefix_cache else None
-        # Not a method of self: a cycle would keep the cache alive after the engine.
-        forward = partial(runner.forward, self.kv, self.backend)
-        eos = (getattr(model, "generation_config", None) or model.config).eos_token_id
+        self.prefix = PrefixCache(self.kv, eviction, enabled=prefix_cache)
+        eos = model.generation_config.eos_token_id
         if eos is None:
             eos = getattr(tokenizer, "eos_token_id", None)
         eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
+        # Not a method of self: a cycle would keep the cache alive after the engine.
+        forward = partial(runner.forward, self.kv, self.backend)
         self.scheduler = Scheduler(
-            forward, self.kv, self.prefix, max_running, chunk_size, eos
+            forward, self.kv, self.prefix, max_running, chunk_size, frozenset(eos)
         )
         self._lock = threading.RLock()
 
@@ -144,12 +139,8 @@ class MiniEngine:
             sampling: for all prompts, or one per prompt; None is greedy.
         """
         requests = self._submit_all(prompts, sampling)
-        try:
-            while not all(request.finished for request in requests):
-                self.step()
-        finally:
-            for request in requests:
-                self.cancel(request)
+        for _ in self._follow(requests):
+            pass
         results = [request.result for request in requests]
         return results[0] if _is_prompt(prompts) else results
 
@@ -160,7 +151,10 @@ class MiniEngine:
 
         Several streams may be open at once, in one thread or in many: whoever waits for a piece moves all of them.
         """
-        requests = live = self._submit_all(prompts, sampling)
+        yield from self._follow(self._submit_all(prompts, sampling))
+
+    def _follow(self, requests: List[Request]) -> Iterator[Delta]:
+        live = requests
         try:
             while live:
                 with self._lock:
@@ -185,8 +179,8 @@ class MiniEngine:
                 "page_size": self.kv.page_size,
                 "pages": self.kv.num_pages,
                 "pages_free": self.kv.free_pages,
-                "pages_cached": len(self.prefix.pages()) if self.prefix else 0,
-                "pages_evicted": self.prefix.evicted if self.prefix else 0,
+                "pages_cached": len(self.prefix.entries),
+                "pages_evicted": self.prefix.evicted,
                 "retracted": self.scheduler.retracted,
                 **({"hsa": counters.snapshot()} if counters else {}),
             }
@@ -218,11 +212,10 @@ class MiniEngine:
             ) from None
         if not ids:
             raise MiniError("the prompt is empty: give at least one token.")
-        for token in ids:
-            if not 0 <= token < self.runner.vocab_size:
-                raise MiniError(
-                    f"token id {token} is not in the vocabulary of {self.runner.vocab_size}."
-                )
+        if foreign := [t for t in ids if not 0 <= t < self.vocab_size]:
+            raise MiniError(
+                f"token id {foreign[0]} is not in the vocabulary of {self.vocab_size}."
+            )
         if len(ids) + params.max_tokens > self.kv.max_tokens:
             raise MiniError(
                 f"the prompt has {len(ids)} tokens, which with max_tokens {params.max_tokens} is more than "

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang.mini.backend import CacheState
+from sglang.mini.kv_cache import CacheState
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
@@ -16,12 +16,7 @@ from sglang.srt.layers.attention.hsa.tiled_decode import decode_attention
 
 
 class HSAKernels:
-    """Selection and attention of the layers of a pass.
-
-    Args:
-        config: options of HSA.
-        counters: added to on the device.
-    """
+    """Selection and attention of the layers of a pass, counted in ``counters`` on the device."""
 
     def __init__(self, config: HSAConfig, counters: HSACounters):
         self.config, self.counters = config, counters
@@ -29,31 +24,27 @@ class HSAKernels:
         self.begun = None  # the spans of the pass whose layers share what _begin made
 
     def _begin(self, state: CacheState) -> None:
-        config, spec, kv = self.config, state.spec, state.kv
-        group = spec.num_heads // spec.num_kv_heads
-        tiling = choose_tiling(group, spec.head_dim, config.selection_strategy)
-        device = state.page_table.device
+        config, kv, device = self.config, state.kv, state.page_table.device
+        sizes = state.spec.num_heads, state.spec.num_kv_heads, state.spec.head_dim
+        group = sizes[0] // sizes[1]
+        tiling = choose_tiling(group, sizes[2], config.selection_strategy)
         if not state.decode:
             plan = plan_extend(
                 [first for first, _ in state.spans],
-                [end - first for first, end in state.spans],
+                state.counts,
                 tiling=tiling,
                 page_size=config.page_size,
                 window_size=config.effective_window,
                 sink_pages=config.sink_pages,
                 device=device,
             )
-            self.tiles = TileAttention.of(
-                plan, spec.num_kv_heads, config, self.counters
-            )
+            self.tiles = TileAttention.of(plan, sizes[1], config, self.counters)
         else:
             if self.decode is None:
                 rows, pages = len(kv.req_to_token), kv.pages_for(kv.max_tokens)
-                heads = (spec.num_heads, spec.num_kv_heads, spec.head_dim)
-                size = DecodeSize(rows, pages, *heads)
-                self.decode = decode_attention(
-                    config, self.counters, size, device, tiling
-                )
+                size = DecodeSize(rows, pages, *sizes)
+                buffers = config, self.counters, size, device, tiling
+                self.decode = decode_attention(*buffers)
             self.decode.begin(state.cache_seqlens)
         self.begun = state.spans
 

@@ -7,13 +7,14 @@ densely.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Optional, Sequence
 
 import torch
 
 from sglang.mini.api import MiniError
-from sglang.mini.backend import CacheState, LayerSpec
-from sglang.mini.torch_ops import TorchOps
+from sglang.mini.backend import torch_attention
+from sglang.mini.kv_cache import CacheState, LayerSpec
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
 from sglang.srt.layers.attention.hsa.counters import HSACounters
@@ -33,21 +34,30 @@ class HSAOps:
     Args:
         specs: layers of the model.
         config: HSA's options; None takes the defaults.
+        page_size: tokens per page; None takes that of the options.
 
     Attributes:
         counters: what was selected and attended, see docs/hsa.md.
 
     Raises:
-        MiniError: for options that belong to SGLang's runtime.
+        MiniError: for options that are not valid, or belong to SGLang's runtime.
     """
 
     def __init__(
         self,
         specs: Sequence[LayerSpec],
         config: Optional[HSAConfig],
+        page_size: Optional[int],
         device: torch.device,
     ):
-        self.config = config = config or HSAConfig()
+        config = config or HSAConfig()
+        full = [spec.layer for spec in specs if not spec.window]
+        try:
+            if page_size is not None:
+                config = replace(config, page_size=page_size)
+            self.layers = frozenset(select_layers(config.layers, full, len(specs)))
+        except ValueError as error:
+            raise MiniError(str(error)) from None
         if config.chunk_repr not in KINDS:
             raise MiniError(
                 f"chunk_repr {config.chunk_repr!r} is not supported by the mini engine: use {', '.join(KINDS)}."
@@ -56,41 +66,28 @@ class HSAOps:
             raise MiniError(
                 "strict and dense_backend are options of SGLang's runtime: leave them out here."
             )
-        self.kind = KINDS[config.chunk_repr]
-        full = [spec.layer for spec in specs if not spec.window]
-        try:
-            self.layers = frozenset(select_layers(config.layers, full, len(specs)))
-        except ValueError as error:
-            raise MiniError(str(error)) from None
-        self.dense, self.counters = TorchOps(), HSACounters(device)
+        self.config, self.kind = config, KINDS[config.chunk_repr]
+        self.counters = HSACounters(device)
         self.reprs, self.kernels = {}, None
         if device.type == "cuda":
             from sglang.mini.hsa_kernels import HSAKernels
 
             self.kernels = HSAKernels(config, self.counters)
 
-    def prefill(
+    def __call__(
         self, q: torch.Tensor, state: CacheState, positions: torch.Tensor
     ) -> torch.Tensor:
+        """Queries ``[T, H_q, D]`` at ``positions`` ``[T]`` int64 -> ``[T, H_q, D]``."""
         if state.spec.layer not in self.layers:
-            return self.dense.prefill(q, state, positions)
-        return self._attend(q, state, positions)
-
-    def decode(self, q: torch.Tensor, state: CacheState) -> torch.Tensor:
-        if state.spec.layer not in self.layers:
-            return self.dense.decode(q, state)
-        return self._attend(q, state, state.cache_seqlens - 1)
-
-    def _attend(self, q, state: CacheState, positions: torch.Tensor) -> torch.Tensor:
-        spec = state.spec
+            return torch_attention(q, state, positions)
         layer = LayerBuffers(
             state.k_cache.flatten(0, 1),
             state.v_cache.flatten(0, 1),
             self._representations(state),
             stamps=None,
             versions=None,
-            scaling=spec.scaling,
-            logit_cap=spec.softcap,
+            scaling=state.spec.scaling,
+            logit_cap=state.spec.softcap,
             scales=KVScales(1.0, 1.0, 1.0),
         )
         if self.kernels is not None:
@@ -114,18 +111,10 @@ class HSAOps:
 
     def _reference(self, q, layer: LayerBuffers, state, positions) -> torch.Tensor:
         config, table, lens = self.config, state.page_table, state.cache_seqlens
-        full = torch.arange(table.shape[1], device=q.device)
-        full = full < (lens // config.page_size)[:, None]  # [B, max_pages]
-        out, pages = attend_reference(
-            q,
-            layer,
-            full,
-            table,
-            lens,
-            state.cu_seqlens_q,
-            decode=state.decode,
-            config=config,
-        )
+        logical = torch.arange(table.shape[1], device=q.device)
+        full = logical < (lens // config.page_size)[:, None]  # [B, max_pages]
+        cu_seqlens, how = state.cu_seqlens_q, dict(decode=state.decode, config=config)
+        out, pages = attend_reference(q, layer, full, table, lens, cu_seqlens, **how)
         candidates = num_candidate_pages(
             positions, config.effective_window, config.page_size, config.sink_pages
         )

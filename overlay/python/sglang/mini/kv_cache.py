@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paged KV cache: tensors, reference-counted pages, and where each token of a request lies."""
+"""The paged KV cache: tensors, reference-counted pages, where each token of a request lies, and what a pass sees."""
 
 from __future__ import annotations
 
-from typing import Iterable, List, Optional, Sequence
+from dataclasses import dataclass
+from typing import Iterable, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -65,12 +66,11 @@ class PagedKVCache:
                 f"a cache of {size:.1f} GB does not fit into memory: lower token_budget."
             ) from error
         self.max_tokens = min(self.num_pages * page_size, max_tokens)
-        self.req_to_token = torch.zeros(
-            (max_requests, self.max_tokens), dtype=torch.int32, device=device
-        )
+        table = (max_requests, self.max_tokens)
+        self.req_to_token = torch.zeros(table, dtype=torch.int32, device=device)
+        self.free_rows = list(range(max_requests))
         self.refs = [0] * self.num_pages
         self._free = list(range(self.num_pages - 1, -1, -1))
-        self.free_rows = list(range(max_requests))
 
     @property
     def free_pages(self) -> int:
@@ -97,16 +97,12 @@ class PagedKVCache:
             if self.refs[page] == 0:
                 self._free.append(page)
 
-    def map_pages(self, row: int, pages: Sequence[int], first: int) -> None:
-        """Let the positions from page ``first`` on of a request lie in ``pages[first:]``."""
-        slots = torch.tensor(pages[first:], dtype=torch.int32)[:, None] * self.page_size
+    def map_pages(self, row: int, pages: Sequence[int]) -> None:
+        """Let the positions of a request lie in ``pages``."""
+        slots = torch.tensor(pages, dtype=torch.int32)[:, None] * self.page_size
         slots = (slots + torch.arange(self.page_size, dtype=torch.int32)).flatten()
-        place = self.req_to_token[row, first * self.page_size :][: len(slots)]
+        place = self.req_to_token[row, : len(slots)]
         place.copy_(slots[: len(place)])
-
-    def page_table(self, rows: torch.Tensor, tokens: int) -> torch.Tensor:
-        """Physical page of each logical page ``[B, pages of tokens]`` int32; undefined past a request's end."""
-        return self.req_to_token[rows, : tokens : self.page_size] // self.page_size
 
     def write(
         self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor
@@ -114,3 +110,65 @@ class PagedKVCache:
         """Store keys and values ``[T, num_kv_heads, head_dim]`` at ``slots`` ``[T]`` int64."""
         self.k_cache[layer].flatten(0, 1)[slots] = k
         self.v_cache[layer].flatten(0, 1)[slots] = v
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What attention has to know of a layer; window and softcap are 0 for none."""
+
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scaling: float
+    window: int = 0
+    softcap: float = 0.0
+
+
+class CacheState:
+    """One forward pass over B requests with T new tokens, seen from one layer after another.
+
+    Args:
+        kv: the cache. specs: of all layers.
+        rows: row of each request in ``kv.req_to_token``, which has its pages.
+        spans: (first new position, end) of each request.
+
+    Attributes:
+        spec, k_cache, v_cache: of the layer that ``at`` named last.
+        decode: every request has exactly one new token, and tokens before it.
+        rows: ``[B]`` int64. spans: as given, the same list in all layers.
+        positions, slots: of the new tokens ``[T]`` int64.
+        page_table: physical page of each logical page ``[B, max_pages]`` int32; undefined past a request's end.
+        cache_seqlens: keys of each request, the new ones included ``[B]`` int32.
+        cu_seqlens_q: prefix sums of the new tokens ``[B + 1]`` int32. counts: new tokens of each request.
+        completed_pages: physical pages that this pass fills to the end ``[C]`` int64.
+    """
+
+    def __init__(
+        self,
+        kv: PagedKVCache,
+        specs: Sequence[LayerSpec],
+        rows: List[int],
+        spans: List[Tuple[int, int]],
+    ):
+        self.kv, self.specs, self.spans = kv, specs, spans
+        self.counts = [end - first for first, end in spans]
+        self.decode = all(0 < first == end - 1 for first, end in spans)
+        device, size = kv.req_to_token.device, kv.page_size
+        ends = torch.tensor([end for _, end in spans], dtype=torch.int32)
+        counts = torch.tensor([0, *self.counts])
+        self.rows, self.cache_seqlens = torch.tensor(rows).to(device), ends.to(device)
+        self.cu_seqlens_q = counts.cumsum(0).int().to(device)
+        self.positions = torch.cat([torch.arange(*span) for span in spans]).to(device)
+        row = torch.tensor(rows).repeat_interleave(counts[1:]).to(device)  # [T]
+        self.slots = kv.req_to_token[row, self.positions].long()
+        self.page_table = kv.req_to_token[self.rows, : int(ends.max()) : size] // size
+        full = [slice(first // size, end // size) for first, end in spans]
+        pages = [self.page_table[b, logical] for b, logical in enumerate(full)]
+        self.completed_pages = torch.cat(pages).long()
+
+    def at(self, layer: int) -> CacheState:
+        """Turn to a layer."""
+        self.spec = self.specs[layer]
+        self.k_cache, self.v_cache = self.kv.k_cache[layer], self.kv.v_cache[layer]
+        return self

@@ -4,7 +4,7 @@
 python -m sglang.mini.local_bench --model DIR
 python -m sglang.mini.local_bench --geometry qwen3-0.6b --prompt-tokens 128,4096
 
-Tokens are compared with transformers' before anything is timed. The last line is one JSON object.
+Tokens are checked against transformers' logits before anything is timed. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
+from itertools import product
 from typing import List, Optional, Tuple
 
-from tqdm import tqdm
 from transformers import TextIteratorStreamer
 
 from sglang.mini.api import MiniError
@@ -33,7 +33,9 @@ def time_stream(
     else:
         stream = TextIteratorStreamer(bench.tokenizer, skip_prompt=True, timeout=600)
         generate = partial(bench.generate_hf, streamer=stream)
-        worker = threading.Thread(target=generate, args=(prompts, bench.new_tokens))
+        worker = threading.Thread(
+            target=generate, args=(prompts, bench.args.new_tokens)
+        )
         worker.start()
         # A piece for every token, empty within a word, and one for the end.
         arrivals = [time.perf_counter() for _ in stream][:-1]
@@ -49,12 +51,10 @@ def main(argv=None) -> None:
     bench = Bench(args)
     if bench.tokenizer is None:
         raise MiniError(f"{args.model} has no tokenizer, which the streamer needs.")
-    jobs = [(arm, n) for arm in bench.arms for n in args.prompt_tokens]
-    rows = []
-    for arm, n in (bar := tqdm(jobs)):
-        bar.set_description(f"{arm} {n}")
-        rows.append(bench.measure(arm, n, 1, partial(time_stream, bench)))
-    bench.finish("local", {"rows": rows})
+    timed = partial(time_stream, bench)
+    shapes = product(bench.arms, args.prompt_tokens)
+    jobs = [("rows", partial(bench.measure, arm, n, 1, timed)) for arm, n in shapes]
+    bench.run("local", jobs)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from sglang.mini.api import MiniError
-from sglang.mini.backend import CacheState, LayerSpec, SglKernelAttentionBackend
-from sglang.mini.kv_cache import PagedKVCache
+from sglang.mini.backend import SglKernelAttentionBackend
+from sglang.mini.kv_cache import CacheState, LayerSpec, PagedKVCache
 
 logger = logging.getLogger(__name__)
 
@@ -28,44 +28,41 @@ HARMLESS = {"position_ids", "use_cache", "output_attentions", "output_router_log
 HARMLESS |= {"dropout"}  # 0 in evaluation
 
 
-def mini_attention(module, query, key, value, attention_mask, **kwargs):
-    """Attention function for transformers: q ``[1, H_q, T, D]``, k and v ``[1, H_kv, T, D]`` -> ``[1, T, H_q, D]``."""
-    state = kwargs.pop("cache_state", None)
-    if state is None:
+def mini_attention(module, query, key, value, attention_mask, attend=None, **options):
+    """Attention function for transformers: q ``[1, H_q, T, D]``, k and v ``[1, H_kv, T, D]`` -> ``[1, T, H_q, D]``.
+
+    ``attend`` comes from the call of the model.
+    """
+    if attend is None:
         raise MiniError(
             "the attention of this model belongs to a MiniEngine: call model.set_attn_implementation('sdpa') "
             "before using the model without it."
         )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = state.attend(module.layer_idx, q, k, v, module=module, **kwargs)
-    return out.unsqueeze(0), None
+    return attend(module, q, k, v, **options)[None], None
 
 
 AttentionInterface.register(ATTENTION, mini_attention)
 
 
-class _Probe:
-    """Takes the place of the cache in one forward pass and notes what each layer asks of its attention."""
+def layer_spec(module, q, k, v, *, scaling=None, **options) -> LayerSpec:
+    """What a layer asks of its attention: q ``[T, H_q, D]``, k and v ``[T, H_kv, D]``, transformers' options.
 
-    def __init__(self):
-        self.specs: List[LayerSpec] = []
-
-    def attend(self, layer, q, k, v, *, module, scaling=None, **options):
-        window = options.pop("sliding_window", None) or 0
-        softcap = options.pop("softcap", None) or 0.0
-        asked = {name for name, value in options.items() if value is not None}
-        if unknown := sorted(asked - HARMLESS):
-            raise MiniError(f"its attention takes {', '.join(unknown)}")
-        if k.shape != v.shape or q.shape[-1] != k.shape[-1]:
-            raise MiniError("its queries, keys and values have different sizes")
-        if not getattr(module, "is_causal", True):
-            raise MiniError("its attention is not causal")
-        heads, head_dim = q.shape[1:]
-        scaling = head_dim**-0.5 if scaling is None else scaling
-        self.specs.append(
-            LayerSpec(layer, heads, k.shape[1], head_dim, scaling, window, softcap)
-        )
-        return torch.zeros_like(q)
+    Raises:
+        MiniError: the backends do not have it.
+    """
+    window = options.pop("sliding_window", None) or 0
+    softcap = options.pop("softcap", None) or 0.0
+    asked = {name for name, value in options.items() if value is not None}
+    if unknown := sorted(asked - HARMLESS):
+        raise MiniError(f"its attention takes {', '.join(unknown)}")
+    if k.shape != v.shape or q.shape[-1] != k.shape[-1]:
+        raise MiniError("its queries, keys and values have different sizes")
+    if not getattr(module, "is_causal", True):
+        raise MiniError("its attention is not causal")
+    sizes = q.shape[1], *k.shape[1:]
+    scaling = sizes[-1] ** -0.5 if scaling is None else scaling
+    return LayerSpec(module.layer_idx, *sizes, scaling, window, softcap)
 
 
 def pick_device(name: Optional[str]) -> torch.device:
@@ -142,10 +139,9 @@ class ModelRunner:
         except MiniError as error:
             name = f"{type(model).__name__} (model type {config.model_type})"
             raise MiniError(f"{name} is not supported: {error}.") from None
-        self.vocab_size = config.vocab_size
-        self.max_tokens = getattr(config, "max_position_embeddings", 1 << 30)
 
-    def _probe(self, config) -> Tuple[LayerSpec, ...]:
+    def _probe(self, config) -> List[LayerSpec]:
+        """Specs of all layers, from a pass of two tokens."""
         if config.model_type not in MODEL_TYPES:
             raise MiniError(f"use one of {', '.join(MODEL_TYPES)}")
         rope = getattr(config, "rope_parameters", None) or {}
@@ -153,10 +149,15 @@ class ModelRunner:
         for kind in BATCH_DEPENDENT_ROPE & {x.get("rope_type") for x in by_kind}:
             raise MiniError(f"{kind} rotary embeddings depend on the other requests")
         self.model.set_attn_implementation(ATTENTION)
-        probe = _Probe()
-        probe.positions = torch.arange(2, device=self.device)
-        self._run([0, 0], probe, torch.tensor([1], device=self.device))
-        specs = tuple(sorted(probe.specs, key=lambda spec: spec.layer))
+        specs = []
+
+        def attend(module, q, k, v, **options):
+            specs.append(layer_spec(module, q, k, v, **options))
+            return torch.zeros_like(q)
+
+        tokens = torch.arange(2, device=self.device)
+        self._run(tokens, tokens, tokens[1:], attend)
+        specs.sort(key=lambda spec: spec.layer)
         layers = [spec.layer for spec in specs]
         shapes = {(s.num_heads, s.num_kv_heads, s.head_dim) for s in specs}
         if layers != list(range(config.num_hidden_layers)) or len(shapes) != 1:
@@ -164,12 +165,13 @@ class ModelRunner:
         return specs
 
     @torch.inference_mode()
-    def _run(self, ids: List[int], state, last: torch.Tensor) -> torch.Tensor:
+    def _run(self, ids, positions, last, attend: Callable) -> torch.Tensor:
+        """Logits after the tokens ``last`` ``[B]`` of ``ids`` ``[T]`` at ``positions`` ``[T]``: ``[B, vocab]``."""
         return self.model(
-            input_ids=torch.tensor([ids], device=self.device),
-            position_ids=state.positions[None],
+            input_ids=ids[None],
+            position_ids=positions[None],
             use_cache=False,
-            cache_state=state,
+            attend=attend,
             logits_to_keep=last,
         ).logits[0]
 
@@ -189,6 +191,15 @@ class ModelRunner:
         """
         rows = [row for row, _, _ in batch]
         spans = [(first, first + len(tokens)) for _, tokens, first in batch]
+        state = CacheState(kv, self.specs, rows, spans)
+
+        def attend(module, *qkv, **_):
+            state.at(module.layer_idx)
+            if state.decode:
+                return backend.decode(qkv, state)
+            return backend.prefill(qkv, state, state.positions)
+
         ids = [token for _, tokens, _ in batch for token in tokens]
-        state = CacheState(kv, backend, self.specs, rows, spans)
-        return self._run(ids, state, state.cu_seqlens_q[1:] - 1).float()
+        ids = torch.tensor(ids, device=self.device)
+        last = state.cu_seqlens_q[1:] - 1
+        return self._run(ids, state.positions, last, attend).float()

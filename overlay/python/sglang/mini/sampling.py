@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import List, Optional, Sequence
 
 import torch
@@ -65,8 +66,7 @@ class TextStream:
 
     def __init__(self, tokenizer, prompt: Sequence[int], stop: Sequence[str]):
         self.tokenizer, self.stop = tokenizer, stop
-        self.tokens = list(prompt[-self.CONTEXT :])
-        self.begin, self.read = 0, len(self.tokens)
+        self.context, self.fresh = list(prompt[-self.CONTEXT :]), []
         self.text = ""  # decoded
         self.shown = 0  # characters of it that were handed out
         self.stopped = False
@@ -75,17 +75,12 @@ class TextStream:
         """Add a token, ``last`` if it is the request's last; returns the text that became certain."""
         if self.tokenizer is None or self.stopped:
             return ""
-        self.tokens.append(token)
-        before, after = (
-            self.tokenizer.decode(tokens, skip_special_tokens=True)
-            for tokens in (
-                self.tokens[self.begin : self.read],
-                self.tokens[self.begin :],
-            )
-        )
+        self.fresh.append(token)
+        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+        before, after = decode(self.context), decode(self.context + self.fresh)
         if last or not after.endswith("\ufffd"):
             self.text += after[len(before) :]
-            self.begin, self.read = self.read, len(self.tokens)
+            self.context, self.fresh = self.fresh, []
         ends = [at for at in map(self.text.find, self.stop) if at >= 0]
         if ends:
             self.text, self.stopped = self.text[: min(ends)], True

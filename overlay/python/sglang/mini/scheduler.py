@@ -6,7 +6,8 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from typing import Callable, Deque, List, Optional, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Callable, Deque, FrozenSet, List, Optional, Tuple
 
 import torch
 
@@ -29,8 +30,7 @@ class Request:
     def __init__(
         self, index: int, prompt: List[int], params: SamplingParams, tokenizer, device
     ):
-        self.index, self.params = index, params
-        self.tokens, self.prompt_len = list(prompt), len(prompt)
+        self.index, self.params, self.tokens = index, params, list(prompt)
         self.computed, self.pages, self.row = 0, [], None
         seed = random.getrandbits(63) if params.seed is None else params.seed
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -49,43 +49,38 @@ class Request:
         return bool(self.result.finish_reason)
 
     def finish(self, reason: str, error: Optional[str] = None) -> None:
-        self.result.finish_reason, self.result.error = reason, error
-        self.result.text = self.stream.text
         if not self.deltas:
             self.deltas.append(Delta(self.index, "", []))
-        self.deltas[-1].finish_reason, self.deltas[-1].error = reason, error
+        for end in (self.result, self.deltas[-1]):
+            end.finish_reason, end.error = reason, error
+        self.result.text = self.stream.text
 
 
+@dataclass
 class Scheduler:
     """Continuous batching over a fixed number of pages.
 
-    Args:
-        forward: rows, tokens and first positions of a batch -> logits, see ``ModelRunner.forward``.
-        kv, prefix: the cache, and the prefix cache or None.
+    Attributes:
+        forward: (row, tokens, first position) of each request of a batch -> logits, see ``ModelRunner.forward``.
         max_running: requests that hold pages at once.
         chunk_size: prompt tokens per pass.
         eos: tokens that end a request unless it says ``ignore_eos``.
+        running: oldest first: admission is in order, and only the youngest ever goes back.
+        retracted: how often one did.
     """
 
-    def __init__(
-        self,
-        forward: Callable,
-        kv: PagedKVCache,
-        prefix: Optional[PrefixCache],
-        max_running: int,
-        chunk_size: int,
-        eos: Sequence[int],
-    ):
-        self.forward, self.kv, self.prefix = forward, kv, prefix
-        self.max_running, self.chunk_size = max_running, chunk_size
-        self.eos = frozenset(eos)
-        self.waiting: Deque[Request] = deque()
-        # Oldest first: admission is in order, and only the youngest ever goes back.
-        self.running: List[Request] = []
-        self.retracted = 0
+    forward: Callable[..., torch.Tensor]
+    kv: PagedKVCache
+    prefix: PrefixCache
+    max_running: int
+    chunk_size: int
+    eos: FrozenSet[int]
+    waiting: Deque[Request] = field(default_factory=deque)
+    running: List[Request] = field(default_factory=list)
+    retracted: int = 0
 
     def step(self) -> bool:
-        """One round: admit, one pass over prompt chunks, one decode pass. False if there was nothing to do."""
+        """One round: admit, one pass over prompt chunks, one decode pass. False if nothing is left to do."""
         self._admit()
         chunks, room = [], self.chunk_size
         for request in self.running:
@@ -113,28 +108,22 @@ class Scheduler:
             if pending and pending + request.remaining > self.chunk_size:
                 return
             # At least the last token runs, since its logits are needed.
-            path = self.prefix.match(request.tokens[:-1]) if self.prefix else []
-            cached = [node.page for node in path]
+            path = self.prefix.match(request.tokens[:-1])
+            cached = [entry.page for entry in path]
             self.kv.retain(cached)
-            pages = self._allocate(self.kv.pages_for(len(request.tokens)) - len(cached))
+            missing = self.kv.pages_for(len(request.tokens)) - len(cached)
+            pages = self.prefix.allocate(missing)
             if pages is None:
                 self.kv.release(cached)
                 return
             self.running.append(self.waiting.popleft())
-            if path:
-                self.prefix.count_hit(path)
+            self.prefix.count_hit(path)
             request.pages, request.row = cached + pages, self.kv.free_rows.pop()
             request.computed = len(cached) * self.kv.page_size
             if not request.result.token_ids:
                 request.result.cached_tokens = request.computed
-            self.kv.map_pages(request.row, request.pages, 0)
+            self.kv.map_pages(request.row, request.pages)
             pending += request.remaining
-
-    def _allocate(self, count: int) -> Optional[List[int]]:
-        missing = count - self.kv.free_pages
-        if self.prefix and 0 < missing <= self.prefix.evictable():
-            self.prefix.evict(missing)
-        return self.kv.allocate(count)
 
     def _grow(self) -> None:
         """A page for every request whose next token begins one; the youngest requests make room."""
@@ -145,16 +134,14 @@ class Scheduler:
                 and request.remaining == 1
                 and self.kv.pages_for(len(request.tokens)) > len(request.pages)
             ):
-                pages = self._allocate(1)
-                if pages is None:
+                if pages := self.prefix.allocate(1):
+                    request.pages += pages
+                    self.kv.map_pages(request.row, request.pages)
+                else:
                     youngest = self.running[-1]
                     self._leave(youngest)
                     self.waiting.appendleft(youngest)
                     self.retracted += 1
-                else:
-                    request.pages += pages
-                    first = len(request.pages) - 1
-                    self.kv.map_pages(request.row, request.pages, first)
 
     def _leave(self, request: Request) -> None:
         self.running.remove(request)
@@ -166,24 +153,19 @@ class Scheduler:
         """One pass over the next ``count`` tokens of each request; samples for those that reach their end."""
         if not batch:
             return
-        ranges = [(r, r.computed, r.computed + count) for r, count in batch]
-        logits = self.forward([(r.row, r.tokens[a:b], a) for r, a, b in ranges])
-        for request, count in batch:
-            request.computed += count
-            self._share(request, count)
+        spans = [(r, r.computed, r.computed + count) for r, count in batch]
+        logits = self.forward([(r.row, r.tokens[a:b], a) for r, a, b in spans])
+        for request, first, end in spans:
+            request.computed = end
+            if end // self.kv.page_size > first // self.kv.page_size:
+                self.prefix.insert(request.tokens[:end], request.pages)
+                self.kv.map_pages(request.row, request.pages)
         done = [i for i, (request, _) in enumerate(batch) if request.remaining == 0]
         requests = [batch[i][0] for i in done]
         params = [r.params for r in requests]
         tokens = sample(logits[done], params, [r.generator for r in requests])
         for request, token in zip(requests, tokens):
             self._accept(request, token)
-
-    def _share(self, request: Request, count: int) -> None:
-        """Hand pages that were just filled to the prefix cache."""
-        size, computed = self.kv.page_size, request.computed
-        if self.prefix and computed // size > (computed - count) // size:
-            replaced = self.prefix.insert(request.tokens[:computed], request.pages)
-            self.kv.map_pages(request.row, request.pages, replaced)
 
     def _accept(self, request: Request, token: Optional[int]) -> None:
         if token is None:
@@ -194,12 +176,12 @@ class Scheduler:
             result.first_token_s = time.perf_counter() - request.submitted
         result.token_ids.append(token)
         request.tokens.append(token)
-        ends = token in self.eos and not params.ignore_eos
         reason = None
+        if len(result.token_ids) == params.max_tokens:
+            reason = "length"
+        ends = token in self.eos and not params.ignore_eos
         if ends or token in params.stop_token_ids:
             reason = "stop"
-        elif len(result.token_ids) == params.max_tokens:
-            reason = "length"
         text = request.stream.push(token, last=reason is not None)
         request.deltas.append(Delta(request.index, text, [token]))
         if request.stream.stopped:
