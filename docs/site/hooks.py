@@ -16,7 +16,8 @@ LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 def pages() -> list[Path]:
     """Every Markdown page of the repository."""
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+    patterns = ("*.md", "docs/*.md", "benchmarks/*.md", "examples/*/checkpoint/README.md")
+    return sorted(page for pattern in patterns for page in ROOT.glob(pattern))
 
 
 def linked(page: Path) -> set[Path]:
