@@ -44,15 +44,16 @@ def test_landmark_scores_carry_the_scale_of_the_keys(strategy, weight_mode):
     np.testing.assert_allclose(o.numpy(), h.expected(q, [s], [200]), atol=3e-5)
 
 
+@pytest.mark.parametrize("kind", ["mean_var", "min_max"])
 @pytest.mark.parametrize("dtype", FP8)
-def test_representations_are_taken_from_dequantised_keys(dtype):
-    h = Harness(kv_cache_dtype=dtype, kv_scales=SCALES)
+def test_representations_are_taken_from_dequantised_keys(dtype, kind):
+    h = Harness(kv_cache_dtype=dtype, kv_scales=SCALES, chunk_repr=kind)
     s = h.new_sequence()
     h.step([s], [64])
     keys = torch.as_tensor(np.stack(s.k)).view(4, 16, 2, 16)
     found = h.pool.get_chunk_repr(0, h.pages_of(s))
     torch.testing.assert_close(
-        found, KINDS["mean_var"].from_keys(keys).float(), rtol=1e-5, atol=1e-5
+        found, KINDS[kind].from_keys(keys).float(), rtol=1e-5, atol=1e-5
     )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from sglang.srt.environ import envs
 from sglang.srt.layers.attention.hsa import chunk_repr
+from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.mem_cache import hsa_pool_setup
 from sglang.srt.mem_cache.chunk_repr_pool import (
     HSAPagedTokenToKVPoolAllocator,
@@ -178,7 +179,7 @@ def swa_pool_and_allocator(size_swa=8):
     pool = HSASWAKVPool(
         PAGES * PAGE, size_swa * PAGE, head_num=2, head_dim=16, swa_attention_layer_ids=[0, 2],
         full_attention_layer_ids=[1, 3], enable_kvcache_transpose=False,
-        hsa_layer_ids=(1, 3), chunk_repr_kind="mean_var", **kwargs,
+        hsa_layer_ids=(1, 3), chunk_repr_kind=HSAConfig.chunk_repr, **kwargs,
     )  # fmt: skip
     allocator = HSASWATokenToKVPoolAllocator(
         PAGES * PAGE, size_swa * PAGE, kvcache=pool, need_sort=False, **kwargs
@@ -200,9 +201,9 @@ def test_representations_live_beside_the_full_attention_pool():
         PAGES * PAGE, 8 * PAGE, page_size=PAGE, dtype=torch.float32, head_num=2, head_dim=16, device="cpu",
         swa_attention_layer_ids=[0, 2], full_attention_layer_ids=[1, 3], enable_kvcache_transpose=False,
     )  # fmt: skip
-    price = hsa_pool_setup.repr_bytes_per_page(2, 2, 16, "mean_var", itemsize=4) * (
-        PAGES + 1
-    )
+    price = hsa_pool_setup.repr_bytes_per_page(
+        2, 2, 16, HSAConfig.chunk_repr, itemsize=4
+    ) * (PAGES + 1)
     assert pool.mem_usage - plain.mem_usage == pytest.approx(price / 2**30)
 
 
