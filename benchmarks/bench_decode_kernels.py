@@ -15,6 +15,7 @@ import statistics
 import cuda_only
 import torch
 
+from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS, DecodeWorkspace, decode_hsa
 from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
@@ -27,6 +28,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
 from sglang.srt.layers.attention.hsa.split_decode import programs_per_row
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
+RANKING = dict(kind=HSAConfig.chunk_repr, strategy=HSAConfig.selection_strategy)
 
 
 def microseconds(launch, repeats: int = 20, inner: int = 20) -> tuple[float, float]:
@@ -79,7 +81,7 @@ def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, bandwidt
     def select():
         select_pages_decode(
             q, reprs, version, version, table, lens, selected, select_workspace, counters.values,
-            kind="min_max", strategy="group",
+            **RANKING,
             programs_per_row=programs_per_row(processors, rows, MAX_PROGRAMS_PER_ROW), **shape,
         )  # fmt: skip
 

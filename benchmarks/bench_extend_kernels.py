@@ -15,6 +15,7 @@ import statistics
 import cuda_only
 import torch
 
+from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
@@ -27,6 +28,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pa
 from sglang.srt.layers.attention.hsa.tile_attention import PROGRAMS_PER_PROCESSOR
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
+RANKING = dict(kind=HSAConfig.chunk_repr, strategy=HSAConfig.selection_strategy)
 LAYOUT = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS)
 CHECKED_ROWS = 16
 
@@ -68,7 +70,7 @@ def check(q, k, v, reprs, table, lists, out, prefix: int, scale: float) -> tuple
         length = torch.tensor([prefix + row + 1], device="cuda")
         expected, _ = select_pages(
             q[row : row + 1], reprs, valid, table, torch.tensor([0, 1]), length,
-            topk=TOPK, kind="min_max", strategy="group", sm_scale=scale, **LAYOUT,
+            topk=TOPK, **RANKING, sm_scale=scale, **LAYOUT,
         )  # fmt: skip
         chosen = rows_of(lists, row, kv_heads)
         width = expected.shape[-1]
@@ -107,13 +109,13 @@ def bench(prefix: int, new: int, heads: int, kv_heads: int, dim: int, agreement:
     def write():
         write_pages(
             k, reprs, stamps, version, version[:1], table, plan.pages, counters.values,
-            page_size=PAGE, kind="min_max",
+            page_size=PAGE, kind=HSAConfig.chunk_repr,
         )  # fmt: skip
 
     def select():
         select_pages_extend(
             q, reprs, stamps, version, table, plan, lists, workspace, counters.values,
-            topk=TOPK, kind="min_max", strategy="group", sm_scale=scale, **LAYOUT,
+            topk=TOPK, **RANKING, sm_scale=scale, **LAYOUT,
         )  # fmt: skip
 
     def attend():

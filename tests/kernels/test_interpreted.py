@@ -9,7 +9,12 @@ import torch
 
 import sglang
 
-KERNEL_TESTS = {"test_hsa_decode_kernels.py": 40, "test_hsa_draft_rows.py": 10, "test_hsa_extend_kernels.py": 60}
+KERNEL_TESTS = {
+    "test_hsa_decode_kernels.py": 40,
+    "test_hsa_draft_rows.py": 10,
+    "test_hsa_extend_kernels.py": 50,
+    "test_hsa_row_ranking.py": 16,
+}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels' tests run on the GPU itself")

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trained checkpoint, served on a CPU: dense and HSA answer, the window alone does not."""
 
-import json
 from pathlib import Path
 
 import pytest
-from benchmarks.retrieval import samples, tasks
+from benchmarks.retrieval import samples, tasks, window_only
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "examples" / "needle" / "checkpoint"
 # 54 candidate pages, of which HSA attends 8; the facts lie 2,000 tokens and more before the question.
 LENGTH, DEPTH, TOPK = 4096, 0.3, 8
 ASKED = [(task, seed) for task in ("single", "multikey", "variables", "frequent") for seed in (0, 1)]
-WINDOW_ONLY = {"architectures": ["Qwen3WindowForCausalLM"], "window_only": 576}
 ENGINES = {
     "dense": dict(attention_backend="torch_native"),
     "hsa": dict(attention_backend="hsa", hsa_topk=TOPK),
-    "window": dict(attention_backend="torch_native", json_model_override_args=json.dumps(WINDOW_ONLY)),
+    "window": dict(attention_backend="torch_native", json_model_override_args=window_only.override()),
 }
 
 
@@ -32,7 +30,7 @@ def scores(run_engine):
             dict(model_path=str(CHECKPOINT), page_size=64, max_total_tokens=40960, context_length=8192, **options),
             [dict(prompts=[tokenizer.encode(s.prompt) for s in asked], max_new_tokens=24)],
             info=True,
-            SGLANG_EXTERNAL_MODEL_PACKAGE="benchmarks.retrieval.window_only",
+            SGLANG_EXTERNAL_MODEL_PACKAGE=window_only.__name__,
         )
         replies = map(tokenizer.decode, result["tokens"])
         found[name] = sum(tasks.grade(s.answers, s.pattern, reply).exact for s, reply in zip(asked, replies))

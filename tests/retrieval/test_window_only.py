@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The window-only baseline in the engine: transformers' Qwen3 with a sliding window, token for token."""
 
-import json
 from pathlib import Path
 
+from benchmarks.retrieval import window_only
 from tiny_models import build, hf_greedy, prompt_ids
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,15 +17,14 @@ def test_window_only_equals_a_sliding_window(run_engine, checkpoints):
     expected = [hf_greedy(sliding, prompt, NEW) for prompt in prompts]
     assert expected[0] != hf_greedy(path, prompts[0], NEW), "the window has to matter for this prompt"
     assert expected[1][:20] == hf_greedy(path, prompts[1], 20), "a prompt within the window is attended in full"
-    override = {"architectures": ["Qwen3WindowForCausalLM"], "window_only": WINDOW}
     (result,) = run_engine(
         dict(
             model_path=str(path),
             attention_backend="torch_native",
             page_size=64,
-            json_model_override_args=json.dumps(override),
+            json_model_override_args=window_only.override(WINDOW),
         ),
         [dict(prompts=prompts, max_new_tokens=NEW)],
-        SGLANG_EXTERNAL_MODEL_PACKAGE="benchmarks.retrieval.window_only",
+        SGLANG_EXTERNAL_MODEL_PACKAGE=window_only.__name__,
     )
     assert result["tokens"] == expected

@@ -6,18 +6,12 @@ import os
 import numpy as np
 import pytest
 import torch
-import triton
-import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr import kernel as chunk_repr
 from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
 from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
-from sglang.srt.layers.attention.hsa.ops.select_pages import (
-    extend_kernel,
-    reference,
-    row_ranking,
-)
+from sglang.srt.layers.attention.hsa.ops.select_pages import extend_kernel, reference
 from sglang.srt.layers.attention.hsa.scales import KVScales
 from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode
 from sglang.test.attention import hsa_oracle
@@ -323,50 +317,6 @@ def test_selection_among_many_pages(topk, dtype):
     for row in range(new):
         for g in range(heads):
             assert pages_of_row(lists, plan, row, g) == expected[row, g].tolist()
-
-
-@triton.jit
-def _threshold_kernel(
-    keys, maxima, kept, lengths, out, most, stride, TOPK: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr
-):  # fmt: skip
-    m = tl.arange(0, ROWS)
-    threshold = row_ranking.row_thresholds(
-        keys + m * stride, maxima + m * WIDE, kept + m * WIDE, tl.load(lengths + m), most, TOPK, ROWS, WIDE
-    )  # fmt: skip
-    tl.store(out + m, threshold)
-
-
-@pytest.mark.parametrize("width", [40, 700, 1500, 3000])
-@pytest.mark.parametrize("topk,values", [(5, 10**6), (5, 3), (32, 10**6), (100, 10**6)])
-def test_thresholds_are_exact(width, topk, values):
-    """In registers, after dropping what the maxima exclude, and streaming: where keys repeat or k is large."""
-    rows, wide = 16, row_ranking.wide(16)
-    generator = torch.Generator().manual_seed(width + topk)
-    lengths = torch.randint(1, width + 1, (rows,), generator=generator)
-    lengths[0] = width
-    padded = triton.cdiv(width, 256) * 256
-    keys = torch.zeros(rows, padded, dtype=torch.int64)
-    maxima = torch.zeros(rows, wide, dtype=torch.int64)
-    expected = torch.zeros(rows, dtype=torch.int64)
-    for row, n in enumerate(lengths.tolist()):
-        keys[row, :n] = torch.randint(0, values, (n,), generator=generator)
-        if n >= topk:
-            expected[row] = keys[row, :n].sort(descending=True).values[topk - 1]
-        maxima[row, : padded // 16] = keys[row].view(-1, 16).amax(1)
-    out = torch.zeros(rows, dtype=torch.int32, device=DEVICE).view(torch.uint32)
-    _threshold_kernel[(1,)](
-        *(x.int().to(DEVICE).view(torch.uint32) for x in (keys, maxima)),
-        torch.empty(rows, wide, dtype=torch.uint32, device=DEVICE),
-        lengths.int().to(DEVICE),
-        out,
-        width,
-        padded,
-        TOPK=topk,
-        ROWS=rows,
-        WIDE=wide,
-    )
-    if width > topk:  # at most topk pages: all are selected
-        assert out.cpu().view(torch.int32).tolist() == expected.tolist()
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")

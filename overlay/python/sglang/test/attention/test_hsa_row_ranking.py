@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The k-th largest score of many rows at once, in a Triton program: on a CUDA device, or under TRITON_INTERPRET=1."""
+
+import os
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from sglang.srt.layers.attention.hsa.ops.select_pages import row_ranking
+
+ON_GPU = torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(
+    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs a CUDA device or TRITON_INTERPRET=1",
+)
+DEVICE = "cuda" if ON_GPU else "cpu"
+
+
+@triton.jit
+def _threshold_kernel(
+    keys, maxima, kept, lengths, out, most, stride, TOPK: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    m = tl.arange(0, ROWS)
+    threshold = row_ranking.row_thresholds(
+        keys + m * stride, maxima + m * WIDE, kept + m * WIDE, tl.load(lengths + m), most, TOPK, ROWS, WIDE
+    )  # fmt: skip
+    tl.store(out + m, threshold)
+
+
+@pytest.mark.parametrize("width", [40, 700, 1500, 3000])
+@pytest.mark.parametrize("topk,values", [(5, 10**6), (5, 3), (32, 10**6), (100, 10**6)])
+def test_thresholds_are_exact(width, topk, values):
+    """In registers, after dropping what the maxima exclude, and streaming: where keys repeat or k is large."""
+    rows, wide = 16, row_ranking.wide(16)
+    generator = torch.Generator().manual_seed(width + topk)
+    lengths = torch.randint(1, width + 1, (rows,), generator=generator)
+    lengths[0] = width
+    padded = triton.cdiv(width, 256) * 256
+    keys = torch.zeros(rows, padded, dtype=torch.int64)
+    maxima = torch.zeros(rows, wide, dtype=torch.int64)
+    expected = torch.zeros(rows, dtype=torch.int64)
+    for row, n in enumerate(lengths.tolist()):
+        keys[row, :n] = torch.randint(0, values, (n,), generator=generator)
+        if n >= topk:
+            expected[row] = keys[row, :n].sort(descending=True).values[topk - 1]
+        maxima[row, : padded // 16] = keys[row].view(-1, 16).amax(1)
+    out = torch.zeros(rows, dtype=torch.int32, device=DEVICE).view(torch.uint32)
+    _threshold_kernel[(1,)](
+        *(x.int().to(DEVICE).view(torch.uint32) for x in (keys, maxima)),
+        torch.empty(rows, wide, dtype=torch.uint32, device=DEVICE),
+        lengths.int().to(DEVICE),
+        out,
+        width,
+        padded,
+        TOPK=topk,
+        ROWS=rows,
+        WIDE=wide,
+    )
+    if width > topk:  # at most topk pages: all are selected
+        assert out.cpu().view(torch.int32).tolist() == expected.tolist()
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))
