@@ -15,7 +15,7 @@ import statistics
 import cuda_only
 import torch
 
-from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS, DecodeWorkspace, decode_hsa
 from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
@@ -28,7 +28,6 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
 from sglang.srt.layers.attention.hsa.split_decode import programs_per_row
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
-RANKING = dict(kind=HSAConfig.chunk_repr, strategy=HSAConfig.selection_strategy)
 
 
 def microseconds(launch, repeats: int = 20, inner: int = 20) -> tuple[float, float]:
@@ -59,7 +58,7 @@ def copy_bandwidth() -> float:
     return 2 * x.numel() * 4 / us * 1e6
 
 
-def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, bandwidth: float) -> dict:
+def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, strategy: str, bandwidth: float) -> dict:
     torch.manual_seed(0)
     pages = length // PAGE
     num_pages = batch * pages + 1
@@ -72,7 +71,8 @@ def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, bandwidt
     selected = torch.empty(batch, kv_heads, TOPK, dtype=torch.int32, device="cuda")
     out = torch.empty_like(q)
     counters = HSACounters("cuda")
-    select_workspace = SelectPagesWorkspace(batch, kv_heads, pages, "cuda")
+    programs = batch * kv_heads * MAX_PROGRAMS_PER_ROW
+    select_workspace = SelectPagesWorkspace(batch, kv_heads, pages, "cuda", heads // kv_heads, programs)
     decode_workspace = DecodeWorkspace(batch, batch * kv_heads * MAX_SPLITS, heads, kv_heads, dim, "cuda")
     shape = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS, sm_scale=dim**-0.5)
     processors = torch.cuda.get_device_properties(0).multi_processor_count
@@ -81,7 +81,7 @@ def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, bandwidt
     def select():
         select_pages_decode(
             q, reprs, version, version, table, lens, selected, select_workspace, counters.values,
-            **RANKING,
+            kind=HSAConfig.chunk_repr, strategy=strategy, keys=k, key_scale=dim**-0.5, logit_cap=0.0,
             programs_per_row=programs_per_row(processors, rows, MAX_PROGRAMS_PER_ROW), **shape,
         )  # fmt: skip
 
@@ -121,6 +121,7 @@ def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, bandwidt
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", nargs="+", type=int, default=[8192, 32768, 65536, 131072, 524288])
+    parser.add_argument("--strategy", default=HSAConfig.selection_strategy, choices=SELECTION_STRATEGIES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     args = cuda_only.parse_args(parser)
     bandwidth = copy_bandwidth()
@@ -130,7 +131,7 @@ def main() -> None:
             for length in args.lengths:
                 if batch * length * kv_heads * dim > 1 << 32:
                     continue
-                rows.append(bench(length, batch, heads, kv_heads, dim, bandwidth))
+                rows.append(bench(length, batch, heads, kv_heads, dim, args.strategy, bandwidth))
                 print(rows[-1], flush=True)
     print(json.dumps(dict(gpu=torch.cuda.get_device_name(), copy_tb_s=round(bandwidth / 1e12, 2), rows=rows)))
 

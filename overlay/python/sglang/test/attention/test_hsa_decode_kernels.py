@@ -37,7 +37,7 @@ def check(h, sequences, **kwargs):
 
 
 @pytest.mark.parametrize("chunk_repr", ["mean", "mean_var", "min_max", "landmark"])
-@pytest.mark.parametrize("strategy", ["group", "head"])
+@pytest.mark.parametrize("strategy", ["group", "head", "softmax_head"])
 def test_every_kind_and_strategy(chunk_repr, strategy):
     h = harness(chunk_repr=chunk_repr, selection_strategy=strategy)
     sequences = [h.new_sequence() for _ in range(3)]
@@ -68,6 +68,24 @@ def test_shapes(heads, kv_heads, head_dim, page_size, window, sinks, topk, cap):
     )  # fmt: skip
     sequences = [h.new_sequence() for _ in range(2)]
     h.step(sequences, [8 * page_size + 5, 1])
+    for _ in range(3):
+        check(h, sequences)
+
+
+@pytest.mark.parametrize(
+    "heads,kv_heads,page_size,window,sinks,cap",
+    [(6, 2, 16, 33, 3, 0.0), (16, 1, 64, 1, 0, 5.0), (4, 4, 32, 130, 2, 0.0)],
+)
+def test_shares_are_measured_with_the_window_and_the_sinks(
+    heads, kv_heads, page_size, window, sinks, cap
+):
+    """Few pages of many, so that a wrong normaliser of one head shows in what is selected."""
+    h = harness(
+        num_pages=90, num_heads=heads, num_kv_heads=kv_heads, head_dim=32, logit_cap=cap, page_size=page_size,
+        window_size=window, sink_pages=sinks, topk=3, selection_strategy="softmax_head",
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(2)]
+    h.step(sequences, [40 * page_size + 5, 9 * page_size])
     for _ in range(3):
         check(h, sequences)
 

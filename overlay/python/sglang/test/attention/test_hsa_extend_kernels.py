@@ -63,13 +63,12 @@ def test_score_weights(chunk_repr, page_size, cap):
 @pytest.mark.parametrize(
     "options",
     [
-        dict(selection_strategy="softmax_head"),
         dict(weight_mode="score"),
         dict(selection_strategy="softmax_head", weight_mode="score", chunk_repr="mean"),
     ],
 )
 def test_decode_in_tiles(options):
-    """The options that the split decode kernels lack."""
+    """The option that the split decode kernels lack."""
     h = Harness(device=DEVICE, decode_kernels=True, **options)
     sequences = [h.new_sequence() for _ in range(3)]
     h.step(sequences, [130, 15, 64])

@@ -91,6 +91,7 @@ B, HQ, HKV = 3, 8, 2
         ("mean_var", "group", 5000),
         ("min_max", "head", 100),
         ("landmark", "head", 5000),
+        ("min_max", "softmax_head", 1024),
     ],
 )
 def test_select_pages_decode(record, kind, strategy, max_pages):
@@ -104,7 +105,9 @@ def test_select_pages_decode(record, kind, strategy, max_pages):
         torch.zeros(B, max_pages, dtype=torch.int32),
         torch.ones(B, dtype=torch.int64),
         torch.empty(B, HKV, 32, dtype=torch.int32),
-        decode_kernel.SelectPagesWorkspace(B, HKV, max_pages, "cpu"),
+        decode_kernel.SelectPagesWorkspace(
+            B, HKV, max_pages, "cpu", group=HQ // HKV, max_programs=4 * B * HKV
+        ),
         torch.zeros(6, dtype=torch.int64),
         page_size=64,
         window_size=512,
@@ -113,6 +116,9 @@ def test_select_pages_decode(record, kind, strategy, max_pages):
         strategy=strategy,
         sm_scale=0.1,
         programs_per_row=4,
+        keys=torch.empty(640, HKV, 64, dtype=torch.bfloat16),
+        key_scale=0.1,
+        logit_cap=0.0,
     )
     assert "atom" in recorder.compiled[0]
 

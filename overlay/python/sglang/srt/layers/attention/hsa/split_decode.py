@@ -45,7 +45,7 @@ class SplitDecode:
     """Static buffers and launches of one decode step.
 
     Args:
-        config: resolved options; strategy ``group`` or ``head``, weights ``mass``.
+        config: resolved options; weights ``mass``.
         counters: counts are added to it on the device.
         size: bounds of all steps.
         device: CUDA device, or ``cpu`` under the Triton interpreter.
@@ -66,8 +66,16 @@ class SplitDecode:
             dtype=torch.int32,
             device=device,
         )
+        by_share = config.selection_strategy == "softmax_head"
         self.select_workspace = SelectPagesWorkspace(
-            rows, num_kv_heads, max_pages, device
+            rows,
+            num_kv_heads,
+            max_pages,
+            device,
+            group=num_heads // num_kv_heads if by_share else 1,
+            max_programs=max_programs(
+                self.processors, rows * num_kv_heads, MAX_PROGRAMS_PER_ROW
+            ),
         )
         self.decode_workspace = DecodeWorkspace(
             rows,
@@ -122,6 +130,9 @@ class SplitDecode:
             programs_per_row=programs_per_row(
                 self.processors, rows, MAX_PROGRAMS_PER_ROW
             ),
+            keys=layer.keys,
+            key_scale=layer.scaling * layer.scales.k,
+            logit_cap=layer.logit_cap,
             **layout,
         )
         out = q.new_empty((batch, q.shape[1], layer.values.shape[-1]))

@@ -75,6 +75,6 @@ def decode_attention(
     tiling: Tiling,
 ) -> SplitDecode | TiledDecode:
     """The decode of these options: split if its kernels have them, since it is the faster one."""
-    if config.selection_strategy != "softmax_head" and config.weight_mode == "mass":
+    if config.weight_mode == "mass":
         return SplitDecode(config, counters, size, device)
     return TiledDecode(config, counters, size, device, tiling)

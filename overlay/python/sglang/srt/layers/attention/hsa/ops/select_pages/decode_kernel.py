@@ -15,6 +15,12 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.counters import INDEX
+from sglang.srt.layers.attention.hsa.ops.select_pages.decode_scores import (
+    add_to_norm,
+    local_logits,
+    rank_by_share,
+    score_pages,
+)
 from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
 from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
     DIGITS,
@@ -27,65 +33,6 @@ MAX_PROGRAMS_PER_ROW = 32
 
 
 @triton.jit
-def _score_pages(
-    index,
-    reachable,
-    repr_buffer,
-    repr_version,
-    page_version,
-    table_row,
-    q_row,
-    first,
-    second,
-    sm_scale,
-    stride_q_head,
-    stride_repr_page,
-    stride_repr_head,
-    g,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    KIND: tl.constexpr,
-    HEAD_MAX: tl.constexpr,
-    HAS_VERSIONS: tl.constexpr,
-    PAGES: tl.constexpr,
-):
-    """Scores of the pages ``index`` ``[PAGES]``, -inf for a page without a valid representation.
-
-    The loads depend on ``reachable`` (inside the table) only, not on the length: they start while it is read.
-    """
-    d = tl.arange(0, BLOCK_D)
-    in_head = d < HEAD_DIM
-    page = tl.load(table_row + index, mask=reachable, other=0).to(tl.int64)
-    e_ptr = (
-        repr_buffer
-        + page[:, None] * stride_repr_page
-        + g * stride_repr_head
-        + d[None, :]
-    )
-    mask = reachable[:, None] & in_head[None, :]
-    e_first = tl.load(e_ptr, mask=mask, other=0.0).to(tl.float32)
-    if KIND == "mean_var" or KIND == "min_max":
-        e_second = tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0).to(tl.float32)
-    else:
-        e_second = tl.zeros((PAGES, BLOCK_D), tl.float32)
-    if HEAD_MAX:
-        score = tl.full((PAGES,), float("-inf"), tl.float32)
-        for h in tl.static_range(GROUP):
-            head = tl.load(q_row + h * stride_q_head + d, mask=in_head, other=0.0)
-            f, s = query_features(head.to(tl.float32), sm_scale, KIND)
-            raw = tl.sum(e_first * f[None, :] + e_second * s[None, :], axis=1)
-            score = tl.maximum(score, raw)
-    else:
-        score = tl.sum(e_first * first[None, :] + e_second * second[None, :], axis=1)
-    if HAS_VERSIONS:
-        stamp = tl.load(repr_version + page, mask=reachable, other=0)
-        current = tl.load(page_version + page, mask=reachable, other=0)
-        score = tl.where(stamp == current, score, float("-inf"))
-    return score
-
-
-@triton.jit
 def _select_pages_kernel(
     q,
     repr_buffer,
@@ -95,12 +42,18 @@ def _select_pages_kernel(
     seq_lens,
     out,
     scores,
+    norms,
     arrivals,
     counters,
+    k_buffer,
     sm_scale,
+    key_scale,
+    logit_cap,
     table_width,
     stride_q_row,
     stride_q_head,
+    stride_k_slot,
+    stride_k_head,
     stride_repr_page,
     stride_repr_head,
     stride_table,
@@ -109,6 +62,7 @@ def _select_pages_kernel(
     stride_scores,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
@@ -117,9 +71,11 @@ def _select_pages_kernel(
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
     KIND: tl.constexpr,
-    HEAD_MAX: tl.constexpr,
+    STRATEGY: tl.constexpr,
+    CAP: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
+    SHARES: tl.constexpr,
     SMALL: tl.constexpr,
     MEDIUM: tl.constexpr,
     LARGE: tl.constexpr,
@@ -138,7 +94,12 @@ def _select_pages_kernel(
     count = tl.maximum(start - SINKS, 0)
     table_row = page_table + b.to(tl.int64) * stride_table + SINKS
     out_row = out + b.to(tl.int64) * stride_out_row + g * stride_out_head
-    scores_row = scores + row.to(tl.int64) * stride_scores
+    PLANES: tl.constexpr = GROUP if STRATEGY == "softmax_head" else 1
+    scores_row = scores + row.to(tl.int64) * PLANES * stride_scores
+    # Where the scores of a step go: a plane per head, or the only plane.
+    plane = tl.arange(0, BLOCK_G if STRATEGY == "softmax_head" else 1)
+    plane_ptr = scores_row + plane[:, None] * stride_scores
+    in_plane = (plane < PLANES)[:, None]
 
     d = tl.arange(0, BLOCK_D)
     in_head = d < HEAD_DIM
@@ -146,14 +107,14 @@ def _select_pages_kernel(
     # The strategy group: the heads' features add up before they meet E.
     first = tl.zeros((BLOCK_D,), tl.float32)
     second = tl.zeros((BLOCK_D,), tl.float32)
-    if not HEAD_MAX:
+    if STRATEGY == "group":
         for h in tl.static_range(GROUP):
             head = tl.load(q_row + h * stride_q_head + d, mask=in_head, other=0.0)
             f, s = query_features(head.to(tl.float32), sm_scale, KIND)
             first += f
             second += s
     index = share * PAGES + tl.arange(0, PAGES)
-    score = _score_pages(
+    score = score_pages(
         index,
         index < table_width - SINKS,
         repr_buffer,
@@ -169,17 +130,24 @@ def _select_pages_kernel(
         stride_repr_head,
         g,
         GROUP,
+        BLOCK_G,
         HEAD_DIM,
         BLOCK_D,
         KIND,
-        HEAD_MAX,
+        STRATEGY,
         HAS_VERSIONS,
         PAGES,
     )
-    tl.store(scores_row + index, score, mask=index < count)
+    mask = in_plane & (index < count)[None, :]
+    tl.store(plane_ptr + index[None, :], score, mask=mask)
+    if STRATEGY == "softmax_head":
+        top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK_G,), tl.float32)
+        score = tl.where(mask, score, float("-inf"))
+        top, total = add_to_norm(top, total, score)
     for lo in range((share + shares) * PAGES, count, shares * PAGES):
         index = lo + tl.arange(0, PAGES)
-        score = _score_pages(
+        score = score_pages(
             index,
             index < count,
             repr_buffer,
@@ -195,19 +163,72 @@ def _select_pages_kernel(
             stride_repr_head,
             g,
             GROUP,
+            BLOCK_G,
             HEAD_DIM,
             BLOCK_D,
             KIND,
-            HEAD_MAX,
+            STRATEGY,
             HAS_VERSIONS,
             PAGES,
         )
-        tl.store(scores_row + index, score, mask=index < count)
+        mask = in_plane & (index < count)[None, :]
+        tl.store(plane_ptr + index[None, :], score, mask=mask)
+        if STRATEGY == "softmax_head":
+            score = tl.where(mask, score, float("-inf"))
+            top, total = add_to_norm(top, total, score)
+    if STRATEGY == "softmax_head":
+        # Sinks and window count in the normaliser as their keys do. A row without candidates ranks nothing.
+        table = page_table + b.to(tl.int64) * stride_table
+        local_keys = (
+            tl.minimum(start, SINKS) * PAGE_SIZE + position + 1 - start * PAGE_SIZE
+        )
+        local_keys = tl.where(count > 0, local_keys, 0)
+        for lo in range(share * PAGES, local_keys, shares * PAGES):
+            logits = local_logits(
+                lo + tl.arange(0, PAGES),
+                position,
+                start,
+                q_row,
+                k_buffer,
+                table,
+                key_scale,
+                logit_cap,
+                stride_q_head,
+                stride_k_slot,
+                stride_k_head,
+                g,
+                GROUP,
+                BLOCK_G,
+                HEAD_DIM,
+                BLOCK_D,
+                PAGE_SIZE,
+                SINKS,
+                CAP,
+                PAGES,
+            )
+            top, total = add_to_norm(top, total, logits)
+        norms_row = norms + row.to(tl.int64) * shares * GROUP
+        head = tl.arange(0, BLOCK_G)
+        norm = tl.where(total > 0, top + tl.log(total), float("-inf"))
+        tl.store(norms_row + share * GROUP + head, norm, mask=head < GROUP)
 
     # The last program to arrive sees all scores.
     tl.debug_barrier()
     if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == shares - 1:
         tl.store(arrivals + row, 0)  # ready for the next launch
+        if STRATEGY == "softmax_head":
+            rank_by_share(
+                scores_row,
+                norms_row,
+                count,
+                shares,
+                stride_scores,
+                GROUP,
+                BLOCK_G,
+                SHARES,
+                SMALL,
+            )
+            tl.debug_barrier()
         if count <= SMALL:
             found = store_best(
                 scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, SMALL
@@ -239,12 +260,27 @@ class SelectPagesWorkspace:
         num_kv_heads: KV heads on this rank.
         max_pages: pages of the longest sequence.
         device: CUDA device, or ``cpu`` under the Triton interpreter.
+        group: query heads per KV head with the strategy ``softmax_head``, which keeps the scores of each; else 1.
+        max_programs: bound of the programs of a launch.
     """
 
-    def __init__(self, max_rows: int, num_kv_heads: int, max_pages: int, device):
+    def __init__(
+        self,
+        max_rows: int,
+        num_kv_heads: int,
+        max_pages: int,
+        device,
+        group: int = 1,
+        max_programs: int = 0,
+    ):
         self.max_pages = max_pages
         rows = max_rows * num_kv_heads
-        self.scores = torch.empty((rows, max_pages), dtype=torch.float32, device=device)
+        self.scores = torch.empty(
+            (rows * group, max_pages), dtype=torch.float32, device=device
+        )
+        self.norms = torch.empty(
+            max_programs * group, dtype=torch.float32, device=device
+        )
         self.arrivals = torch.zeros(rows, dtype=torch.int32, device=device)
 
 
@@ -266,6 +302,9 @@ def select_pages_decode(
     strategy: str,
     sm_scale: float,
     programs_per_row: int,
+    keys: torch.Tensor,
+    key_scale: float,
+    logit_cap: float,
 ) -> torch.Tensor:
     """Select pages for one new token per sequence.
 
@@ -279,14 +318,14 @@ def select_pages_decode(
         out: ``[B, H_kv, topk]`` int32, written whole: physical pages ascending by logical page, -1 padded.
         workspace: scratch for at least this batch.
         counters: ``HSACounters.values``, added to.
-        strategy: ``group`` or ``head``.
+        strategy: ``group``, ``head`` or ``softmax_head``.
         programs_per_row: programs that share one sequence and KV head, 1 to MAX_PROGRAMS_PER_ROW.
+        keys: cached keys ``[num_slots, H_kv, D]``, of which ``softmax_head`` reads sinks and window.
+        key_scale, logit_cap: softmax scale times that of the cached keys, and soft cap, of their logits.
 
     Returns:
         ``out``.
     """
-    if strategy not in ("group", "head"):
-        raise ValueError(f"the select_pages kernel has no strategy {strategy!r}")
     batch, num_heads, head_dim = q.shape
     num_kv_heads = repr_buffer.shape[1]
     topk = out.shape[-1]
@@ -300,12 +339,18 @@ def select_pages_decode(
         seq_lens,
         out,
         workspace.scores,
+        workspace.norms,
         workspace.arrivals,
         counters,
+        keys,
         sm_scale,
+        key_scale,
+        logit_cap,
         page_table.shape[1],
         q.stride(0),
         q.stride(1),
+        keys.stride(0),
+        keys.stride(1),
         repr_buffer.stride(0),
         repr_buffer.stride(1),
         page_table.stride(0),
@@ -314,6 +359,7 @@ def select_pages_decode(
         workspace.scores.stride(0),
         KV_HEADS=num_kv_heads,
         GROUP=num_heads // num_kv_heads,
+        BLOCK_G=triton.next_power_of_2(num_heads // num_kv_heads),
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
         PAGE_SIZE=page_size,
@@ -322,9 +368,11 @@ def select_pages_decode(
         TOPK=topk,
         TOPK_BLOCK=triton.next_power_of_2(topk),
         KIND=kind,
-        HEAD_MAX=strategy == "head",
+        STRATEGY=strategy,
+        CAP=logit_cap > 0,
         HAS_VERSIONS=repr_version is not None,
         PAGES=PAGES_PER_STEP,
+        SHARES=triton.next_power_of_2(programs_per_row),
         SMALL=min(PAIRWISE.value, widest),
         MEDIUM=min(DIGITS.value, widest),
         LARGE=widest,

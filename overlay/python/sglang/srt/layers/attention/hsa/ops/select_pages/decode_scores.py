@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pieces of the decode selection kernel: what one query's heads make of some pages, and of the keys next to it."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
+
+
+@triton.jit
+def load_reprs(
+    index,
+    reachable,
+    repr_buffer,
+    table_row,
+    stride_repr_page,
+    stride_repr_head,
+    g,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr,
+    PAGES: tl.constexpr,
+):
+    """Physical pages ``[PAGES]`` and both halves of their representations ``[PAGES, BLOCK_D]`` float32.
+
+    The loads depend on ``reachable`` (inside the table) only, not on the length: they start while it is read.
+    """
+    d = tl.arange(0, BLOCK_D)
+    page = tl.load(table_row + index, mask=reachable, other=0).to(tl.int64)
+    e_ptr = (
+        repr_buffer
+        + page[:, None] * stride_repr_page
+        + g * stride_repr_head
+        + d[None, :]
+    )
+    mask = reachable[:, None] & (d < HEAD_DIM)[None, :]
+    first = tl.load(e_ptr, mask=mask, other=0.0).to(tl.float32)
+    if KIND == "mean_var" or KIND == "min_max":
+        second = tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0).to(tl.float32)
+    else:
+        second = tl.zeros((PAGES, BLOCK_D), tl.float32)
+    return page, first, second
+
+
+@triton.jit
+def head_scores(
+    e_first,
+    e_second,
+    q_row,
+    sm_scale,
+    stride_q_head,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr,
+    PAGES: tl.constexpr,
+):
+    """Raw scores of each query head ``[BLOCK_G, PAGES]``, -inf for heads of padding."""
+    d = tl.arange(0, BLOCK_D)
+    row = tl.arange(0, BLOCK_G)
+    raw = tl.full((BLOCK_G, PAGES), float("-inf"), tl.float32)
+    for h in tl.static_range(GROUP):
+        head = tl.load(q_row + h * stride_q_head + d, mask=d < HEAD_DIM, other=0.0)
+        f, s = query_features(head.to(tl.float32), sm_scale, KIND)
+        score = tl.sum(e_first * f[None, :] + e_second * s[None, :], axis=1)
+        raw = tl.where((row == h)[:, None], score[None, :], raw)
+    return raw
+
+
+@triton.jit
+def score_pages(
+    index,
+    reachable,
+    repr_buffer,
+    repr_version,
+    page_version,
+    table_row,
+    q_row,
+    first,
+    second,
+    sm_scale,
+    stride_q_head,
+    stride_repr_page,
+    stride_repr_head,
+    g,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr,
+    STRATEGY: tl.constexpr,
+    HAS_VERSIONS: tl.constexpr,
+    PAGES: tl.constexpr,
+):
+    """Scores of the pages ``index`` ``[PLANES, PAGES]``, -inf for a page without a valid representation.
+
+    A plane per head for ``softmax_head``, else one plane.
+    """
+    page, e_first, e_second = load_reprs(
+        index,
+        reachable,
+        repr_buffer,
+        table_row,
+        stride_repr_page,
+        stride_repr_head,
+        g,
+        HEAD_DIM,
+        BLOCK_D,
+        KIND,
+        PAGES,
+    )
+    if STRATEGY == "group":
+        score = tl.sum(e_first * first[None, :] + e_second * second[None, :], axis=1)
+        score = score[None, :]
+    else:
+        score = head_scores(
+            e_first,
+            e_second,
+            q_row,
+            sm_scale,
+            stride_q_head,
+            GROUP,
+            BLOCK_G,
+            HEAD_DIM,
+            BLOCK_D,
+            KIND,
+            PAGES,
+        )
+        if STRATEGY == "head":
+            score = tl.max(score, axis=0)[None, :]
+    if HAS_VERSIONS:
+        stamp = tl.load(repr_version + page, mask=reachable, other=0)
+        current = tl.load(page_version + page, mask=reachable, other=0)
+        score = tl.where((stamp == current)[None, :], score, float("-inf"))
+    return score
+
+
+@triton.jit
+def local_logits(
+    token,
+    position,
+    start,
+    q_row,
+    k_buffer,
+    table,
+    key_scale,
+    logit_cap,
+    stride_q_head,
+    stride_k_slot,
+    stride_k_head,
+    g,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    SINKS: tl.constexpr,
+    CAP: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Logits of sinks and window ``[BLOCK_G, TOKENS]``: those of the keys number ``token``, counted sinks first.
+
+    Sinks are pages 0 to SINKS - 1, the window begins at page ``start``; -inf past the query and for heads of padding.
+    """
+    sinks = tl.minimum(start, SINKS)
+    unit = token // PAGE_SIZE
+    logical = tl.where(unit < sinks, unit, unit - sinks + start)
+    place = logical * PAGE_SIZE + token % PAGE_SIZE
+    visible = place <= position
+    page = tl.load(table + logical, mask=visible, other=0).to(tl.int64)
+    slot = page * PAGE_SIZE + token % PAGE_SIZE
+    d = tl.arange(0, BLOCK_D)
+    k_ptr = k_buffer + slot[:, None] * stride_k_slot + g * stride_k_head + d[None, :]
+    key = tl.load(k_ptr, mask=visible[:, None] & (d < HEAD_DIM)[None, :], other=0.0).to(
+        tl.float32
+    )
+    # A key is a page of one: its score is the logit.
+    logits = head_scores(
+        key,
+        key,
+        q_row,
+        key_scale,
+        stride_q_head,
+        GROUP,
+        BLOCK_G,
+        HEAD_DIM,
+        BLOCK_D,
+        "mean",
+        TOKENS,
+    )
+    if CAP:
+        logits = logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
+    in_group = tl.arange(0, BLOCK_G) < GROUP
+    return tl.where(in_group[:, None] & visible[None, :], logits, float("-inf"))
+
+
+@triton.jit
+def add_to_norm(top, total, values):
+    """Running log-sum-exp per row: maximum ``[G]`` and sum of exponentials ``[G]`` after ``values [G, N]``."""
+    new_top = tl.maximum(top, tl.max(values, axis=1))
+    # Nothing yet: measure against 0, since -inf - -inf is NaN.
+    origin = tl.where(new_top == float("-inf"), 0.0, new_top)
+    exponentials = tl.exp(values - origin[:, None])
+    return new_top, total * tl.exp(top - origin) + tl.sum(exponentials, axis=1)
+
+
+@triton.jit
+def rank_by_share(
+    scores_row,
+    norms_row,
+    count,
+    shares,
+    stride_scores,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    SHARES: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Replace the first head's raw scores by every page's largest raw score minus that head's log normaliser."""
+    head = tl.arange(0, BLOCK_G)
+    share = tl.arange(0, SHARES)
+    norms = tl.load(
+        norms_row + share[:, None] * GROUP + head[None, :],
+        mask=(share < shares)[:, None] & (head < GROUP)[None, :],
+        other=float("-inf"),
+        cache_modifier=".cg",
+    )
+    top = tl.max(norms, axis=0)
+    origin = tl.where(top == float("-inf"), 0.0, top)
+    norm = origin + tl.log(tl.sum(tl.exp(norms - origin[None, :]), axis=0))  # [G]
+    norm = tl.where(head < GROUP, norm, 0.0)
+    for lo in range(0, count, WIDTH):
+        index = lo + tl.arange(0, WIDTH)
+        raw = tl.load(
+            scores_row + head[:, None] * stride_scores + index[None, :],
+            mask=(head < GROUP)[:, None] & (index < count)[None, :],
+            other=float("-inf"),
+            cache_modifier=".cg",
+        )
+        score = tl.max(raw - norm[:, None], axis=0)
+        tl.store(scores_row + index, score, mask=index < count)
