@@ -15,7 +15,7 @@ import statistics
 import cuda_only
 import torch
 
-from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
@@ -28,7 +28,6 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pa
 from sglang.srt.layers.attention.hsa.tile_attention import PROGRAMS_PER_PROCESSOR
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
-RANKING = dict(kind=HSAConfig.chunk_repr, strategy=HSAConfig.selection_strategy)
 LAYOUT = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS)
 CHECKED_ROWS = 16
 
@@ -61,29 +60,31 @@ def rows_of(lists: PageLists, row: int, kv_heads: int) -> torch.Tensor:
     return out
 
 
-def check(q, k, v, reprs, table, lists, out, prefix: int, scale: float) -> tuple[float, float]:
+def check(q, k, v, reprs, table, lists, out, prefix: int, scale: float, strategy: str) -> tuple[float, float]:
     """(largest relative error of the output, share of equal selections) of some rows."""
     new, kv_heads = len(q), k.shape[1]
     errors, equal = [], []
     valid = torch.ones_like(table, dtype=torch.bool)
     for row in torch.linspace(0, new - 1, CHECKED_ROWS).long().tolist():
         length = torch.tensor([prefix + row + 1], device="cuda")
+        math = dict(page_size=PAGE, sm_scale=scale)
+        one = (q[row : row + 1], k, v)
+        local = decode_local_fwd(*one, table, length, window_size=WINDOW, sink_pages=SINKS, **math)
         expected, _ = select_pages(
             q[row : row + 1], reprs, valid, table, torch.tensor([0, 1]), length,
-            topk=TOPK, **RANKING, sm_scale=scale, **LAYOUT,
+            topk=TOPK, kind=HSAConfig.chunk_repr, strategy=strategy, sm_scale=scale, local_lse=local[1], **LAYOUT,
         )  # fmt: skip
         chosen = rows_of(lists, row, kv_heads)
         width = expected.shape[-1]
         equal.append(float((chosen[:, :width] == expected[0]).all(-1).float().mean()))
-        math = dict(page_size=PAGE, sm_scale=scale)
-        one = (q[row : row + 1], k, v)
-        local = decode_local_fwd(*one, table, length, window_size=WINDOW, sink_pages=SINKS, **math)
         reference, _ = merge_state(*local, *decode_hsa_fwd(*one, chosen[None], table, length, **math))
         errors.append(float((out[row].float() - reference[0]).norm() / reference.norm()))
     return max(errors), statistics.mean(equal)
 
 
-def bench(prefix: int, new: int, heads: int, kv_heads: int, dim: int, agreement: float, repeats: int) -> dict:
+def bench(
+    prefix: int, new: int, heads: int, kv_heads: int, dim: int, agreement: float, strategy: str, repeats: int
+) -> dict:
     torch.manual_seed(0)
     bf16 = dict(device="cuda", dtype=torch.bfloat16)
     pages = (prefix + new) // PAGE
@@ -99,12 +100,13 @@ def bench(prefix: int, new: int, heads: int, kv_heads: int, dim: int, agreement:
     counters = HSACounters("cuda")
     group, scale = heads // kv_heads, dim**-0.5
     processors = torch.cuda.get_device_properties(0).multi_processor_count
-    plan = plan_extend([prefix], [new], tiling=choose_tiling(group, dim, "group"), device="cuda", **LAYOUT)
+    plan = plan_extend([prefix], [new], tiling=choose_tiling(group, dim, strategy), device="cuda", **LAYOUT)
     lists = PageLists.empty(plan, kv_heads, TOPK)
     workspace = ExtendSelectWorkspace(
         len(plan.tiles) * kv_heads, plan.tiling.tile_rows, plan.max_candidates, PROGRAMS_PER_PROCESSOR * processors, "cuda"
     )
     out = torch.empty_like(q)
+    local_lse = q.new_empty(q.shape[:2], dtype=torch.float32) if strategy == "softmax_head" else None
 
     def write():
         write_pages(
@@ -113,9 +115,11 @@ def bench(prefix: int, new: int, heads: int, kv_heads: int, dim: int, agreement:
         )  # fmt: skip
 
     def select():
+        if local_lse is not None:  # the normaliser's share of sinks and window
+            extend_hsa(q, k, v, None, table, plan, out, sm_scale=scale, lse=local_lse, **LAYOUT)
         select_pages_extend(
             q, reprs, stamps, version, table, plan, lists, workspace, counters.values,
-            topk=TOPK, **RANKING, sm_scale=scale, **LAYOUT,
+            topk=TOPK, kind=HSAConfig.chunk_repr, strategy=strategy, sm_scale=scale, local_lse=local_lse, **LAYOUT,
         )  # fmt: skip
 
     def attend():
@@ -124,7 +128,7 @@ def bench(prefix: int, new: int, heads: int, kv_heads: int, dim: int, agreement:
     write()
     select()
     attend()
-    error, equal = check(q, k, v, reprs, table, lists, out, prefix, scale)
+    error, equal = check(q, k, v, reprs, table, lists, out, prefix, scale, strategy)
     if not (error < 2e-2 and equal > 0.9 and counters.snapshot()["pages_selected"]):
         raise SystemExit(f"bench_extend_kernels: wrong result at {prefix=} {new=}: {error=} {equal=}")
     snapshot = counters.snapshot()
@@ -150,13 +154,14 @@ def main() -> None:
     parser.add_argument("--prefixes", nargs="+", type=int, default=[0, 24576, 57344, 122880, 516096])
     parser.add_argument("--new", type=int, default=8192, help="tokens of the chunk (default: %(default)s)")
     parser.add_argument("--agreement", nargs="+", type=float, default=[0.0, 0.9])
+    parser.add_argument("--strategy", default=HSAConfig.selection_strategy, choices=SELECTION_STRATEGIES)
     parser.add_argument("--repeats", type=int, default=10)
     args = cuda_only.parse_args(parser)
     rows = []
     for heads, kv_heads, dim in ((16, 2, 64), (32, 8, 128), (16, 16, 64)):
         for prefix in args.prefixes:
             for agreement in args.agreement:
-                rows.append(bench(prefix, args.new, heads, kv_heads, dim, agreement, args.repeats))
+                rows.append(bench(prefix, args.new, heads, kv_heads, dim, agreement, args.strategy, args.repeats))
                 print(rows[-1], flush=True)
     provenance = dict(gpu=torch.cuda.get_device_name(), torch=torch.__version__, triton=triton.__version__)
     print(json.dumps(dict(provenance, rows=rows)))
