@@ -125,8 +125,8 @@ def test_odd_lengths(length):
     check(h, [h.new_sequence()], [length])
 
 
-@pytest.mark.parametrize("strategy", ["group", "softmax_head"])
-def test_rows_that_nobody_clears(strategy, monkeypatch):
+@pytest.mark.parametrize("weights", ["mass", "score"])
+def test_rows_that_nobody_clears(weights, monkeypatch):
     """The output of extend starts as NaN here: tiles leave out no row of a batch, and padding reads as zeros."""
     new_empty = torch.Tensor.new_empty
 
@@ -135,7 +135,7 @@ def test_rows_that_nobody_clears(strategy, monkeypatch):
         return x.fill_(torch.nan) if x.is_floating_point() else x
 
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
-    h = harness(selection_strategy=strategy, decode_kernels=True)
+    h = harness(weight_mode=weights, decode_kernels=True)
     sequences = [h.new_sequence() for _ in range(4)]
     check(h, sequences, [130, 1, 33, 64])
     check(h, sequences, [1, 15, 32, 65])
@@ -143,7 +143,7 @@ def test_rows_that_nobody_clears(strategy, monkeypatch):
     q = torch.randn(113 + 2, h.num_heads, h.head_dim, device=DEVICE)
     out = kernels.attend(q, h.layers[0], scales)
     assert torch.isfinite(out).all() and not out[113:].any() and out[:113].any(-1).all()
-    if strategy == "softmax_head":
+    if weights == "score":  # decode in tiles
         check(h, sequences, [1, 1, 1, 1], decode=True)
         decode = h.backend.decode_kernels
         lengths = torch.tensor([132, 1, 67, 1], device=DEVICE)  # two rows pad the batch
