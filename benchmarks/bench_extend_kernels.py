@@ -102,9 +102,7 @@ def bench(
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     plan = plan_extend([prefix], [new], tiling=choose_tiling(group, dim, strategy), device="cuda", **LAYOUT)
     lists = PageLists.empty(plan, kv_heads, TOPK)
-    workspace = ExtendSelectWorkspace(
-        len(plan.tiles) * kv_heads, plan.tiling.tile_rows, plan.max_candidates, PROGRAMS_PER_PROCESSOR * processors, "cuda"
-    )
+    workspace = ExtendSelectWorkspace(plan, kv_heads, PROGRAMS_PER_PROCESSOR * processors)
     out = torch.empty_like(q)
     local_lse = q.new_empty(q.shape[:2], dtype=torch.float32) if strategy == "softmax_head" else None
 

@@ -10,11 +10,10 @@ import torch
 
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
 
-# Query rows times query heads that meet a page at once, by head dimension: what registers and shared memory hold.
-# Strategies other than group keep the features of every head beside the pages.
-ROWS = {"group": {64: 64, 128: 64, 256: 32}, "heads": {64: 64, 128: 32, 256: 16}}
+# Rows of a matrix product, by head dimension: what registers and shared memory hold.
+ROWS = {128: 64, 256: 32}
 MAX_LIST_ROWS = 32  # one bit of an int32 each
-MIN_SUMMED_ROWS = 16  # rows of a matrix product
+MIN_ROWS = 16  # of a matrix product
 
 
 class Tiling(NamedTuple):
@@ -28,6 +27,12 @@ class Tiling(NamedTuple):
     tile_rows: int
     list_rows: int
 
+    def narrow(self) -> Tiling:
+        """For tiles of a single token: scratch for no more rows than a product or a list must have."""
+        return self._replace(
+            tile_rows=min(self.tile_rows, max(self.list_rows, MIN_ROWS))
+        )
+
 
 def choose_tiling(group: int, head_dim: int, strategy: str) -> Tiling:
     """Tiling for query heads per KV head, head dimension and selection strategy.
@@ -35,17 +40,15 @@ def choose_tiling(group: int, head_dim: int, strategy: str) -> Tiling:
     Raises:
         ValueError: for a head dimension above 256.
     """
-    by_dim = ROWS["group" if strategy == "group" else "heads"]
-    rows = next((rows for dim, rows in by_dim.items() if head_dim <= dim), None)
+    rows = next((rows for dim, rows in ROWS.items() if head_dim <= dim), None)
     if rows is None:
         raise ValueError(
             f"the HSA kernels take head dimensions up to 256, not {head_dim}"
         )
     heads = 1 << (group - 1).bit_length()
     list_rows = min(MAX_LIST_ROWS, max(1, rows // heads))
-    # The strategy group adds up the heads first, so a tile of few tokens would leave the product few rows.
-    summed = strategy == "group"
-    return Tiling(max(list_rows, MIN_SUMMED_ROWS) if summed else list_rows, list_rows)
+    # The strategy group adds up the heads first: a row of the selection's product is a token.
+    return Tiling(rows if strategy == "group" else list_rows, list_rows)
 
 
 @dataclass

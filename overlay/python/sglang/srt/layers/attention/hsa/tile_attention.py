@@ -22,7 +22,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
 )
 from sglang.srt.layers.attention.hsa.processors import num_processors
 
-PROGRAMS_PER_PROCESSOR = 4
+PROGRAMS_PER_PROCESSOR = 1  # of selection: what the registers of a multiprocessor hold
 
 
 @dataclass
@@ -47,19 +47,12 @@ class TileAttention:
         num_kv_heads: int,
         config: HSAConfig,
         counters: HSACounters,
-        programs_per_processor: int = PROGRAMS_PER_PROCESSOR,
     ) -> TileAttention:
-        """For a plan, with fresh lists and scratch; the scratch grows with the programs."""
+        """For a plan, with fresh lists and scratch."""
         if not plan.max_candidates:
             return cls(config, counters, plan, None, None)
-        device = plan.tiles.device
-        workspace = ExtendSelectWorkspace(
-            len(plan.tiles) * num_kv_heads,
-            plan.tiling.tile_rows,
-            plan.max_candidates,
-            programs_per_processor * num_processors(device),
-            device,
-        )
+        programs = PROGRAMS_PER_PROCESSOR * num_processors(plan.tiles.device)
+        workspace = ExtendSelectWorkspace(plan, num_kv_heads, programs)
         lists = PageLists.empty(plan, num_kv_heads, config.topk)
         return cls(config, counters, plan, lists, workspace)
 

@@ -37,16 +37,13 @@ class TiledDecode:
         plan = ExtendPlan(
             tiles=torch.stack([row, row, row, row], dim=1),
             pages=torch.empty((0, 3), dtype=torch.int32, device=device),
-            tiling=tiling,
+            tiling=tiling.narrow(),
             max_candidates=size.max_pages,
             max_rows=1,
             rows=size.rows,
             complete=False,
         )
-        # The scratch lasts and is as wide as the longest sequence: few programs.
-        self.whole = TileAttention.of(
-            plan, size.num_kv_heads, config, counters, programs_per_processor=1
-        )
+        self.whole = TileAttention.of(plan, size.num_kv_heads, config, counters)
 
     def begin(self, seq_lens: torch.Tensor) -> None:
         """Write the step's tiles: the new token of each sequence. A row of at most one key pads a CUDA graph and gets none."""

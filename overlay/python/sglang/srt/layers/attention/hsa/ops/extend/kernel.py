@@ -25,37 +25,38 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _logits(
+def _raw_logits(
     query,
     k_head,
     slot,
     inside,
-    visible,
-    scale,
-    logit_cap,
     stride_k_slot,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    CAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Natural logits ``[R, N]`` of the keys in ``slot`` ``[N]``, -inf where not ``visible`` ``[R, N]``."""
+    """Products ``[R, N]`` of the queries and the keys in ``slot`` ``[N]``."""
     d = tl.arange(0, BLOCK_D)
     key = tl.load(
         k_head + slot[None, :] * stride_k_slot + d[:, None],
         mask=inside[None, :] & (d[:, None] < HEAD_DIM),
         other=0.0,
     )
-    logits = tl.dot(query, key.to(query.dtype), input_precision=PRECISION) * scale
-    if CAP:
-        # tanh(x) = 1 - 2 / (exp(2 x) + 1)
-        logits = logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
-    return tl.where(visible, logits, float("-inf"))
+    return tl.dot(query, key.to(query.dtype), input_precision=PRECISION)
+
+
+@triton.jit
+def _cap_logits(logits, logit_cap):
+    """tanh(x) = 1 - 2 / (exp(2 x) + 1)"""
+    return logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
 
 
 @triton.jit
 def _accumulate(
     logits,
+    best,
+    scale,
+    visible,
     v_head,
     slot,
     inside,
@@ -68,19 +69,26 @@ def _accumulate(
     BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One step of the online softmax, in base 2, over the values in ``slot`` ``[N]``."""
+    """One step of the online softmax, in base 2, over the values in ``slot`` ``[N]``.
+
+    Args:
+        logits: ``[R, N]``, which ``scale`` takes to base 2.
+        best: the rows' largest, times scale ``[R]``; -inf for a row that sees none.
+        visible: rows that see the step ``[R]``. A key that such a row does not see has a logit of -inf.
+    """
     dv = tl.arange(0, BLOCK_V)
     value = tl.load(
         v_head + slot[:, None] * stride_v_slot + dv[None, :],
         mask=inside[:, None] & (dv[None, :] < V_DIM),
         other=0.0,
     )
-    logits = logits * LOG2_E
-    new_top = tl.maximum(top, tl.max(logits, axis=1))
+    new_top = tl.maximum(top, best)
     # Nothing visible yet: measure against 0, since -inf - -inf is NaN.
     origin = tl.where(new_top == float("-inf"), 0.0, new_top)
     rescale = tl.exp2(top - origin)
-    p = tl.exp2(logits - origin[:, None])
+    # One multiply-add per key, and 0 in the rows that do not see the step.
+    shift = tl.where(visible, origin, float("inf"))
+    p = tl.exp2(logits * scale - shift[:, None])
     acc = acc * rescale[:, None] + tl.dot(
         p.to(DTYPE), value.to(DTYPE), input_precision=PRECISION
     )
@@ -148,9 +156,11 @@ def _extend_hsa_kernel(
     KIND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    g = tl.program_id(0) % KV_HEADS
-    # The last tiles of a long sequence have the longest lists: they start first.
-    run = (tl.num_programs(0) - 1 - tl.program_id(0)) // KV_HEADS
+    # Programs that run at the same time share a KV head, so that its pages stay in the L2 cache. The last tiles of a
+    # long sequence have the longest lists: they start first.
+    runs = tl.num_programs(0) // KV_HEADS
+    g = tl.program_id(0) // runs
+    run = runs - 1 - tl.program_id(0) % runs
     tile = run // LISTS
     first = (run % LISTS) * LIST_ROWS
     b = tl.load(tiles + tile * 4).to(tl.int64)
@@ -190,21 +200,34 @@ def _extend_hsa_kernel(
             row_bits = list_rows + which.to(tl.int64) * stride_list
             keys = tl.load(list_lengths + which) * PAGE_SIZE
             for lo in range(0, keys, KEYS):
-                inside = lo + n < keys
-                unit = (lo + n) // PAGE_SIZE
-                page = tl.load(pages + unit, mask=inside, other=0).to(tl.int64)
-                bits = tl.load(row_bits + unit, mask=inside, other=0)
-                visible = ((bits[None, :] >> m[:, None]) & 1) != 0
-                slot = page * PAGE_SIZE + (lo + n) % PAGE_SIZE
-                logits = _logits(
-                    query, k_head, slot, inside, visible, scale, logit_cap, stride_k_slot,
-                    HEAD_DIM, BLOCK_D, CAP, PRECISION,
+                if KEYS <= PAGE_SIZE:  # a step lies in one page
+                    inside = n < KEYS
+                    unit = lo // PAGE_SIZE
+                    page = tl.load(pages + unit).to(tl.int64)
+                    bits = tl.load(row_bits + unit)
+                    seen = ((bits >> m) & 1) != 0
+                    slot = page * PAGE_SIZE + lo % PAGE_SIZE + n
+                else:
+                    inside = lo + n < keys
+                    unit = (lo + n) // PAGE_SIZE
+                    page = tl.load(pages + unit, mask=inside, other=0).to(tl.int64)
+                    bits = tl.load(row_bits + unit, mask=inside, other=0)
+                    seen = m >= 0
+                    slot = page * PAGE_SIZE + (lo + n) % PAGE_SIZE
+                logits = _raw_logits(
+                    query, k_head, slot, inside, stride_k_slot, HEAD_DIM, BLOCK_D, PRECISION
                 )  # fmt: skip
+                base = scale
+                if CAP or BY_SCORE:
+                    logits, base = logits * scale, 1.0
+                if CAP:
+                    logits = _cap_logits(logits, logit_cap)
+                if KEYS > PAGE_SIZE:
+                    chosen = ((bits[None, :] >> m[:, None]) & 1) != 0
+                    logits = tl.where(chosen, logits, float("-inf"))
                 if BY_SCORE:  # a step is one page
                     e = repr_buffer + g * stride_repr_head + d
-                    e += (
-                        tl.load(pages + lo // PAGE_SIZE).to(tl.int64) * stride_repr_page
-                    )
+                    e += page * stride_repr_page
                     e_first = tl.load(e, mask=d < HEAD_DIM, other=0.0).to(tl.float32)
                     score = tl.sum(first_feature * e_first[None, :], axis=1)
                     if KIND == "mean_var" or KIND == "min_max":
@@ -213,9 +236,11 @@ def _extend_hsa_kernel(
                         e_second = e_second.to(tl.float32)[None, :]
                         score += tl.sum(second_feature * e_second, axis=1)
                     logits = _weigh_by_score(logits, score)
+                base *= LOG2_E
+                best = tl.where(seen, tl.max(logits, axis=1) * base, float("-inf"))
                 top, total, acc = _accumulate(
-                    logits, v_head, slot, inside, top, total, acc, stride_v_slot,
-                    query.dtype, V_DIM, BLOCK_V, PRECISION,
+                    logits, best, base, seen, v_head, slot, inside, top, total, acc,
+                    stride_v_slot, query.dtype, V_DIM, BLOCK_V, PRECISION,
                 )  # fmt: skip
 
         # Sink pages and window as one axis of keys; both end at the last row.
@@ -236,13 +261,16 @@ def _extend_hsa_kernel(
                 | (at[None, :] < sink_end[:, None])
             )
             slot = page.to(tl.int64) * PAGE_SIZE + at % PAGE_SIZE
-            logits = _logits(
-                query, k_head, slot, inside, visible, scale, logit_cap, stride_k_slot,
-                HEAD_DIM, BLOCK_D, CAP, PRECISION,
+            logits = scale * _raw_logits(
+                query, k_head, slot, inside, stride_k_slot, HEAD_DIM, BLOCK_D, PRECISION
             )  # fmt: skip
+            if CAP:
+                logits = _cap_logits(logits, logit_cap)
+            logits = tl.where(visible, logits, float("-inf"))
+            best = tl.max(logits, axis=1) * LOG2_E
             top, total, acc = _accumulate(
-                logits, v_head, slot, inside, top, total, acc, stride_v_slot,
-                query.dtype, V_DIM, BLOCK_V, PRECISION,
+                logits, best, LOG2_E, m >= 0, v_head, slot, inside, top, total, acc,
+                stride_v_slot, query.dtype, V_DIM, BLOCK_V, PRECISION,
             )  # fmt: skip
 
         o = acc / tl.where(total > 0, total, 1.0)[:, None] * v_scale
@@ -303,6 +331,7 @@ def extend_hsa(
     group_block = triton.next_power_of_2(group)
     tile_rows, list_rows = plan.tiling
     runs = tile_rows // list_rows
+    rows = max(16, list_rows * group_block)  # tl.dot needs 16
     keys = KEYS_PER_STEP if repr_buffer is None else page_size
     step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
     _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](
@@ -339,7 +368,7 @@ def extend_hsa(
         GROUP_BLOCK=group_block,
         LISTS=runs,
         LIST_ROWS=list_rows,
-        TILE_ROWS=max(16, list_rows * group_block),  # tl.dot needs 16 rows
+        TILE_ROWS=rows,
         HEAD_DIM=head_dim,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         V_DIM=v_dim,
@@ -354,7 +383,7 @@ def extend_hsa(
         BY_SCORE=repr_buffer is not None,
         KIND=kind,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=4 if max(head_dim, v_dim) <= 128 else 8,
+        num_warps=4 if max(head_dim, v_dim) <= 128 and rows <= 64 else 8,
         num_stages=max(1, min(MAX_STAGES, SHARED_BYTES // step_bytes)),
     )
     return out

@@ -2,10 +2,10 @@
 """Triton kernel of the select_pages op for extend: page lists of all new tokens of a batch in one launch.
 
 A program takes a tile of consecutive queries of one sequence and one KV head: scores of their candidate pages on
-the tensor cores, each row's k-th best, and then the union of the rows' pages in ascending order, each with the set
-of rows that selected it. Attention reads K and V once per page of that union. Scores live in scratch that belongs to
-the program, which takes one tile after another: memory follows the device and the longest sequence of the batch, not
-the number of new tokens.
+the tensor cores, each row's k best, and then, for each run of a few rows, the union of their pages in ascending order,
+each with the set of rows that selected it. Attention reads K and V once per page of that union. Scores live in scratch
+that belongs to the program, which takes one tile after another: memory follows the device and the longest sequence of
+the batch, not the number of new tokens.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
     PageLists,
 )
 from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
-    COLUMNS,
     GROUP_PAGES,
+    RANK_ROWS,
     load_keys,
     ordered_keys,
     row_thresholds,
@@ -34,24 +34,35 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
 )
 
 SHARED_BYTES = 180_000  # for features and the pages in flight
+COLUMNS: tl.constexpr = tl.constexpr(256)  # pages per step of the union
 
 
 @triton.jit
-def _exact_dot(e, f):
-    """``[C, K]`` in its storage dtype times ``[K, R]`` float32, to float32 accuracy."""
+def _dot_terms(f, e):
+    """``[R, K]`` float32 times ``[K, C]`` in half precision: f as three terms of that type, which hold its 24 bits."""
+    high = f.to(e.dtype)
+    rest = f - high.to(tl.float32)
+    middle = rest.to(e.dtype)
+    low = (rest - middle.to(tl.float32)).to(e.dtype)
+    return tl.dot(high, e, tl.dot(middle, e, tl.dot(low, e)))
+
+
+@triton.jit
+def _exact_dot(f, e):
+    """``[R, K]`` float32 times the transpose of ``[C, K]`` in its storage dtype, to float32 accuracy."""
+    e = tl.trans(e)
     if e.dtype == tl.bfloat16:
-        # Three bfloat16 terms hold all 24 bits of f; e is exact.
-        high = f.to(tl.bfloat16)
-        rest = f - high.to(tl.float32)
-        middle = rest.to(tl.bfloat16)
-        low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
-        c = tl.dot(e, low)
-        c = tl.dot(e, middle, c)
-        c = tl.dot(e, high, c)
+        c = _dot_terms(f, e)
     elif e.dtype == tl.float32:
-        c = tl.dot(e, f, input_precision="ieee")
+        c = tl.dot(f, e, input_precision="ieee")
     else:
-        c = tl.dot(e.to(tl.float32), f, input_precision="tf32x3")
+        # float16 lacks the range: a power of two takes each row's largest feature to 2^14 or more.
+        largest = tl.max(tl.abs(f), axis=1)
+        exponent = largest.to(tl.int32, bitcast=True) >> 23  # plus 127
+        exponent = tl.minimum(tl.maximum(268 - exponent, 1), 253)
+        factor = (exponent << 23).to(tl.float32, bitcast=True)
+        inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+        c = _dot_terms(f * factor[:, None], e.to(tl.float16)) * inverse[:, None]
     return c
 
 
@@ -71,7 +82,7 @@ def _raw_scores(
     KIND: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
 ):
-    """Scores of candidate pages ``index`` ``[C]`` for features ``[D, R]``: ``[R, C]``, -inf if not valid."""
+    """Scores of candidate pages ``index`` ``[C]`` for features ``[R, D]``: ``[R, C]``, -inf if not valid."""
     d = tl.arange(0, BLOCK_D)
     inside = index < most
     page = tl.load(table_row + index, mask=inside, other=0).to(tl.int64)
@@ -83,10 +94,77 @@ def _raw_scores(
         valid = stamp == current
     # What is not valid may hold anything, NaN included: it never enters a score that counts.
     mask = inside[:, None] & (d[None, :] < HEAD_DIM)
-    raw = _exact_dot(tl.load(e_ptr, mask=mask, other=0.0), first)
+    raw = _exact_dot(first, tl.load(e_ptr, mask=mask, other=0.0))
     if KIND == "mean_var" or KIND == "min_max":
-        raw += _exact_dot(tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0), second)
-    return tl.trans(tl.where(valid[:, None], raw, float("-inf")))
+        raw += _exact_dot(second, tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0))
+    return tl.where(valid[None, :], raw, float("-inf"))
+
+
+@triton.jit
+def _num_candidates(
+    m, rows, position, PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr
+):
+    """Candidate pages of the rows ``m`` of a tile whose first row is at ``position``; 0 past its ``rows``."""
+    start = tl.maximum(position + m - WINDOW + 1, 0) // PAGE_SIZE
+    return tl.where(m < rows, tl.maximum(start - SINKS, 0), 0)
+
+
+@triton.jit
+def _store_list(
+    keys_row,
+    threshold,
+    reached,
+    lengths,
+    table_row,
+    pages,
+    rows,
+    TOPK: tl.constexpr,
+    LIST_ROWS: tl.constexpr,
+):
+    """Store the pages that a run of rows selects, ascending, with the rows that select each.
+
+    Returns:
+        (length of the list, pages selected by all rows).
+    """
+    most = tl.max(lengths)
+    m = tl.arange(0, LIST_ROWS)
+    least = tl.maximum(threshold, 1)[:, None]
+    crowded = tl.max(reached) > TOPK  # ties: the first of them have the room that is left
+    room = tl.full((LIST_ROWS,), TOPK, tl.int32)
+    if crowded:
+        for lo in range(0, most, COLUMNS):
+            key = _load_columns(keys_row, lengths, lo, most)
+            room -= tl.sum((key > least).to(tl.int32), axis=1)
+    ties = tl.zeros((LIST_ROWS,), tl.int32)
+    length = tl.zeros((), tl.int32)
+    selected = tl.zeros((), tl.int32)
+    for lo in range(0, most, COLUMNS):
+        column = lo + tl.arange(0, COLUMNS)
+        page = tl.load(table_row + column, mask=column < most, other=0)
+        key = _load_columns(keys_row, lengths, lo, most)
+        chosen = key >= least
+        if crowded:
+            tie = key == least
+            order = ties[:, None] + tl.cumsum(tie.to(tl.int32), axis=1)
+            chosen = chosen & ((key != least) | (order <= room[:, None]))
+            ties += tl.sum(tie.to(tl.int32), axis=1)
+        bits = tl.sum(tl.where(chosen, (1 << m)[:, None], 0), axis=0)
+        selected += tl.sum(chosen.to(tl.int32))
+        listed = (bits != 0).to(tl.int32)
+        place = length + tl.cumsum(listed, axis=0) - 1
+        tl.store(pages + place, page, mask=bits != 0)
+        tl.store(rows + place, bits, mask=bits != 0)
+        length += tl.sum(listed)
+    return length, selected
+
+
+@triton.jit
+def _load_columns(keys_row, lengths, lo, most):
+    """``load_keys`` as ``[rows, COLUMNS]``."""
+    column = lo + tl.arange(0, COLUMNS)[None, :]
+    end = (most + 127) // 128 * 128
+    key = tl.load(keys_row[:, None] + column, mask=column < end, other=0)
+    return tl.where(column < lengths[:, None], key, 0)
 
 
 @triton.jit(do_not_specialize=["items"])
@@ -104,6 +182,7 @@ def _select_pages_extend_kernel(
     keys,
     maxima,
     kept,
+    ranks,
     counters,
     sm_scale,
     items,
@@ -119,6 +198,7 @@ def _select_pages_extend_kernel(
     GROUP: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
+    RANKED: tl.constexpr,
     WIDE: tl.constexpr,
     LIST_ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -138,15 +218,18 @@ def _select_pages_extend_kernel(
 ):
     LISTS: tl.constexpr = ROWS // LIST_ROWS
     GROUPS: tl.constexpr = PAGES // GROUP_PAGES
-    FEATURE_ROWS: tl.constexpr = ROWS if STRATEGY == "group" else ROWS * GROUP_BLOCK
+    BLOCK_H: tl.constexpr = 1 if STRATEGY == "group" else GROUP_BLOCK
+    FEATURE_ROWS: tl.constexpr = ROWS * BLOCK_H
     program = tl.program_id(0)
     m = tl.arange(0, ROWS)
-    own = program.to(tl.int64) * ROWS + m
-    keys_row = keys + own * stride_keys
-    maxima_row = maxima + own * WIDE
-    kept_row = kept + own * WIDE
-    r = tl.arange(0, ROWS * GROUP_BLOCK)
-    h = r % GROUP_BLOCK
+    own = program.to(tl.int64) * ROWS  # this program's rows of the scratch
+    keys_row = keys + (own + m) * stride_keys
+    maxima_row = maxima + (own + m) * WIDE
+    # Threshold of each row, and how many keys reach it.
+    thresholds = ranks + own * 2
+    reaches = thresholds + ROWS
+    r = tl.arange(0, FEATURE_ROWS)
+    h = r % BLOCK_H
     d = tl.arange(0, BLOCK_D)
     for item in range(program, items, tl.num_programs(0)):
         tile = tiles + (item // KV_HEADS) * 4
@@ -154,32 +237,36 @@ def _select_pages_extend_kernel(
         b = tl.load(tile).to(tl.int64)
         row = tl.load(tile + 1).to(tl.int64)
         rows = tl.load(tile + 2)
-        position = tl.load(tile + 3) + m
-        start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
-        lengths = tl.where(m < rows, tl.maximum(start - SINKS, 0), 0)
+        position = tl.load(tile + 3)
+        lengths = _num_candidates(m, rows, position, PAGE_SIZE, WINDOW, SINKS)
         most = tl.max(lengths)
         table_row = page_table + b * stride_table + SINKS
         repr_head = repr_buffer + g * stride_repr_head
 
+        # The strategy group adds up the features of the heads before they meet E.
+        heads = GROUP if STRATEGY == "group" else 1
         q_ptr = (
             q
-            + (row + r // GROUP_BLOCK)[:, None] * stride_q_row
+            + (row + r // BLOCK_H)[:, None] * stride_q_row
             + (g * GROUP + h)[:, None] * stride_q_head
             + d[None, :]
         )
-        real = (r // GROUP_BLOCK < rows) & (h < GROUP)
-        query = tl.load(q_ptr, mask=real[:, None] & (d[None, :] < HEAD_DIM), other=0.0)
-        first, second = query_features(query.to(tl.float32), sm_scale, KIND)
-        if STRATEGY == "group":  # the heads' features add up before they meet E
-            first = tl.sum(tl.reshape(first, (ROWS, GROUP_BLOCK, BLOCK_D)), axis=1)
-            second = tl.sum(tl.reshape(second, (ROWS, GROUP_BLOCK, BLOCK_D)), axis=1)
-        first, second = tl.trans(first), tl.trans(second)
+        real = (r // BLOCK_H < rows) & (h < GROUP)
+        q_mask = real[:, None] & (d[None, :] < HEAD_DIM)
+        first = tl.zeros((FEATURE_ROWS, BLOCK_D), tl.float32)
+        second = tl.zeros((FEATURE_ROWS, BLOCK_D), tl.float32)
+        for _ in range(heads):
+            query = tl.load(q_ptr, mask=q_mask, other=0.0).to(tl.float32)
+            one, two = query_features(query, sm_scale, KIND)
+            first += one
+            second += two
+            q_ptr += stride_q_head
         norm = tl.zeros((FEATURE_ROWS,), tl.float32)
         if STRATEGY == "softmax_head":
-            lse_ptr = local_lse + (row + r // GROUP_BLOCK) * stride_lse_row
+            lse_ptr = local_lse + (row + r // BLOCK_H) * stride_lse_row
             norm = tl.load(lse_ptr + g * GROUP + h, mask=real, other=0.0)
             last = tl.reshape(
-                tl.broadcast_to(lengths[:, None], (ROWS, GROUP_BLOCK)), (FEATURE_ROWS,)
+                tl.broadcast_to(lengths[:, None], (ROWS, BLOCK_H)), (FEATURE_ROWS,)
             )
             for lo in range(0, most, PAGES):
                 index = lo + tl.arange(0, PAGES)
@@ -201,7 +288,7 @@ def _select_pages_extend_kernel(
             if STRATEGY != "group":
                 score -= norm[:, None]
                 score = tl.where((h < GROUP)[:, None], score, float("-inf"))
-                score = tl.max(tl.reshape(score, (ROWS, GROUP_BLOCK, PAGES)), axis=1)
+                score = tl.max(tl.reshape(score, (ROWS, BLOCK_H, PAGES)), axis=1)
             key = ordered_keys(score)
             key = tl.where(index[None, :] < lengths[:, None], key, 0)
             tl.store(keys_row[:, None] + index[None, :], key)
@@ -211,40 +298,40 @@ def _select_pages_extend_kernel(
                 within = (place < WIDE)[None, :]
                 tl.store(maxima_row[:, None] + place[None, :], part, mask=within)
         tl.debug_barrier()
-        threshold = row_thresholds(
-            keys_row, maxima_row, kept_row, lengths, most, TOPK, ROWS, WIDE
-        )  # fmt: skip
-
-        above = tl.zeros((ROWS,), tl.int32)
-        for lo in range(0, most, COLUMNS):
-            key = load_keys(keys_row, lengths, lo, most, COLUMNS)
-            above += tl.sum((key > threshold[:, None]).to(tl.int32), axis=1)
-        room = TOPK - above  # for the first of those that equal the threshold
-
-        n = tl.arange(0, LISTS)
-        list_row = (item * LISTS + n).to(tl.int64) * stride_list
-        length = tl.zeros((LISTS,), tl.int32)
-        ties = tl.zeros((ROWS,), tl.int32)
+        for at in range(0, rows, RANKED):
+            n = at + tl.arange(0, RANKED)
+            ranked = _num_candidates(n, rows, position, PAGE_SIZE, WINDOW, SINKS)
+            threshold, reached = row_thresholds(
+                keys + (own + n) * stride_keys,
+                maxima + (own + n) * WIDE,
+                kept + (own + n) * WIDE,
+                ranked,
+                tl.max(ranked),
+                TOPK,
+                RANKED,
+                WIDE,
+            )
+            tl.store(thresholds + n, threshold.to(tl.int32, bitcast=True))
+            tl.store(reaches + n, reached)
+        tl.debug_barrier()
         selected = tl.zeros((), tl.int32)
-        for lo in range(0, most, COLUMNS):
-            column = lo + tl.arange(0, COLUMNS)
-            key = load_keys(keys_row, lengths, lo, most, COLUMNS)
-            tie = (key == threshold[:, None]) & (key > 0)
-            order = ties[:, None] + tl.cumsum(tie.to(tl.int32), axis=1)
-            chosen = (key > threshold[:, None]) | (tie & (order <= room[:, None]))
-            ties += tl.sum(tie.to(tl.int32), axis=1)
-            selected += tl.sum(chosen.to(tl.int32))
-            bit = tl.where(chosen, (1 << (m % LIST_ROWS))[:, None], 0)
-            bits = tl.sum(tl.reshape(bit, (LISTS, LIST_ROWS, COLUMNS)), axis=1)
-            listed = bits != 0
-            place = length[:, None] + tl.cumsum(listed.to(tl.int32), axis=1) - 1
-            page = tl.load(table_row + column, mask=column < most, other=0)
-            target = list_row[:, None] + place
-            page = tl.broadcast_to(page[None, :], (LISTS, COLUMNS))
-            tl.store(list_pages + target, page, mask=listed)
-            tl.store(list_rows + target, bits, mask=listed)
-            length += tl.sum(listed.to(tl.int32), axis=1)
-        tl.store(list_lengths + item * LISTS + n, length)
+        for run in range(0, LISTS):
+            n = run * LIST_ROWS + tl.arange(0, LIST_ROWS)
+            which = item * LISTS + run
+            threshold = tl.load(thresholds + n, mask=n < rows, other=0)
+            length, chosen = _store_list(
+                keys + (own + n) * stride_keys,
+                threshold.to(tl.uint32, bitcast=True),
+                tl.load(reaches + n, mask=n < rows, other=0),
+                _num_candidates(n, rows, position, PAGE_SIZE, WINDOW, SINKS),
+                table_row,
+                list_pages + which.to(tl.int64) * stride_list,
+                list_rows + which.to(tl.int64) * stride_list,
+                TOPK,
+                LIST_ROWS,
+            )
+            tl.store(list_lengths + which, length)
+            selected += chosen
         tl.debug_barrier()  # the next tile writes over the keys
 
         tl.atomic_add(counters + PAGES_CANDIDATE, tl.sum(lengths).to(tl.int64))
@@ -302,7 +389,7 @@ def select_pages_extend(
     feature_rows = plan.tiling.tile_rows * (1 if strategy == "group" else group_block)
     features = 3 * 2 * feature_rows * block_d * 2
     pages, step = PAGES_PER_STEP, 2 * PAGES_PER_STEP * block_d * 2
-    if features + step > SHARED_BYTES:
+    while features + step > SHARED_BYTES:
         pages, step = pages // 2, step // 2
     _select_pages_extend_kernel[(min(items, workspace.programs),)](
         q,
@@ -318,6 +405,7 @@ def select_pages_extend(
         workspace.keys,
         workspace.maxima,
         workspace.kept,
+        workspace.ranks,
         counters,
         sm_scale,
         items,
@@ -333,7 +421,8 @@ def select_pages_extend(
         GROUP=group,
         GROUP_BLOCK=group_block,
         ROWS=plan.tiling.tile_rows,
-        WIDE=wide(plan.tiling.tile_rows),
+        RANKED=min(plan.tiling.tile_rows, RANK_ROWS),
+        WIDE=wide(min(plan.tiling.tile_rows, RANK_ROWS)),
         LIST_ROWS=out.list_rows,
         HEAD_DIM=head_dim,
         BLOCK_D=max(16, block_d),

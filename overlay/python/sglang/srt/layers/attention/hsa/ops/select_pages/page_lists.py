@@ -9,7 +9,11 @@ import torch
 import triton
 
 from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
-from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import COLUMNS, wide
+from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
+    LANES,
+    RANK_ROWS,
+    wide,
+)
 
 # Pages that a matrix product takes, half of it above 128 dimensions; a row of scratch is a multiple of it.
 PAGES_PER_STEP = 128
@@ -51,24 +55,22 @@ class ExtendSelectWorkspace:
     """Scratch of ``select_pages_extend``, reused by every layer.
 
     Args:
-        items: tiles times KV heads of the largest plan; above ``programs`` they take turns.
-        tile_rows: of the plans.
-        max_candidates: largest number of candidate pages of any row.
-        programs: programs of a launch at most.
-        device: CUDA device, or ``cpu`` under the Triton interpreter.
+        plan: the largest.
+        num_kv_heads: KV heads on this rank.
+        programs: programs of a launch at most; the tiles of all heads take turns.
     """
 
-    def __init__(
-        self, items: int, tile_rows: int, max_candidates: int, programs: int, device
-    ):
-        self.programs = min(items, programs)
-        rows, limit = self.programs * tile_rows, wide(tile_rows)
-        step = max(PAGES_PER_STEP, COLUMNS.value)
-        large = max_candidates > limit
+    def __init__(self, plan: ExtendPlan, num_kv_heads: int, programs: int):
+        tile_rows, device = plan.tiling.tile_rows, plan.tiles.device
+        self.programs = min(len(plan.tiles) * num_kv_heads, programs)
+        rows, limit = self.programs * tile_rows, wide(min(tile_rows, RANK_ROWS))
+        step = max(PAGES_PER_STEP, LANES.value)
+        large = plan.max_candidates > limit
 
         def scratch(width: int) -> torch.Tensor:
             return torch.empty((rows, width), dtype=torch.uint32, device=device)
 
-        self.keys = scratch(triton.cdiv(max_candidates, step) * step)
+        self.ranks = torch.empty(rows * 2, dtype=torch.int32, device=device)
+        self.keys = scratch(triton.cdiv(plan.max_candidates, step) * step)
         self.maxima = scratch(limit if large else 0)
         self.kept = scratch(limit if large else 0)

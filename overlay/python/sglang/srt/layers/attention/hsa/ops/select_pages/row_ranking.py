@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The k-th best score of several query rows at once inside a Triton program, over any number of pages.
+"""What separates the k best scores of several query rows from the rest, inside a Triton program, for any number of pages.
 
-Scores live as unsigned keys in the order of the scores; key 0 is a page that cannot be selected. Up to ``wide`` pages of
-a row are ranked in registers. Beyond that a lower bound of the k-th key drops nearly all pages first: of the maxima of
+Scores live as unsigned keys in the order of the scores; key 0 is a page that cannot be selected. A threshold is found by
+bisection between two keys, and as soon as exactly k keys reach it, it need not be exact. Up to ``wide`` pages of a row
+are ranked in registers. Beyond that a lower bound of the k-th key drops nearly all pages first: of the maxima of
 disjoint groups of pages, k reach the k-th largest maximum, so at least k pages do. Where too many remain (fewer groups
-than k, or many equal keys) every bit of the k-th key costs one pass over the row's keys. Every path is exact.
+than k, or many equal keys) every step of the bisection is one pass over the row's keys. Every path is exact.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+RANK_ROWS = 16  # rows that a program ranks at a time
 # Keys of a row in registers where that is enough, and keys of all rows together where it is not.
 NARROW: tl.constexpr = tl.constexpr(256)
 MAX_KEYS = 16384
-COLUMNS: tl.constexpr = tl.constexpr(256)  # pages per step of a pass over the keys
+# Keys live in blocks [rows, N, LANES]: the compiler spreads LANES over a warp and rows over the warps, so that each
+# warp counts its rows without the others.
+LANES: tl.constexpr = tl.constexpr(128)
 GROUP_PAGES: tl.constexpr = tl.constexpr(16)  # pages that share a maximum
 
 
@@ -34,49 +38,69 @@ def ordered_keys(score):
 
 @triton.jit
 def load_keys(row_ptr, lengths, lo, end, WIDTH: tl.constexpr):
-    """Keys ``lo .. lo + WIDTH - 1`` of each row, 0 past its length. ``end`` is at least the longest row's length."""
-    # One mask for all rows whose end is a multiple of 128: a mask per key would forbid wide loads.
-    column = lo + tl.arange(0, WIDTH)
-    end = (end + 127) // 128 * 128
-    key = tl.load(
-        row_ptr[:, None] + column[None, :], mask=(column < end)[None, :], other=0
-    )
-    return tl.where(column[None, :] < lengths[:, None], key, 0)
+    """Keys ``lo .. lo + WIDTH - 1`` of each row ``[rows, WIDTH / LANES, LANES]``, 0 past the row's length.
 
-
-@triton.jit
-def _kth_largest(
-    count_at_least: tl.constexpr, keys, TOPK: tl.constexpr, ROWS: tl.constexpr
-):
-    """The TOPK-th largest key of each of ROWS rows, 0 where a row has fewer keys above 0.
-
-    ``count_at_least(trial, keys)`` counts each row's keys of at least ``trial`` ``[ROWS]``: ``_in_registers`` or
-    ``_streaming``.
+    ``end`` is at least the longest row's length.
     """
-    threshold = tl.zeros((ROWS,), tl.uint32)
-    bit = tl.full((), 2147483648, tl.uint32)
-    for _ in range(32):
-        trial = threshold | bit
-        reached = count_at_least(trial, keys)
-        threshold = tl.where(reached >= TOPK, trial, threshold)
-        bit = bit >> 1
-    return threshold
+    # One mask for all rows whose end is a multiple of LANES: a mask per key would forbid wide loads.
+    block = tl.arange(0, WIDTH // LANES)[None, :, None]
+    column = lo + block * LANES + tl.arange(0, LANES)[None, None, :]
+    end = (end + LANES - 1) // LANES * LANES
+    key = tl.load(row_ptr[:, None, None] + column, mask=column < end, other=0)
+    return tl.where(column < lengths[:, None, None], key, 0)
 
 
 @triton.jit
-def _in_registers(trial, keys):
-    """``keys``: ``[ROWS, N]``."""
-    return tl.sum((keys >= trial[:, None]).to(tl.int32), axis=1)
+def _count(keys, least):
+    """Keys ``[rows, N, LANES]`` of at least ``least`` ``[rows]``, per row."""
+    reached = (keys >= least[:, None, None]).to(tl.int32)
+    return tl.sum(tl.sum(reached, axis=1), axis=1)
 
 
 @triton.jit
-def _streaming(trial, keys):
-    """``keys``: what ``load_keys`` takes, and the largest length."""
+def _count_streaming(keys, least):
+    """As ``_count``; ``keys``: what ``load_keys`` takes, and the largest length."""
     row_ptr, lengths, most = keys
     reached = tl.zeros_like(lengths)
-    for lo in range(0, most, COLUMNS):
-        reached += _in_registers(trial, load_keys(row_ptr, lengths, lo, most, COLUMNS))
+    for lo in range(0, most, NARROW):
+        reached += _count(load_keys(row_ptr, lengths, lo, most, NARROW), least)
     return reached
+
+
+@triton.jit
+def _bisect(count: tl.constexpr, keys, low, high, TOPK: tl.constexpr):
+    """(threshold ``[rows]``, how many keys reach it): at least TOPK, and if more, then its own equals tie.
+
+    Args:
+        count: ``_count`` or ``_count_streaming``, of ``keys``.
+        low, high: bounds of the TOPK-th largest key, uint32 ``[rows]``. Where low is 0, fewer than TOPK keys above 0
+            give threshold 0.
+    """
+    reached = tl.full(low.shape, TOPK + 1, tl.int32)
+    unsettled = low < high
+    while tl.max(unsettled.to(tl.int32)) > 0:
+        between = high - low
+        middle = low + (between >> 1) + (between & 1)
+        now = count(keys, middle)
+        enough = unsettled & (now >= TOPK)
+        high = tl.where(unsettled & (now < TOPK), middle - 1, high)
+        low = tl.where(enough, middle, low)
+        reached = tl.where(enough, now, reached)
+        unsettled = (low < high) & (reached != TOPK)
+    return low, count(keys, tl.maximum(low, 1))
+
+
+@triton.jit
+def _thresholds(keys, TOPK: tl.constexpr, ROWS: tl.constexpr):
+    """``_bisect`` of keys ``[ROWS, N, LANES]`` in registers."""
+    best = tl.max(keys, axis=1)  # [ROWS, LANES]
+    high = tl.max(best, axis=1)
+    low = tl.zeros_like(high)
+    GROUPS: tl.constexpr = triton.next_power_of_2(TOPK)
+    if GROUPS <= LANES:  # the least of TOPK maxima or more bounds the TOPK-th key
+        best = tl.reshape(best, (ROWS, GROUPS, LANES // GROUPS))
+        low = tl.min(tl.max(best, axis=2), axis=1)
+    return _bisect(_count, keys, low, high, TOPK)
 
 
 @triton.jit
@@ -85,8 +109,9 @@ def _keep_from(
 ):
     """Copy each row's keys of at least ``bound``, up to WIDE of them; returns how many there are ``[ROWS]``."""
     kept = tl.zeros((ROWS,), tl.int32)
-    for lo in range(0, most, COLUMNS):
-        key = load_keys(row_ptr, lengths, lo, most, COLUMNS)
+    for lo in range(0, most, LANES):
+        key = load_keys(row_ptr, lengths, lo, most, LANES)
+        key = tl.reshape(key, (ROWS, LANES))
         keep = (key >= bound[:, None]) & (key > 0)
         place = kept[:, None] + tl.cumsum(keep.to(tl.int32), axis=1) - 1
         tl.store(kept_ptr[:, None] + place, key, mask=keep & (place < WIDE))
@@ -105,33 +130,40 @@ def row_thresholds(
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """The TOPK-th largest key of each row, 0 where all selectable pages of the row are selected.
+    """(threshold, reached) of each row ``[ROWS]`` uint32 and int32: the row selects its keys above 0 that reach the threshold.
+
+    ``reached`` of them do: all that can be selected if they are fewer than TOPK (threshold 0), else TOPK; or more, and then
+    those that equal the threshold are ties for the last places.
 
     Args:
         row_ptr: each row's keys ``[ROWS]`` pointers, written by this program before a barrier and readable up to a
-            multiple of 128.
+            multiple of LANES.
         maxima_ptr: the maxima of each row's groups ``[ROWS]`` pointers; read above WIDE keys only.
         kept_ptr: scratch for WIDE keys per row; WIDE is ``wide(ROWS)``.
         lengths: keys of each row ``[ROWS]``; most: the largest of them.
     """
     threshold = tl.zeros((ROWS,), tl.uint32)
+    reached = tl.zeros((ROWS,), tl.int32)  # of at most TOPK pages
     if most > WIDE:
         # The maxima of some groups bound the k-th key as well.
         groups = tl.minimum((lengths + GROUP_PAGES - 1) // GROUP_PAGES, WIDE)
         maxima = load_keys(maxima_ptr, groups, 0, WIDE, WIDE)
-        bound = _kth_largest(_in_registers, maxima, TOPK, ROWS)
+        bound, _ = _thresholds(maxima, TOPK, ROWS)
         kept = _keep_from(bound, row_ptr, kept_ptr, lengths, most, ROWS, WIDE)
         tl.debug_barrier()
         if tl.max(kept) <= WIDE:
             key = load_keys(kept_ptr, kept, 0, WIDE, WIDE)
-            threshold = _kth_largest(_in_registers, key, TOPK, ROWS)
+            threshold, reached = _thresholds(key, TOPK, ROWS)
+            threshold = tl.maximum(threshold, bound)  # below are keys that were dropped
         else:
-            source = (row_ptr, lengths, most)
-            threshold = _kth_largest(_streaming, source, TOPK, ROWS)
+            high = tl.full((ROWS,), 4294967295, tl.uint32)
+            threshold, reached = _bisect(
+                _count_streaming, (row_ptr, lengths, most), tl.zeros_like(high), high, TOPK
+            )  # fmt: skip
     elif most > NARROW:
         key = load_keys(row_ptr, lengths, 0, most, WIDE)
-        threshold = _kth_largest(_in_registers, key, TOPK, ROWS)
+        threshold, reached = _thresholds(key, TOPK, ROWS)
     elif most > TOPK:
         key = load_keys(row_ptr, lengths, 0, most, NARROW)
-        threshold = _kth_largest(_in_registers, key, TOPK, ROWS)
-    return threshold
+        threshold, reached = _thresholds(key, TOPK, ROWS)
+    return threshold, reached
