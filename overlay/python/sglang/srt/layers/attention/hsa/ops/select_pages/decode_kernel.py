@@ -23,13 +23,15 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.decode_scores import (
 )
 from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
 from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
-    DIGITS,
+    MEDIUM,
     PAIRWISE,
     store_best,
 )
+from sglang.srt.layers.attention.hsa.processors import starts_early
 
 PAGES_PER_STEP = 32
-MAX_PROGRAMS_PER_ROW = 32
+MAX_PROGRAMS_PER_ROW = 64
+STAGES = 3  # steps in flight
 
 
 @triton.jit
@@ -79,11 +81,15 @@ def _select_pages_kernel(
     SMALL: tl.constexpr,
     MEDIUM: tl.constexpr,
     LARGE: tl.constexpr,
+    STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
     ROWS_DENSE: tl.constexpr,
     ROWS_SPARSE: tl.constexpr,
     PAGES_CANDIDATE: tl.constexpr,
     PAGES_SELECTED: tl.constexpr,
 ):
+    if EARLY:  # what comes next waits for the selection itself
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0)
     share = tl.program_id(1)
     shares = tl.num_programs(1)
@@ -145,7 +151,9 @@ def _select_pages_kernel(
         total = tl.zeros((BLOCK_G,), tl.float32)
         score = tl.where(mask, score, float("-inf"))
         top, total = add_to_norm(top, total, score)
-    for lo in range((share + shares) * PAGES, count, shares * PAGES):
+    for lo in tl.range(
+        (share + shares) * PAGES, count, shares * PAGES, num_stages=STAGES
+    ):
         index = lo + tl.arange(0, PAGES)
         score = score_pages(
             index,
@@ -226,7 +234,7 @@ def _select_pages_kernel(
                 GROUP,
                 BLOCK_G,
                 SHARES,
-                SMALL,
+                MEDIUM,
             )
             tl.debug_barrier()
         if count <= SMALL:
@@ -374,8 +382,10 @@ def select_pages_decode(
         PAGES=PAGES_PER_STEP,
         SHARES=triton.next_power_of_2(programs_per_row),
         SMALL=min(PAIRWISE.value, widest),
-        MEDIUM=min(DIGITS.value, widest),
+        MEDIUM=min(MEDIUM.value, widest),
         LARGE=widest,
+        STAGES=STAGES,
+        EARLY=starts_early(q.device),
         ROWS_DENSE=INDEX["rows_dense"],
         ROWS_SPARSE=INDEX["rows_sparse"],
         PAGES_CANDIDATE=INDEX["pages_candidate"],

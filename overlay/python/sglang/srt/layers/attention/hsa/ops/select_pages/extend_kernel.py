@@ -33,36 +33,36 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     wide,
 )
 
-SHARED_BYTES = 180_000  # for features and the pages in flight
-COLUMNS: tl.constexpr = tl.constexpr(256)  # pages per step of the union
+SHARED_BYTES = 220_000  # for features and the pages in flight
+LISTED_KEYS: tl.constexpr = tl.constexpr(8192)  # rows times pages per step of a union
 
 
 @triton.jit
-def _dot_terms(f, e):
-    """``[R, K]`` float32 times ``[K, C]`` in half precision: f as three terms of that type, which hold its 24 bits."""
+def _dot_terms(e, f):
+    """``[C, K]`` in half precision times ``[K, R]`` float32, as three terms of that type, which hold its 24 bits."""
     high = f.to(e.dtype)
     rest = f - high.to(tl.float32)
     middle = rest.to(e.dtype)
     low = (rest - middle.to(tl.float32)).to(e.dtype)
-    return tl.dot(high, e, tl.dot(middle, e, tl.dot(low, e)))
+    # Sums of products: a chain of accumulators would get a layout of its own.
+    return tl.dot(e, low) + tl.dot(e, middle) + tl.dot(e, high)
 
 
 @triton.jit
-def _exact_dot(f, e):
-    """``[R, K]`` float32 times the transpose of ``[C, K]`` in its storage dtype, to float32 accuracy."""
-    e = tl.trans(e)
+def _exact_dot(e, f):
+    """``[C, K]`` in its storage dtype times ``[K, R]`` float32, to float32 accuracy."""
     if e.dtype == tl.bfloat16:
-        c = _dot_terms(f, e)
+        c = _dot_terms(e, f)
     elif e.dtype == tl.float32:
-        c = tl.dot(f, e, input_precision="ieee")
+        c = tl.dot(e, f, input_precision="ieee")
     else:
         # float16 lacks the range: a power of two takes each row's largest feature to 2^14 or more.
-        largest = tl.max(tl.abs(f), axis=1)
+        largest = tl.max(tl.abs(f), axis=0)
         exponent = largest.to(tl.int32, bitcast=True) >> 23  # plus 127
         exponent = tl.minimum(tl.maximum(268 - exponent, 1), 253)
         factor = (exponent << 23).to(tl.float32, bitcast=True)
         inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
-        c = _dot_terms(f * factor[:, None], e.to(tl.float16)) * inverse[:, None]
+        c = _dot_terms(e.to(tl.float16), f * factor[None, :]) * inverse[None, :]
     return c
 
 
@@ -82,7 +82,7 @@ def _raw_scores(
     KIND: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
 ):
-    """Scores of candidate pages ``index`` ``[C]`` for features ``[R, D]``: ``[R, C]``, -inf if not valid."""
+    """Scores of candidate pages ``index`` ``[C]`` for features ``[D, R]``: ``[R, C]``, -inf if not valid."""
     d = tl.arange(0, BLOCK_D)
     inside = index < most
     page = tl.load(table_row + index, mask=inside, other=0).to(tl.int64)
@@ -94,10 +94,10 @@ def _raw_scores(
         valid = stamp == current
     # What is not valid may hold anything, NaN included: it never enters a score that counts.
     mask = inside[:, None] & (d[None, :] < HEAD_DIM)
-    raw = _exact_dot(first, tl.load(e_ptr, mask=mask, other=0.0))
+    raw = _exact_dot(tl.load(e_ptr, mask=mask, other=0.0), first)
     if KIND == "mean_var" or KIND == "min_max":
-        raw += _exact_dot(second, tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0))
-    return tl.where(valid[None, :], raw, float("-inf"))
+        raw += _exact_dot(tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0), second)
+    return tl.trans(tl.where(valid[:, None], raw, float("-inf")))
 
 
 @triton.jit
@@ -126,6 +126,7 @@ def _store_list(
     Returns:
         (length of the list, pages selected by all rows).
     """
+    COLUMNS: tl.constexpr = LISTED_KEYS // LIST_ROWS
     most = tl.max(lengths)
     m = tl.arange(0, LIST_ROWS)
     least = tl.maximum(threshold, 1)[:, None]
@@ -133,7 +134,7 @@ def _store_list(
     room = tl.full((LIST_ROWS,), TOPK, tl.int32)
     if crowded:
         for lo in range(0, most, COLUMNS):
-            key = _load_columns(keys_row, lengths, lo, most)
+            key = _load_columns(keys_row, lengths, lo, most, COLUMNS)
             room -= tl.sum((key > least).to(tl.int32), axis=1)
     ties = tl.zeros((LIST_ROWS,), tl.int32)
     length = tl.zeros((), tl.int32)
@@ -141,7 +142,7 @@ def _store_list(
     for lo in range(0, most, COLUMNS):
         column = lo + tl.arange(0, COLUMNS)
         page = tl.load(table_row + column, mask=column < most, other=0)
-        key = _load_columns(keys_row, lengths, lo, most)
+        key = _load_columns(keys_row, lengths, lo, most, COLUMNS)
         chosen = key >= least
         if crowded:
             tie = key == least
@@ -159,7 +160,7 @@ def _store_list(
 
 
 @triton.jit
-def _load_columns(keys_row, lengths, lo, most):
+def _load_columns(keys_row, lengths, lo, most, COLUMNS: tl.constexpr):
     """``load_keys`` as ``[rows, COLUMNS]``."""
     column = lo + tl.arange(0, COLUMNS)[None, :]
     end = (most + 127) // 128 * 128
@@ -261,6 +262,7 @@ def _select_pages_extend_kernel(
             first += one
             second += two
             q_ptr += stride_q_head
+        first, second = tl.trans(first), tl.trans(second)
         norm = tl.zeros((FEATURE_ROWS,), tl.float32)
         if STRATEGY == "softmax_head":
             lse_ptr = local_lse + (row + r // BLOCK_H) * stride_lse_row
@@ -439,6 +441,6 @@ def select_pages_extend(
         PAGES_CANDIDATE=INDEX["pages_candidate"],
         PAGES_SELECTED=INDEX["pages_selected"],
         num_warps=8,
-        num_stages=3 if features + 2 * step <= SHARED_BYTES else 2,
+        num_stages=3 if features + 4 * step <= SHARED_BYTES else 1,
     )
     return out

@@ -6,31 +6,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Up to PAIRWISE pages every pair is compared; up to DIGITS pages the k-th score is found four bits at a time with all
-# sixteen trials in registers; above that, one bit at a time.
+from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
+    bisect,
+    ordered_keys,
+)
+
+# Up to PAIRWISE pages every pair is compared; above that a threshold is searched, in fewer registers up to MEDIUM pages.
 PAIRWISE: tl.constexpr = tl.constexpr(128)
-DIGITS: tl.constexpr = tl.constexpr(1024)
+MEDIUM: tl.constexpr = tl.constexpr(1024)
 
 
 @triton.jit
-def _kth_largest(key, TOPK: tl.constexpr, WIDTH: tl.constexpr):
-    """The TOPK-th largest of the unsigned keys ``[WIDTH]``, or 0 if there are fewer."""
-    threshold = tl.full((), 0, tl.uint32)
-    if WIDTH <= DIGITS:
-        digit = tl.arange(0, 16)
-        for step in tl.static_range(8):
-            trial = threshold | (digit << (28 - 4 * step)).to(tl.uint32)
-            reached = tl.sum((key[:, None] >= trial[None, :]).to(tl.int32), axis=0)
-            best = tl.max(tl.where(reached >= TOPK, digit, 0))
-            threshold = threshold | (best << (28 - 4 * step)).to(tl.uint32)
-    else:
-        bit = tl.full((), 2147483648, tl.uint32)
-        for _ in range(32):
-            trial = threshold | bit
-            reached = tl.sum((key >= trial).to(tl.int32))
-            threshold = tl.where(reached >= TOPK, trial, threshold)
-            bit = bit >> 1
-    return threshold
+def _count(keys, least):
+    """Keys ``[WIDTH]`` of at least ``least`` ``[1]``: ``[1]``."""
+    return tl.sum((keys >= least).to(tl.int32), axis=0, keep_dims=True)
 
 
 @triton.jit
@@ -57,15 +46,19 @@ def store_best(
         )
         chosen = tl.sum(ahead.to(tl.int32), axis=1) < TOPK
     else:
-        # Unsigned keys in the order of the scores; -inf maps below every finite score.
-        bits = score.to(tl.int32, bitcast=True)
-        flip = tl.where(bits < 0, -1, -2147483648)
-        key = (bits ^ flip).to(tl.uint32, bitcast=True)
-        threshold = _kth_largest(key, TOPK, WIDTH)
-        above = key > threshold
-        tie = key == threshold
-        room = TOPK - tl.sum(above.to(tl.int32))
-        chosen = above | (tie & (tl.cumsum(tie.to(tl.int32)) <= room))
+        key = ordered_keys(score)
+        high = tl.max(key, axis=0, keep_dims=True)
+        low = tl.zeros_like(high)
+        GROUPS: tl.constexpr = triton.next_power_of_2(TOPK)
+        if GROUPS <= WIDTH:  # the least of TOPK maxima or more bounds the TOPK-th key
+            best = tl.max(tl.reshape(key, (WIDTH // GROUPS, GROUPS)), axis=0)
+            low = tl.min(best, axis=0, keep_dims=True)
+        threshold, reached = bisect(_count, key, low, high, TOPK)
+        chosen = key >= threshold
+        if tl.max(reached) > TOPK:
+            tie = key == threshold
+            room = TOPK - _count(key, threshold + 1)
+            chosen = chosen & ((key != threshold) | (tl.cumsum(tie.to(tl.int32)) <= room))
     chosen = chosen & (score > float("-inf"))
     rank = tl.cumsum(chosen.to(tl.int32)) - 1
     tl.store(out_row + rank, page, mask=chosen)

@@ -68,7 +68,7 @@ def _count_streaming(keys, least):
 
 
 @triton.jit
-def _bisect(count: tl.constexpr, keys, low, high, TOPK: tl.constexpr):
+def bisect(count: tl.constexpr, keys, low, high, TOPK: tl.constexpr):
     """(threshold ``[rows]``, how many keys reach it): at least TOPK, and if more, then its own equals tie.
 
     Args:
@@ -92,7 +92,7 @@ def _bisect(count: tl.constexpr, keys, low, high, TOPK: tl.constexpr):
 
 @triton.jit
 def _thresholds(keys, TOPK: tl.constexpr, ROWS: tl.constexpr):
-    """``_bisect`` of keys ``[ROWS, N, LANES]`` in registers."""
+    """``bisect`` of keys ``[ROWS, N, LANES]`` in registers."""
     best = tl.max(keys, axis=1)  # [ROWS, LANES]
     high = tl.max(best, axis=1)
     low = tl.zeros_like(high)
@@ -100,7 +100,7 @@ def _thresholds(keys, TOPK: tl.constexpr, ROWS: tl.constexpr):
     if GROUPS <= LANES:  # the least of TOPK maxima or more bounds the TOPK-th key
         best = tl.reshape(best, (ROWS, GROUPS, LANES // GROUPS))
         low = tl.min(tl.max(best, axis=2), axis=1)
-    return _bisect(_count, keys, low, high, TOPK)
+    return bisect(_count, keys, low, high, TOPK)
 
 
 @triton.jit
@@ -109,13 +109,16 @@ def _keep_from(
 ):
     """Copy each row's keys of at least ``bound``, up to WIDE of them; returns how many there are ``[ROWS]``."""
     kept = tl.zeros((ROWS,), tl.int32)
-    for lo in range(0, most, LANES):
-        key = load_keys(row_ptr, lengths, lo, most, LANES)
-        key = tl.reshape(key, (ROWS, LANES))
-        keep = (key >= bound[:, None]) & (key > 0)
-        place = kept[:, None] + tl.cumsum(keep.to(tl.int32), axis=1) - 1
-        tl.store(kept_ptr[:, None] + place, key, mask=keep & (place < WIDE))
-        kept += tl.sum(keep.to(tl.int32), axis=1)
+    for lo in range(0, most, WIDE):
+        key = load_keys(row_ptr, lengths, lo, most, WIDE)
+        keep = key >= tl.maximum(bound, 1)[:, None, None]
+        # In any order: first all of a lane, then those of the next.
+        inside = tl.cumsum(keep.to(tl.int32), axis=1)
+        lane = tl.sum(keep.to(tl.int32), axis=1)  # [ROWS, LANES]
+        before = kept[:, None] + tl.cumsum(lane, axis=1) - lane
+        place = before[:, None, :] + inside - 1
+        tl.store(kept_ptr[:, None, None] + place, key, mask=keep & (place < WIDE))
+        kept += tl.sum(lane, axis=1)
     return kept
 
 
@@ -157,7 +160,7 @@ def row_thresholds(
             threshold = tl.maximum(threshold, bound)  # below are keys that were dropped
         else:
             high = tl.full((ROWS,), 4294967295, tl.uint32)
-            threshold, reached = _bisect(
+            threshold, reached = bisect(
                 _count_streaming, (row_ptr, lengths, most), tl.zeros_like(high), high, TOPK
             )  # fmt: skip
     elif most > NARROW:
