@@ -13,8 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.processors import starts_early
-
 MAX_SPLITS = 16
 # Pages in flight, as far as they fit into the shared memory that the pipeline may take.
 MAX_STAGES = 3
@@ -67,7 +65,6 @@ def _decode_hsa_kernel(
     MERGE_G: tl.constexpr,
     HAS_LSE: tl.constexpr,
     PRECISION: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
     row = tl.program_id(0)
     split = tl.program_id(1)
@@ -93,8 +90,6 @@ def _decode_hsa_kernel(
     )
     query = tl.load(q_ptr, mask=in_group[:, None] & (d[None, :] < HEAD_DIM), other=0.0)
 
-    if EARLY:  # until here nothing depends on the selection
-        tl.extra.cuda.gdc_wait()
     # The last page of the window is the query's own; the list is as long as this row needs.
     window_pages = position // PAGE_SIZE - start + 1
     chosen = tl.minimum(tl.maximum(start - SINKS, 0), TOPK)
@@ -270,7 +265,6 @@ def decode_hsa(
             f"{workspace.max_programs} programs"
         )
     group = num_heads // num_kv_heads
-    early = starts_early(q.device)
     block_v = triton.next_power_of_2(v_dim)
     merge_splits = triton.next_power_of_2(splits)
     page_bytes = page_size * (head_dim + v_dim) * k_buffer.element_size()
@@ -321,8 +315,6 @@ def decode_hsa(
         ),
         HAS_LSE=lse is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        EARLY=early,
-        launch_pdl=early,
         num_warps=4,
         num_stages=max(1, min(MAX_STAGES, SHARED_BYTES // page_bytes)),
     )

@@ -27,11 +27,9 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
     PAIRWISE,
     store_best,
 )
-from sglang.srt.layers.attention.hsa.processors import starts_early
 
 PAGES_PER_STEP = 32
-MAX_PROGRAMS_PER_ROW = 64
-STAGES = 3  # steps in flight
+MAX_PROGRAMS_PER_ROW = 32
 
 
 @triton.jit
@@ -81,15 +79,11 @@ def _select_pages_kernel(
     SMALL: tl.constexpr,
     MEDIUM: tl.constexpr,
     LARGE: tl.constexpr,
-    STAGES: tl.constexpr,
-    EARLY: tl.constexpr,
     ROWS_DENSE: tl.constexpr,
     ROWS_SPARSE: tl.constexpr,
     PAGES_CANDIDATE: tl.constexpr,
     PAGES_SELECTED: tl.constexpr,
 ):
-    if EARLY:  # what comes next waits for the selection itself
-        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0)
     share = tl.program_id(1)
     shares = tl.num_programs(1)
@@ -151,9 +145,7 @@ def _select_pages_kernel(
         total = tl.zeros((BLOCK_G,), tl.float32)
         score = tl.where(mask, score, float("-inf"))
         top, total = add_to_norm(top, total, score)
-    for lo in tl.range(
-        (share + shares) * PAGES, count, shares * PAGES, num_stages=STAGES
-    ):
+    for lo in range((share + shares) * PAGES, count, shares * PAGES):
         index = lo + tl.arange(0, PAGES)
         score = score_pages(
             index,
@@ -384,8 +376,6 @@ def select_pages_decode(
         SMALL=min(PAIRWISE.value, widest),
         MEDIUM=min(MEDIUM.value, widest),
         LARGE=widest,
-        STAGES=STAGES,
-        EARLY=starts_early(q.device),
         ROWS_DENSE=INDEX["rows_dense"],
         ROWS_SPARSE=INDEX["rows_sparse"],
         PAGES_CANDIDATE=INDEX["pages_candidate"],
