@@ -208,6 +208,16 @@ def bindings_of(body: Iterable[ast.stmt], inside: bool = False) -> Bindings:
     return found
 
 
+def import_source(binding: Binding, module: Module) -> str:
+    """The module that a `from` import names, absolutely."""
+    source, _, level = binding.value
+    if level:
+        parts = module.name.split(".")
+        parts = parts[: len(parts) - level + (1 if module.is_package else 0)]
+        source = ".".join([*parts, source] if source else parts)
+    return source
+
+
 def returns(node: ast.FunctionDef) -> list[ast.Return]:
     """The `return` statements of a function itself, those of the functions in it left out."""
     found, todo = [], list(node.body)

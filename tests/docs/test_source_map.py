@@ -256,6 +256,14 @@ def test_kernels_of_the_mini_tree(mini):
     )
 
 
+def test_the_file_of_a_compiled_kernel_is_spelled_out(mini, patched):
+    """A constant of another file inside an f-string; what is only known at run time stays a name."""
+    assert kernels_of(mini, "AlphaBackend", "forward_mixed") == ["attend (slow_attention/{dtype}.cuh, common.cuh)"]
+    files = re.findall(r"`\w+ \(([^()`]+\.cuh?)\)`", patched)
+    sources = ROOT / "sglang" / "python" / "sglang" / "jit_kernel" / "csrc"
+    assert files and all((sources / file).is_file() for names in files for file in names.split(", "))
+
+
 def test_every_place_of_two_different_trees(mini, tmp_path):
     """Not ten: all of them, in both releases of the mini tree."""
     later = read_map(open_tree(str(mini_tree.write(tmp_path / "later", mini_tree.next_release())), "later"))
