@@ -13,7 +13,7 @@ from .symbols import Class, Compiled, External, Function, Instance, Method, Regi
 MAX_DEPTH = 16
 # Packages whose functions are no kernels: the interpreter's, and those that build, convert, log or measure.
 HOST_PACKAGES = frozenset(sys.stdlib_module_names) | frozenset(
-    "einops huggingface_hub msgspec numpy orjson packaging PIL prometheus_client psutil pydantic requests tqdm "
+    "einops huggingface_hub kernels msgspec numpy orjson packaging PIL prometheus_client psutil pydantic requests tqdm "
     "transformers triton typing_extensions zmq".split()
 )
 # Of torch the fused operators and the products and rankings that a plain implementation of attention is made of.
@@ -31,6 +31,7 @@ class Kernel:
         kind: what compiles or provides it, for people.
         path, line: its definition, or the call if it is defined elsewhere.
         external: whether path and line are those of the call.
+        end: last line of the definition.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Kernel:
     path: str
     line: int
     external: bool
+    end: int = 0
 
 
 @dataclass
@@ -116,7 +118,7 @@ class CallGraph:
             if kind and isinstance(function.owner, Function) and self._jit(function.owner):
                 return None  # the body of a kernel that was found already
             if kind:
-                kernel = Kernel(function.name, kind, function.module.path, function.line, False)
+                kernel = Kernel(function.name, kind, function.module.path, function.line, False, function.end)
                 return Step(function.name, kernel.path, kernel.line, kernel=kernel)
             bound = self.evaluator.arguments(value, call, frame)
             steps = self._calls(self.evaluator.function(value, bound), depth + 1)

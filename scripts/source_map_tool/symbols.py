@@ -19,7 +19,7 @@ class Function:
         self.module, self.node, self.owner = module, node, owner
         self.name = node.name
         self.qualname = node.name if owner is None else f"{owner.qualname}.{node.name}"
-        self.line = node.lineno
+        self.line, self.end = node.lineno, node.end_lineno
         self.params = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args)]
         self.annotations = {
             arg.arg: arg.annotation
@@ -50,7 +50,7 @@ class Class:
     def __init__(self, module: Module, node: ast.ClassDef, owner: Class | Function | None):
         self.module, self.node, self.owner = module, node, owner
         self.name = self.qualname = node.name
-        self.line = node.lineno
+        self.line, self.end = node.lineno, node.end_lineno
         self.methods = {
             item.name: Function(module, item, self) for item in _nested(node.body) if isinstance(item, FUNCTION_NODES)
         }

@@ -288,12 +288,14 @@ def write(root: Path, files: dict[str, str] = FILES) -> Path:
 
 
 def next_release() -> dict[str, str]:
-    """Another release: a backend gone, one new, a kernel in another file, two lines more above a method."""
+    """Another release: a backend gone, one new, one of more classes, a kernel in another file, two lines above a method."""
     files = dict(FILES)
     gone = REGISTRY.index('@register_attention_backend("old_alpha")')
     wrapper = REGISTRY.index("def attn_backend_wrapper")
     gamma = '@register_attention_backend("gamma")\ndef create_gamma(runner):\n    return create_alpha(runner)\n\n\n'
-    files["srt/layers/attention/attention_registry.py"] = REGISTRY[:gone] + gamma + REGISTRY[wrapper:]
+    registry = REGISTRY[:gone] + gamma + REGISTRY[wrapper:]
+    second = "    if runner.fast:\n        return create_beta(runner)\n    return AlphaBackend(runner)\n"
+    files["srt/layers/attention/attention_registry.py"] = registry.replace("    return AlphaBackend(runner)\n", second)
     cut = KERNELS.index("def helper")
     end = KERNELS.index("def unused")
     tuned = KERNELS[KERNELS.index("@triton.autotune") : KERNELS.index("def decode_fwd")]
