@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -114,13 +115,50 @@ def test_dashboard_is_sound():
     assert {variable["name"] for variable in board["templating"]["list"]} == {"datasource", "model"}
 
 
+def test_every_error_that_serving_adds_can_be_looked_up(generator):
+    """Those of the ops are for who calls them with wrong tensors, not for who starts a server."""
+    package = ROOT / "overlay" / "python" / "sglang" / "srt"
+    files = [*(package / "layers" / "attention" / "hsa").glob("*.py"), package / "mem_cache" / "hsa_pool_setup.py"]
+    texts = set().union(*map(generator.raised_texts, files)) - {"…"}  # the text of a refusal
+    assert len(texts) > 12
+    headings = [
+        re.compile(".*".join(re.escape(part.strip(" .:;")) for part in error.split("…"))) for error in quoted_errors()
+    ]
+    assert not [text for text in texts if not any(heading.search(text) for heading in headings)]
+
+
+def test_matrix_quotes_errors_that_are_raised(generator):
+    cells = (*generator.CELLS, generator.Cell("A feature", "on", printed="HSA is tired of …."))
+    assert generator.wrong_cells(cells) == ["A feature, on: nothing raises 'HSA is tired of ….'"]
+    cells = tuple(cell for cell in generator.CELLS if not cell.printed)
+    assert len(generator.wrong_cells(cells)) >= 4
+
+
+def test_every_test_that_the_matrix_names_is_collected(generator):
+    """pytest itself knows the ids, parameters included."""
+    named = sorted({test for cell in generator.CELLS for test in cell.proof})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *named]
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert collected.returncode == 0, collected.stdout[-2000:] + collected.stderr[-2000:]
+
+
 @functools.cache
-def server_options() -> set[str]:
+def server_actions() -> list[argparse.Action]:
     from sglang.srt.server_args import ServerArgs
 
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
-    return {option for action in parser._actions for option in action.option_strings}
+    return parser._actions
+
+
+def server_options() -> set[str]:
+    return {option for action in server_actions() for option in action.option_strings}
+
+
+def test_cache_dtypes_are_those_of_the_parser(generator):
+    [action] = [action for action in server_actions() if "--kv-cache-dtype" in action.option_strings]
+    settings = {cell.setting for cell in generator.CELLS if cell.feature == "KV cache dtype"}
+    assert {"bfloat16" if name == "bf16" else name for name in action.choices} - {"auto"} <= settings
 
 
 @pytest.mark.parametrize("page", ["guide.md", "recipes.md", "metrics.md", "troubleshooting.md"])
