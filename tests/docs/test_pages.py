@@ -196,6 +196,16 @@ def test_named_scripts_exist(page):
         assert (ROOT / path).is_file(), path
 
 
+def test_the_quickstart_ends_with_what_to_do_next(tmp_path):
+    import quickstart
+
+    own, shared = quickstart.next_steps(ROOT / ".venv"), quickstart.next_steps(tmp_path)
+    assert "source .venv/bin/activate\n" in own
+    assert f"source {tmp_path}/bin/activate && export PYTHONPATH={ROOT}/sglang/python\n" in shared
+    assert set(re.findall(r"(?<!\w)--[a-z-]+", own)) <= server_options()
+    assert all((ROOT / page).is_file() for page in re.findall(r"docs/\w+\.md", own))
+
+
 def test_measurements_are_those_of_the_log():
     """Times in the guide's table stand in one row of the log."""
     log = (ROOT / "benchmarks" / "LOG.md").read_text(encoding="utf-8")
