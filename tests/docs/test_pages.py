@@ -161,7 +161,10 @@ def test_cache_dtypes_are_those_of_the_parser(generator):
     assert {"bfloat16" if name == "bf16" else name for name in action.choices} - {"auto"} <= settings
 
 
-@pytest.mark.parametrize("page", ["guide.md", "recipes.md", "metrics.md", "troubleshooting.md"])
+@pytest.mark.parametrize(
+    "page",
+    "guide.md recipes.md metrics.md troubleshooting.md hsa.md kernels.md speculative.md ../README.md".split(),
+)
 def test_server_options_exist(page):
     text = (DOCS / page).read_text(encoding="utf-8")
     of_tools = {"--force", "--source", "--write", "--hsa-"}
@@ -187,6 +190,43 @@ def test_patches_that_can_go_alone_import_nothing_of_the_overlay():
     assert found.keys() == rows.keys()
     for subject, files in found.items():
         assert all(f"`{file}`" in rows[subject] for file in files), (subject, files)
+
+
+# Where the options of a tool are defined, by how a page calls it.
+TOOLS = {
+    "scripts/apply_overlay.sh": ("scripts/overlay.py", "scripts/overlay_tool"),
+    "scripts/overlay.py": ("scripts/overlay.py", "scripts/overlay_tool"),
+    "scripts/source_map.py": ("scripts/source_map.py",),
+    "scripts/support_matrix.py": ("scripts/support_matrix.py",),
+    "-m benchmarks.retrieval": ("benchmarks/retrieval",),
+    "-m sglang.mini": ("overlay/python/sglang/mini",),
+    "benchmarks/selection_recall.py": ("benchmarks/selection_recall.py",),
+    "benchmarks/bench_": ("benchmarks",),
+    "examples/needle/train.py": ("examples/needle/train.py",),
+    "test_hsa_storage_machine.py": ("overlay/python/sglang/test/attention/test_hsa_storage_machine.py",),
+}
+
+
+def tool_commands(text: str) -> list[tuple[str, str]]:
+    """(tool, option) of the indented lines of a page; a backslash at the end of a line goes on."""
+    lines = re.findall(r"^ {4,}(.+)$", text.replace("\\\n", " "), re.MULTILINE)
+    found = []
+    for line in lines:
+        command = line.split(" #")[0]
+        tool = next((tool for tool in TOOLS if tool in command), None)
+        options = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", command.split(tool, 1)[1]) if tool else []
+        found += [(tool, option) for option in options]
+    return found
+
+
+def test_options_of_the_tools_exist():
+    pages = [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/*/checkpoint/*.md")]
+    named = {command for page in pages for command in tool_commands(page.read_text(encoding="utf-8"))}
+    assert len(named) > 20 and ("scripts/overlay.py", "--no-patches") in named
+    for tool, option in sorted((tool, option) for tool, option in named if option != "--help"):
+        places = [ROOT / place for place in TOOLS[tool]]
+        files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
+        assert any(f'"{option}"' in file.read_text(encoding="utf-8") for file in files), f"{tool} has no {option}"
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
