@@ -32,6 +32,7 @@ class Kernel:
         path, line: its definition, or the call if it is defined elsewhere.
         external: whether path and line are those of the call.
         end: last line of the definition.
+        call: source of the call if it is external.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Kernel:
     line: int
     external: bool
     end: int = 0
+    call: str = ""
 
 
 @dataclass
@@ -133,7 +135,7 @@ class CallGraph:
         elif isinstance(value, Registered) and value.method:
             kernel = Kernel(f"another backend's {value.method}", "registry", path, line, True)
         elif isinstance(value, External) and _is_kernel(value) and value.root in self.evaluator.tree.device_packages:
-            kernel = Kernel(value.name, _kind(value.name), path, line, True)
+            kernel = Kernel(value.name, _kind(value.name), path, line, True, call=frame.module.call_text(call))
         else:
             return None
         return Step(kernel.name, path, line, kernel=kernel)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable
 
 from .calls import Kernel, Step
@@ -26,7 +27,7 @@ the released files or in this repository's `overlay/`; a file that the series pa
 that is compiled at run time, or a function of another package, whose place is then the line that calls it. Of torch only
 operators that attention is made of count: matrix products, softmax, top-k, `scaled_dot_product_attention`. A backend that builds
 a second one from the registry and calls it has that call in its list as `another backend's` method. What `__init__` sets are the
-functions and objects that it chooses or builds, without what the engine hands in.
+functions and objects that it chooses or builds, without what the engine hands in. Calls and conditions are quoted from SGLang.
 
 The page is read off the syntax tree, and nothing is executed. All branches are followed, whatever device they are for. Calls
 through objects that the engine hands in (the KV pool, the model) end at what their declared class does, so writing K and V
@@ -219,11 +220,36 @@ def _section(facts: ClassFacts, links: Links) -> str:
             f"| `{places[0].name}` | {places[0].kind} | {where} | {', '.join(f'`{method}`' for method in methods)} |"
         )
     lines += ["", "```text", *tree_text(facts.paths), "```", ""]
+    calls = _outside_calls(facts)
+    if calls:
+        lines += ["What its own methods hand to other packages on the way forward:", "", "```python", *calls, "```", ""]
     decode = next((path for path in facts.paths if path.name.endswith(".forward_decode")), None)
     if decode is not None:
         lines += ["```mermaid", "flowchart LR", *_flow(decode), "```", ""]
     lines += _also("Other classes of the file", facts.neighbours)
     return "\n".join(lines)
+
+
+def _outside_calls(facts: ClassFacts) -> list[str]:
+    """The calls of other packages in the forward methods and what they call of the class, with their arguments."""
+    found: dict[Kernel, None] = {}
+
+    def visit(step: Step) -> None:
+        for call in step.calls:
+            owner, _, name = call.name.rpartition(".")
+            if call.kernel and call.kernel.call and call.kernel.kind != "torch":
+                found[call.kernel] = None
+            elif owner in (facts.place.name, *facts.bases) and "metadata" not in name:
+                visit(call)
+
+    for path in facts.paths:
+        if path.name.rpartition(".")[2].startswith("forward"):
+            visit(path)
+    lines = []
+    for kernel in found:
+        lines += [f"# {kernel.name}, {short(kernel.path)}:{kernel.line}"]
+        lines += textwrap.wrap(kernel.call, MAX_CODE, subsequent_indent="    ", break_long_words=False)
+    return lines
 
 
 def _also(title: str, places: list[Place]) -> list[str]:

@@ -280,6 +280,23 @@ def test_known_parts_of_backends(patched, backend, attribute, what):
     assert f"| `{attribute}` | `{what}` |" in sections(patched)[backend]
 
 
+def test_what_is_handed_to_other_packages(patched, mini):
+    """Arguments as the source has them, on one line, without comments, what is unpacked included."""
+    shown = {
+        name: re.findall(r"^# (\S+), (\S+):(\d+)\n(.+(?:\n    .+)*)", part, re.MULTILINE)
+        for name, part in sections(patched).items()
+    }
+    for calls in shown.values():
+        for name, path, line, text in calls:
+            assert stands_there(ROOT / "sglang", name, path, int(line)) and ast.parse(text)
+    for name in ("flashinfer", "trtllm_mla", "fa3", "cutlass_mla", "nsa", "flashmla"):
+        assert shown[name], name
+    known = {name: text for name, *_, text in shown["trtllm_mla"]}
+    assert "kv_lora_rank=self.kv_lora_rank" in known["flashinfer.decode.trtllm_batch_decode_with_kv_cache_mla"]
+    assert "(**common_trtllm_args," in known["flashinfer.prefill.trtllm_ragged_attention_deepseek"]
+    assert "flashlib.prefill.trtllm_attend(q)" in sections(page.page(mini, page.Links(lambda path, line: None)))["alpha"]
+
+
 def test_registry_of_the_mini_tree(mini):
     assert {backend.name: [built.cls.name for built in backend.outcomes.built] for backend in mini.backends} == {
         "alpha": ["AlphaBackend"],
