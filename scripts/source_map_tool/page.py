@@ -21,17 +21,19 @@ INTRO = """\
 `scripts/source_map.py --write` makes this page from the source of {label}; do not edit it. `--check`
 fails when the page is out of date, `--backend NAME` prints one backend in a terminal, `--diff A B` compares two releases.
 
-How to read it: a **place** is a file with a line, or the first and the last, of the tree, below `python/sglang/`. A place is linked where the line is the same in
-the released files or in this repository's `overlay/`; a file that the series patches has its line in the tree that
-`scripts/apply_overlay.sh` builds. A **kernel** is a function that runs on the device: a Triton or TileLang function, CUDA code
-that is compiled at run time, or a function of another package, whose place is then the line that calls it. Of torch only
-operators that attention is made of count: matrix products, softmax, top-k, `scaled_dot_product_attention`. A backend that builds
-a second one from the registry and calls it has that call in its list as `another backend's` method. What `__init__` sets are the
-functions and objects that it chooses or builds, without what the engine hands in. Calls and conditions are quoted from SGLang.
+How to read it: a **place** is a file with a line, or the first and the last, of the tree, below `python/sglang/`. A place is
+linked where the line is the same in the released files or in this repository's `overlay/`; a file that the series patches has
+its line in the tree that `scripts/apply_overlay.sh` builds. A **kernel** is a function that runs on the device: a Triton or
+TileLang function, CUDA code that is compiled at run time, or a function of another package, whose place is then the line that
+calls it, also if it only prepares a launch, as `plan` does. Of torch only operators that attention is made of count: matrix
+products, softmax, top-k, `scaled_dot_product_attention`. A backend that builds a second one from the registry and calls it
+has that call in its list as `another backend's` method. What `__init__` sets are the functions and objects that it chooses or
+builds, without what the engine hands in. Calls and conditions are quoted from SGLang.
 
-The page is read off the syntax tree, and nothing is executed. All branches are followed, whatever device they are for. Calls
-through objects that the engine hands in (the KV pool, the model) end at what their declared class does, so writing K and V
-into the cache is not shown.
+The page is read off the syntax tree, and nothing is executed. All branches are followed, whatever device they are for, and
+the elements of a list or a table are not told apart, so a way may be listed that no run takes. Calls through objects that the
+engine hands in (the KV pool, the model) end at what their declared class does, so writing K and V into the cache is not
+shown.
 """
 
 EAGER_OR_GRAPH = """\
@@ -253,7 +255,8 @@ def _outside_calls(facts: ClassFacts) -> list[str]:
 
 
 def _also(title: str, places: list[Place]) -> list[str]:
-    return [f"{title}: {', '.join(f'`{place.name}` :{_lines(place.line, place.end)}' for place in places)}.", ""] if places else []
+    named = ", ".join(f"`{place.name}` :{_lines(place.line, place.end)}" for place in places)
+    return [f"{title}: {named}.", ""] if places else []
 
 
 def _lines_of(places: Iterable[Kernel], links: Links) -> list[str]:
