@@ -39,6 +39,7 @@ CONTRACT = IN_TREE + "test_hsa_contract.py::"
 DRAFTS = IN_TREE + "test_hsa_speculative_gpu.py::test_drafts_leave_the_tokens_alone"
 TOKENS = SPARSE + "test_tokens_equal_the_brute_force_model"
 TWO_GPUS = "two CUDA devices"
+INTERPRETED = " (on a CPU with `TRITON_INTERPRET=1`)"
 
 
 @dataclass(frozen=True)
@@ -286,8 +287,13 @@ def _answer(cell: Cell, messages: dict[str, str]) -> str:
         return f"**refused**: `{messages[cell.refusal]}`"
     if cell.printed:
         return f"**refused**: `{cell.printed}`"
-    tests = ", ".join(f"`{test}`" for test in cell.proof)
+    tests = ", ".join(f"`{test}`" + (INTERPRETED if _is_interpreted(test) else "") for test in cell.proof)
     return f"**yes**: {tests}" + (f" (needs {cell.needs})" if cell.needs else "")
+
+
+def _is_interpreted(test: str) -> bool:
+    """Whether a test skips on a CPU, and so proves nothing there, unless Triton's interpreter is on."""
+    return "device or TRITON_INTERPRET=1" in (ROOT / test.partition("::")[0]).read_text(encoding="utf-8")
 
 
 def options_table() -> str:
