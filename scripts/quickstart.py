@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -63,7 +64,7 @@ class Server:
         self.command += ["--host", "127.0.0.1", "--port", str(self.port), *options]
 
     def __enter__(self) -> Server:
-        print(f"\n{self.name}: python {' '.join(self.command)}\n  starting ", end="", flush=True)
+        print(f"\n{self.name}: python {shlex.join(self.command)}\n  starting ", end="", flush=True)
         started = time.monotonic()
         # A machine's GPUs stay out of it: what is shown here is the CPU path, the same everywhere.
         env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "SGLANG_EXTERNAL_MODEL_PACKAGE": window_only.__name__}
@@ -239,6 +240,20 @@ def run(work: Path) -> None:
     print("  missed by the window alone.")
 
 
+def next_steps(venv: Path) -> str:
+    """What to do now, in the environment that was used; one that several clones share may have another one's tree."""
+    own = venv.is_relative_to(ROOT)
+    activate = f"source {os.path.relpath(venv, ROOT) if own else venv}/bin/activate"
+    return "\n".join(
+        (
+            f"next: {activate}" + ("" if own else f" && export PYTHONPATH={ROOT / 'sglang' / 'python'}"),
+            "      python -m sglang.launch_server --model-path MODEL --attention-backend hsa",
+            "      (on a machine without a GPU also: --device cpu --max-total-tokens 32768)",
+            "      docs/recipes.md has more commands; docs/guide.md says when HSA helps and how to choose its options",
+        )
+    )
+
+
 def main() -> int:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.default_int_handler)  # KeyboardInterrupt: the servers are stopped on its way
@@ -254,6 +269,7 @@ def main() -> int:
         return 130
     shutil.rmtree(work)
     print(f"\nquickstart: everything holds ({time.monotonic() - started:.0f} s)")
+    print(next_steps(Path(sys.prefix)))
     return 0
 
 

@@ -93,7 +93,7 @@ def main() -> int:
     if args.backend:
         text = page.terminal(facts, args.backend)
         if text is None:
-            names = ", ".join(backend.name for backend in facts.backends)
+            names = ", ".join(page.names(facts))
             raise OverlayError(f"{tree.label} has no backend {args.backend}", f"choose one of {names}")
         print(text, end="")
         return 0

@@ -30,22 +30,27 @@ KERNEL_SHAPES = IN_TREE + "test_hsa_decode_kernels.py::test_shapes"
 REFERENCE_DENSE = IN_TREE + "test_hsa_paged_kernel.py::test_all_pages_selected_is_dense_attention"
 ON_GPU = IN_TREE + "test_hsa_engine_gpu.py::"
 FP8 = STORAGE + "test_fp8_cache_gives_each_request_its_own_answer"
+FP8_ORACLE = IN_TREE + "test_hsa_kv_dtypes.py::test_fp8_attention_and_selection_equal_the_oracle_on_dequantised_keys"
+KINDS_AND_STRATEGIES = IN_TREE + "test_hsa_decode_kernels.py::test_every_kind_and_strategy"
+OTHER_OPTIONS = SPARSE + "test_other_options_equal_the_brute_force_model"
 HALF = IN_TREE + "test_hsa_kv_dtypes.py::test_half_precision_caches"
 HICACHE = IN_TREE + "test_hsa_hierarchical_cache.py::test_pages_from_the_host_are_healed"
 CONTRACT = IN_TREE + "test_hsa_contract.py::"
 DRAFTS = IN_TREE + "test_hsa_speculative_gpu.py::test_drafts_leave_the_tokens_alone"
 TOKENS = SPARSE + "test_tokens_equal_the_brute_force_model"
 TWO_GPUS = "two CUDA devices"
+INTERPRETED = " (on a CPU with `TRITON_INTERPRET=1`)"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting of a feature: supported, with the tests that prove it, or refused, by the refusal of that name.
+    """One setting of a feature: supported, with the tests that prove it, or refused, with the text that is printed.
 
     Attributes:
         feature, setting: what the row is about.
         proof: ids of tests; none if it is refused.
-        refusal: `feature` of an entry of REFUSALS; empty if it is supported.
+        refusal: `feature` of an entry of REFUSALS; empty if none of them refuses it.
+        printed: text of an error that is raised once the model is loaded, `…` for what differs; empty if there is none.
         needs: what the tests need beyond a CPU.
     """
 
@@ -53,19 +58,32 @@ class Cell:
     setting: str
     proof: tuple[str, ...] = ()
     refusal: str = ""
+    printed: str = ""
     needs: str = ""
 
 
 CELLS = (
     Cell("Page size", "16", (KERNEL_SHAPES, REFERENCE_DENSE + "[0.0-16]")),
-    Cell("Page size", "32", (SPARSE + "test_other_options_equal_the_brute_force_model",)),
+    Cell("Page size", "32", (OTHER_OPTIONS,)),
     Cell("Page size", "64", (TOKENS, REFERENCE_DENSE + "[0.0-64]")),
     Cell("Page size", "128", (KERNEL_SHAPES, REFERENCE_DENSE + "[0.0-128]")),
     Cell("KV cache dtype", "float32", (TOKENS,)),
     Cell("KV cache dtype", "bfloat16", (DENSE + "test_bfloat16_differs_from_dense_by_no_more_than_its_noise", HALF)),
     Cell("KV cache dtype", "float16", (HALF,)),
-    Cell("KV cache dtype", "fp8_e4m3", (FP8 + "[fp8_e4m3]",)),
-    Cell("KV cache dtype", "fp8_e5m2", (FP8 + "[fp8_e5m2]",)),
+    Cell("KV cache dtype", "fp8_e4m3", (FP8 + "[fp8_e4m3]", FP8_ORACLE)),
+    Cell("KV cache dtype", "fp8_e5m2", (FP8 + "[fp8_e5m2]", FP8_ORACLE)),
+    Cell(
+        "KV cache dtype",
+        "fp8 on a CPU, with layers that are dense",
+        printed="--attention-backend hsa does not support a … KV cache on a CPU unless every layer uses HSA; leave "
+        "--kv-cache-dtype at auto.",
+    ),
+    Cell(
+        "KV cache dtype",
+        "another, from the checkpoint",
+        printed="--attention-backend hsa does not support a … KV cache, which the checkpoint asks for; add "
+        "--kv-cache-dtype bf16.",
+    ),
     Cell("KV cache dtype", "fp8_e5m2 with FlashAttention 3", refusal="fp8_e5m2 keys with FlashAttention 3"),
     Cell("KV cache dtype", "fp4_e2m1", refusal="4-bit KV cache"),
     Cell("CUDA graph", "decode", (ON_GPU + "test_cuda_graphs_do_not_change_tokens",), needs="a CUDA device"),
@@ -96,6 +114,12 @@ CELLS = (
     Cell("Drafts", "CPU", refusal="speculative decoding on a CPU"),
     Cell("Drafts", "strict mode", refusal="speculative decoding in strict mode"),
     Cell("Drafts", "hierarchical cache", refusal="speculative decoding with the hierarchical cache"),
+    Cell(
+        "Drafts",
+        "draft model with layers that are dense",
+        printed="--attention-backend hsa does not draft with a model that has layers without HSA, such as sliding-window "
+        "layers; add --speculative-draft-attention-backend triton.",
+    ),
     Cell("Sliding window", "layers in the common pool", (SPARSE + "test_layer_lists_and_sliding_window_layers",)),
     Cell("Sliding window", "layers with a pool of their own", refusal="hybrid sliding-window memory"),
     Cell("Sliding window", "attention chunks", refusal="chunked local attention"),
@@ -125,16 +149,29 @@ CELLS = (
     Cell("Models", "MLA", refusal="multi-head latent attention"),
     Cell("Models", "encoder-decoder", refusal="encoder-decoder models"),
     Cell("Models", "embedding", refusal="embedding models"),
+    Cell(
+        "Models",
+        "attention in both directions",
+        printed="--attention-backend hsa does not support the attention of …, which is not causal self-attention; choose "
+        "another --attention-backend.",
+    ),
+    Cell("Models", "head dimension above 256 on CUDA", printed="the HSA kernels take head dimensions up to 256, not …"),
     Cell("Models", "linear attention", refusal="linear-attention hybrids"),
     Cell("Models", "diffusion", refusal="diffusion language models"),
     Cell(
         "Backends",
         "dense layers and short batches",
-        (IN_TREE + "test_hsa_backend_decode.py::test_layers_without_hsa_are_dense",),
+        (
+            IN_TREE + "test_hsa_backend_decode.py::test_layers_without_hsa_are_dense",
+            IN_TREE + "test_hsa_backend_decode.py::test_short_batches_take_the_dense_path_and_are_counted",
+        ),
     ),
     Cell("Backends", "another for prefill or decode", refusal="a different backend for prefill or decode"),
     Cell("Backends", "double sparsity", refusal="double sparsity"),
     Cell("Backends", "HiSparse", refusal="hierarchical sparse offload"),
+    Cell("Selection strategy", "group, head, softmax_head", (KINDS_AND_STRATEGIES, OTHER_OPTIONS)),
+    Cell("Weight mode", "mass, score", (TOKENS, OTHER_OPTIONS)),
+    Cell("Page representation", "mean, mean_var, min_max, landmark", (KINDS_AND_STRATEGIES,)),
     Cell("Page representation", "prior", refusal="query-dependent page representations"),
 )
 
@@ -144,16 +181,32 @@ def wrong_cells(cells: tuple[Cell, ...] = CELLS) -> list[str]:
     from sglang.srt.layers.attention.hsa.refusals import REFUSALS
 
     known = {refusal.feature for refusal in REFUSALS}
+    raised = set().union(*map(raised_texts, (ROOT / "overlay" / "python" / "sglang" / "srt").rglob("*.py")))
     wrong = []
     for cell in cells:
         name = f"{cell.feature}, {cell.setting}"
-        if bool(cell.proof) == bool(cell.refusal):
+        if [bool(cell.proof), bool(cell.refusal), bool(cell.printed)].count(True) != 1:
             wrong.append(f"{name}: needs either a test or a refusal")
+        if cell.printed and cell.printed not in raised:
+            wrong.append(f"{name}: nothing raises {cell.printed!r}")
         if cell.refusal and cell.refusal not in known:
             wrong.append(f"{name}: there is no refusal named {cell.refusal!r}")
         wrong += [f"{name}: {problem}" for test in cell.proof for problem in _wrong_test(test)]
     wrong += [f"{feature}: refused, but not in the matrix" for feature in known - {cell.refusal for cell in cells}]
+    unsupported = {text for text in raised if "hsa does not " in text}
+    wrong += [f"{text}: raised, but not in the matrix" for text in unsupported - {cell.printed for cell in cells}]
     return wrong
+
+
+def raised_texts(path: Path) -> set[str]:
+    """Texts of the errors that a file raises, `…` for what differs."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+            text = node.exc.args[0]
+            parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+            found.add("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts))
+    return found
 
 
 def _wrong_test(test: str) -> list[str]:
@@ -212,8 +265,9 @@ def support_matrix() -> str:
         "",
         "## What works, and what start-up refuses",
         "",
-        "*Yes* names the tests that prove it; they run on a CPU unless it says what they need. *Refused* gives the error that",
-        "the server ends with. Nothing is switched off or replaced silently.",
+        "*Yes* names the tests that prove it; they run on a CPU unless it says what they need. What ran on which device stands in",
+        "the [benchmark log](../benchmarks/LOG.md). *Refused* gives the error that the server ends with, `…` for what differs.",
+        "Nothing that was asked for is switched off or replaced silently. Piecewise CUDA graphs, a default, are off with HSA.",
         "",
         "| feature | setting | with `--attention-backend hsa` |",
         "| --- | --- | --- |",
@@ -231,8 +285,15 @@ def support_matrix() -> str:
 def _answer(cell: Cell, messages: dict[str, str]) -> str:
     if cell.refusal:
         return f"**refused**: `{messages[cell.refusal]}`"
-    tests = ", ".join(f"`{test}`" for test in cell.proof)
+    if cell.printed:
+        return f"**refused**: `{cell.printed}`"
+    tests = ", ".join(f"`{test}`" + (INTERPRETED if _is_interpreted(test) else "") for test in cell.proof)
     return f"**yes**: {tests}" + (f" (needs {cell.needs})" if cell.needs else "")
+
+
+def _is_interpreted(test: str) -> bool:
+    """Whether a test skips on a CPU, and so proves nothing there, unless Triton's interpreter is on."""
+    return "device or TRITON_INTERPRET=1" in (ROOT / test.partition("::")[0]).read_text(encoding="utf-8")
 
 
 def options_table() -> str:

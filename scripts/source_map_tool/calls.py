@@ -13,7 +13,7 @@ from .symbols import Class, Compiled, External, Function, Instance, Method, Regi
 MAX_DEPTH = 16
 # Packages whose functions are no kernels: the interpreter's, and those that build, convert, log or measure.
 HOST_PACKAGES = frozenset(sys.stdlib_module_names) | frozenset(
-    "einops huggingface_hub msgspec numpy orjson packaging PIL prometheus_client psutil pydantic requests tqdm "
+    "einops huggingface_hub kernels msgspec numpy orjson packaging PIL prometheus_client psutil pydantic requests tqdm "
     "transformers triton typing_extensions zmq".split()
 )
 # Of torch the fused operators and the products and rankings that a plain implementation of attention is made of.
@@ -31,6 +31,8 @@ class Kernel:
         kind: what compiles or provides it, for people.
         path, line: its definition, or the call if it is defined elsewhere.
         external: whether path and line are those of the call.
+        end: last line of the definition.
+        call: source of the call if it is external.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Kernel:
     path: str
     line: int
     external: bool
+    end: int = 0
+    call: str = ""
 
 
 @dataclass
@@ -116,7 +120,7 @@ class CallGraph:
             if kind and isinstance(function.owner, Function) and self._jit(function.owner):
                 return None  # the body of a kernel that was found already
             if kind:
-                kernel = Kernel(function.name, kind, function.module.path, function.line, False)
+                kernel = Kernel(function.name, kind, function.module.path, function.line, False, function.end)
                 return Step(function.name, kernel.path, kernel.line, kernel=kernel)
             bound = self.evaluator.arguments(value, call, frame)
             steps = self._calls(self.evaluator.function(value, bound), depth + 1)
@@ -131,7 +135,7 @@ class CallGraph:
         elif isinstance(value, Registered) and value.method:
             kernel = Kernel(f"another backend's {value.method}", "registry", path, line, True)
         elif isinstance(value, External) and _is_kernel(value) and value.root in self.evaluator.tree.device_packages:
-            kernel = Kernel(value.name, _kind(value.name), path, line, True)
+            kernel = Kernel(value.name, _kind(value.name), path, line, True, call=frame.module.call_text(call))
         else:
             return None
         return Step(kernel.name, path, line, kernel=kernel)

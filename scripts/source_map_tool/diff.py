@@ -15,8 +15,10 @@ def flatten(facts: Map) -> Facts:
     for place in (*facts.chain, *facts.helpers, *([facts.wrapper] if facts.wrapper else [])):
         found[f"choice {place.name}"] = (place.path, place.line)
     for backend in facts.backends:
-        classes = ", ".join(sorted({built.cls.name for built in backend.outcomes.built}))
-        found[f"backend {backend.name} -> {classes}"] = (backend.factory.path, backend.factory.line)
+        place = (backend.factory.path, backend.factory.line)
+        found[f"backend {backend.name}"] = place
+        for built in backend.outcomes.built:  # a fact of its own: a backend that gets another class is no new backend
+            found[f"backend {backend.name} -> {built.cls.name}"] = place
     for item in facts.classes:
         found[f"class {item.place.name}"] = (item.place.path, item.place.line)
         for places in item.methods.values():

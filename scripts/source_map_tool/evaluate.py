@@ -11,6 +11,7 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .strings import written_text
 from .symbols import (
     FUNCTION_NODES,
     Binding,
@@ -25,6 +26,7 @@ from .symbols import (
     Registered,
     Super,
     bindings_of,
+    import_source,
     is_callable,
     names_class,
     returns,
@@ -93,7 +95,7 @@ class Evaluator:
             return ()
         if key not in self._memo:
             self._active.add(key)
-            bindings = self._top(module)
+            bindings = self.top(module)
             values = self._bound_to(bindings.get(name, ()), Frame(module))
             for star in () if values else bindings.get("*", ()):
                 values = values or self._imported(star, module, name)
@@ -104,7 +106,8 @@ class Evaluator:
             self._memo[key] = values
         return self._memo[key]
 
-    def _top(self, module: Module) -> Bindings:
+    def top(self, module: Module) -> Bindings:
+        """What a file binds at its top."""
         if module not in self._tops:
             self._tops[module] = bindings_of(module.ast.body)
         return self._tops[module]
@@ -129,7 +132,7 @@ class Evaluator:
     def functions(self, module: Module) -> list[Function]:
         """The functions and methods of a file, without those inside functions."""
         found = []
-        for bindings in self._top(module).values():
+        for bindings in self.top(module).values():
             for binding in bindings:
                 if binding.kind == "node":
                     symbol = self._symbol(binding.value, Frame(module))
@@ -139,7 +142,7 @@ class Evaluator:
     def classes(self, module: Module) -> list[Class]:
         """The classes at the top of a file."""
         bound = [
-            binding.value for bindings in self._top(module).values() for binding in bindings if binding.kind == "node"
+            binding.value for bindings in self.top(module).values() for binding in bindings if binding.kind == "node"
         ]
         nodes = [node for node in bound if isinstance(node, ast.ClassDef)]
         return [self._symbol(node, Frame(module)) for node in sorted(nodes, key=lambda node: node.lineno)]
@@ -151,12 +154,7 @@ class Evaluator:
         return () if name.split(".")[0] == "sglang" else (External(name),)
 
     def _imported(self, binding: Binding, module: Module, star: str = "") -> Values:
-        source, name, level = binding.value
-        if level:
-            parts = module.name.split(".")
-            parts = parts[: len(parts) - level + (1 if module.is_package else 0)]
-            source = ".".join([*parts, source] if source else parts)
-        name = star or name
+        source, name = import_source(binding, module), star or binding.value[1]
         inner = self.tree.module(source)
         if inner:
             values = self.in_module(inner, name)
@@ -324,12 +322,8 @@ class Evaluator:
             return self._builtin(node, frame)
         files = [keyword.value for keyword in node.keywords if keyword.arg == "cuda_files"]
         if files:
-            names = [
-                part.value
-                for part in ast.walk(files[0])
-                if isinstance(part, ast.Constant) and isinstance(part.value, str)
-            ]
-            return [Compiled(tuple(names))]
+            parts = files[0].elts if isinstance(files[0], (ast.List, ast.Tuple)) else files
+            return [Compiled(tuple(written_text(self, part, frame.module, frame.function) for part in parts))]
         return [found for value in self.eval(node.func, frame) for found in self._called(value, node, frame)]
 
     def _called(self, value: object, node: ast.Call, frame: Frame) -> Iterable:

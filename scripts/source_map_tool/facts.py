@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from overlay_tool.console import OverlayError
 
 from .calls import CallGraph
+from .construction import held_by
 from .evaluate import Evaluator
 from .model import Backend, Built, ClassFacts, Map, Outcomes, Place
 from .symbols import Class, Function, Instance, Method, Registered
@@ -59,7 +60,7 @@ def _read(evaluator: Evaluator, tree: Tree, table: Place) -> Map:
 
 
 def _place(symbol: Function | Class, note: str = "") -> Place:
-    return Place(symbol.qualname, symbol.module.path, symbol.line, note)
+    return Place(symbol.qualname, symbol.module.path, symbol.line, note, symbol.end)
 
 
 def _find_registry(tree: Tree) -> tuple[Module, Place]:
@@ -309,7 +310,8 @@ def _class_facts(evaluator: Evaluator, graph: CallGraph, cls: Class) -> ClassFac
                 if path.calls:
                     facts.paths.append(path)
         elif method.owner is cls:
-            facts.others.append(Place(name, cls.module.path, method.line))
+            facts.others.append(Place(name, cls.module.path, method.line, end=method.end))
+    facts.held = held_by(evaluator, cls, root)
     for places in facts.methods.values():
         places.sort(key=lambda place: (place.path != cls.module.path, place.path, place.line))
     order = ["forward", "metadata", "CUDA graph", "other"]

@@ -11,12 +11,32 @@ from .symbols import Class
 
 @dataclass(frozen=True)
 class Place:
-    """A named thing at a line."""
+    """A named thing at a line; a definition also has its last line."""
 
     name: str
     path: str
     line: int
     note: str = ""
+    end: int = 0
+
+
+@dataclass(frozen=True)
+class Held:
+    """What an attribute of a backend holds.
+
+    Attributes:
+        attribute: its name.
+        what: function, class or name of another package.
+        path, line, end: the definition, or where the attribute is set if that is in another package.
+        kind: function or object, for people.
+    """
+
+    attribute: str
+    what: str
+    path: str
+    line: int
+    end: int
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,7 @@ class ClassFacts:
     bases: list[str]
     backends: list[str] = field(default_factory=list)
     methods: dict[str, list[Place]] = field(default_factory=dict)
+    held: list[Held] = field(default_factory=list)
     paths: list[Step] = field(default_factory=list)
     others: list[Place] = field(default_factory=list)
     neighbours: list[Place] = field(default_factory=list)

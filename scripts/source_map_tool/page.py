@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable
 
 from .calls import Kernel, Step
-from .model import Backend, ClassFacts, Map, Outcomes, Place
+from .model import Backend, ClassFacts, Held, Map, Outcomes, Place
 
 MAX_NODES = 24  # a larger diagram helps nobody
 MAX_CODE = 120  # in a table
@@ -20,16 +21,19 @@ INTRO = """\
 `scripts/source_map.py --write` makes this page from the source of {label}; do not edit it. `--check`
 fails when the page is out of date, `--backend NAME` prints one backend in a terminal, `--diff A B` compares two releases.
 
-How to read it: a **place** is a file and line of the tree, below `python/sglang/`. A place is linked where the line is the same in
-the released files or in this repository's `overlay/`; a file that the series patches has its line in the tree that
-`scripts/apply_overlay.sh` builds. A **kernel** is a function that runs on the device: a Triton or TileLang function, CUDA code
-that is compiled at run time, or a function of another package, whose place is then the line that calls it. Of torch only
-operators that attention is made of count: matrix products, softmax, top-k, `scaled_dot_product_attention`. A backend that builds
-a second one from the registry and calls it has that call in its list as `another backend's` method.
+How to read it: a **place** is a file with a line, or the first and the last, of the tree, below `python/sglang/`. A place is
+linked where the line is the same in the released files or in this repository's `overlay/`; a file that the series patches has
+its line in the tree that `scripts/apply_overlay.sh` builds. A **kernel** is a function that runs on the device: a Triton or
+TileLang function, CUDA code that is compiled at run time, or a function of another package, whose place is then the line that
+calls it, also if it only prepares a launch, as `plan` does. Of torch only operators that attention is made of count: matrix
+products, softmax, top-k, `scaled_dot_product_attention`. A backend that builds a second one from the registry and calls it
+has that call in its list as `another backend's` method. What `__init__` sets are the functions and objects that it chooses or
+builds, without what the engine hands in. Calls and conditions are quoted from SGLang.
 
-The page is read off the syntax tree, and nothing is executed. All branches are followed, whatever device they are for. Calls
-through objects that the engine hands in (the KV pool, the model) end at what their declared class does, so writing K and V
-into the cache is not shown.
+The page is read off the syntax tree, and nothing is executed. All branches are followed, whatever device they are for, and
+the elements of a list or a table are not told apart, so a way may be listed that no run takes. Calls through objects that the
+engine hands in (the KV pool, the model) end at what their declared class does, so writing K and V into the cache is not
+shown.
 """
 
 EAGER_OR_GRAPH = """\
@@ -43,9 +47,17 @@ class Links:
     def __init__(self, target: Callable[[str, int], str | None]):
         self._target = target
 
-    def __call__(self, path: str, line: int) -> str:
-        text, url = f"{short(path)}:{line}", self._target(path, line)
-        return f"[{text}]({url})" if url else f"`{text}`"
+    def __call__(self, path: str, line: int, end: int = 0) -> str:
+        url, last = self._target(path, line), f"-L{end}" if end > line else ""
+        text = f"{short(path)}:{_lines(line, end)}"
+        return f"[{text}]({url}{last})" if url else f"`{text}`"
+
+    def of(self, place: Place | Held | Kernel) -> str:
+        return self(place.path, place.line, place.end)
+
+
+def _lines(line: int, end: int) -> str:
+    return f"{line}-{end}" if end > line else f"{line}"
 
 
 def short(path: str) -> str:
@@ -89,14 +101,14 @@ def _choice(facts: Map, links: Links) -> str:
     if facts.helpers:
         lines += ["What they ask and build on the way:", "", *_table("function or class", facts.helpers, links), ""]
     if facts.wrapper:
-        where = links(facts.wrapper.path, facts.wrapper.line)
+        where = links.of(facts.wrapper)
         lines += [f"`{facts.wrapper.name}` ({where}) is given the backend and returns, by the kind of model:", ""]
         lines += ["| returns | when |", "| --- | --- |"]
         lines += [f"| {_code(built.call)} | {_conditions(built.conditions)} |" for built in _distinct(facts.wrapped)]
         lines.append("")
     others = [place for place in facts.lookups if place.name not in {part.name for part in facts.chain}]
     for place in others:
-        lines += [f"`{place.name}` ({links(place.path, place.line)}) builds a second backend from the table.", ""]
+        lines += [f"`{place.name}` ({links.of(place)}) builds a second backend from the table.", ""]
     if facts.defaults:
         lines += ["### Defaults", "", "Without `--attention-backend`, the first of these whose condition holds:", ""]
         lines += ["| backend | when | place |", "| --- | --- | --- |"]
@@ -129,7 +141,7 @@ def _registry(facts: Map, links: Links) -> str:
     lines += ["| `--attention-backend` | factory | class | conditions |", "| --- | --- | --- | --- |"]
     for backend in facts.backends:
         classes = "<br>".join(f"[{built.cls.name}](#{built.cls.name.lower()})" for built in _by_class(backend))
-        factory = f"`{backend.factory.name}` {links(backend.factory.path, backend.factory.line)}"
+        factory = f"`{backend.factory.name}` {links.of(backend.factory)}"
         lines.append(f"| `{backend.name}` | {factory} | {classes} | {'<br>'.join(_demands(backend)) or 'none'} |")
     return "\n".join([*lines, ""])
 
@@ -185,7 +197,7 @@ def _decode_step(facts: Map, links: Links) -> str:
 
 def _section(facts: ClassFacts, links: Links) -> str:
     names = ", ".join(f"`{name}`" for name in facts.backends)
-    lines = [f"## {facts.place.name}", "", f"{names} · {links(facts.place.path, facts.place.line)}"]
+    lines = [f"## {facts.place.name}", "", f"{names} · {links.of(facts.place)}"]
     lines[-1] += f" · extends {', '.join(f'`{base}`' for base in facts.bases)}" if facts.bases else ""
     lines += ["", *([f"{_cell(facts.place.note)}.", ""] if facts.place.note else [])]
     lines += ["| kind | method | place | |", "| --- | --- | --- | --- |"]
@@ -193,9 +205,13 @@ def _section(facts: ClassFacts, links: Links) -> str:
         for place in facts.methods.get(kind, []):
             owner, name = place.name.rsplit(".", 1)
             inherited = "" if owner == facts.place.name else f" of `{owner}`"
-            lines.append(f"| {kind} | `{name}`{inherited} | {links(place.path, place.line)} | {_cell(place.note)} |")
+            lines.append(f"| {kind} | `{name}`{inherited} | {links.of(place)} | {_cell(place.note)} |")
     lines.append("")
     lines += _also("Other methods of the class", facts.others)
+    if facts.held:
+        lines += ["| `__init__` sets | to | kind | place |", "| --- | --- | --- | --- |"]
+        lines += [f"| `{held.attribute}` | `{held.what}` | {held.kind} | {links.of(held)} |" for held in facts.held]
+        lines.append("")
     kernels = facts.kernels()
     if not kernels:
         return "\n".join([*lines, "No kernel was found on the way from these methods.", ""])
@@ -206,6 +222,9 @@ def _section(facts: ClassFacts, links: Links) -> str:
             f"| `{places[0].name}` | {places[0].kind} | {where} | {', '.join(f'`{method}`' for method in methods)} |"
         )
     lines += ["", "```text", *tree_text(facts.paths), "```", ""]
+    calls = _outside_calls(facts)
+    if calls:
+        lines += ["What its own methods hand to other packages on the way forward:", "", "```python", *calls, "```", ""]
     decode = next((path for path in facts.paths if path.name.endswith(".forward_decode")), None)
     if decode is not None:
         lines += ["```mermaid", "flowchart LR", *_flow(decode), "```", ""]
@@ -213,12 +232,35 @@ def _section(facts: ClassFacts, links: Links) -> str:
     return "\n".join(lines)
 
 
+def _outside_calls(facts: ClassFacts) -> list[str]:
+    """The calls of other packages in the forward methods and what they call of the class, with their arguments."""
+    found: dict[Kernel, None] = {}
+
+    def visit(step: Step) -> None:
+        for call in step.calls:
+            owner, _, name = call.name.rpartition(".")
+            if call.kernel and call.kernel.call and call.kernel.kind != "torch":
+                found[call.kernel] = None
+            elif owner in (facts.place.name, *facts.bases) and "metadata" not in name:
+                visit(call)
+
+    for path in facts.paths:
+        if path.name.rpartition(".")[2].startswith("forward"):
+            visit(path)
+    lines = []
+    for kernel in found:
+        lines += [f"# {kernel.name}, {short(kernel.path)}:{kernel.line}"]
+        lines += textwrap.wrap(kernel.call, MAX_CODE, subsequent_indent="    ", break_long_words=False)
+    return lines
+
+
 def _also(title: str, places: list[Place]) -> list[str]:
-    return [f"{title}: {', '.join(f'`{place.name}` :{place.line}' for place in places)}.", ""] if places else []
+    named = ", ".join(f"`{place.name}` :{_lines(place.line, place.end)}" for place in places)
+    return [f"{title}: {named}.", ""] if places else []
 
 
 def _lines_of(places: Iterable[Kernel], links: Links) -> list[str]:
-    return [links(place.path, place.line) for place in places]
+    return [links.of(place) for place in places]
 
 
 def tree_text(paths: list[Step]) -> list[str]:
@@ -270,15 +312,11 @@ def _edges(step: Step) -> list[tuple]:
 
 def terminal(facts: Map, name: str) -> str | None:
     """One backend as plain text: by its name, its class, or the name of the file that holds the class."""
-
-    def file_name(item: ClassFacts) -> str:
-        return item.place.path.rsplit("/", 1)[-1].removesuffix(".py").removesuffix("_backend")
-
-    chosen = [item for item in facts.classes if name in (*item.backends, item.place.name, file_name(item))]
+    chosen = [item for item in facts.classes if name in (*item.backends, item.place.name, _file_name(item))]
     lines = []
     for item in chosen:
         lines += [
-            f"{item.place.name}  {short(item.place.path)}:{item.place.line}",
+            f"{item.place.name}  {short(item.place.path)}:{_lines(item.place.line, item.place.end)}",
             f"  backends: {', '.join(item.backends)}",
         ]
         lines += [f"  extends: {', '.join(item.bases)}"] if item.bases else []
@@ -290,13 +328,25 @@ def terminal(facts: Map, name: str) -> str | None:
                 lines += [f"    {text.replace('`', '')}" for text in _demands(backend)]
         for kind in KINDS:
             for place in item.methods.get(kind, []):
-                lines.append(f"  {kind:<13} {place.name}  {short(place.path)}:{place.line}")
+                lines.append(f"  {kind:<13} {place.name}  {short(place.path)}:{_lines(place.line, place.end)}")
+        for held in item.held:
+            lines.append(f"  holds         {held.attribute} = {held.what}  {short(held.path)}:{_lines(held.line, held.end)}")
         lines += ["", *("  " + line for line in tree_text(item.paths)), ""]
     return "\n".join(lines) or None
 
 
+def names(facts: Map) -> list[str]:
+    """What `terminal` knows backends by, classes left out."""
+    return sorted({*(backend.name for backend in facts.backends), *map(_file_name, facts.classes)})
+
+
+def _file_name(item: ClassFacts) -> str:
+    *_, folder, file = item.place.path.split("/")
+    return folder if file == "backend.py" else file.removesuffix(".py").removesuffix("_backend")
+
+
 def _table(head: str, places: list[Place], links: Links) -> list[str]:
-    rows = [f"| `{place.name}` | {links(place.path, place.line)} | {_cell(place.note)} |" for place in places]
+    rows = [f"| `{place.name}` | {links.of(place)} | {_cell(place.note)} |" for place in places]
     return [f"| {head} | place | |", "| --- | --- | --- |", *rows]
 
 

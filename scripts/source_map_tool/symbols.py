@@ -19,7 +19,7 @@ class Function:
         self.module, self.node, self.owner = module, node, owner
         self.name = node.name
         self.qualname = node.name if owner is None else f"{owner.qualname}.{node.name}"
-        self.line = node.lineno
+        self.line, self.end = node.lineno, node.end_lineno
         self.params = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args)]
         self.annotations = {
             arg.arg: arg.annotation
@@ -50,7 +50,7 @@ class Class:
     def __init__(self, module: Module, node: ast.ClassDef, owner: Class | Function | None):
         self.module, self.node, self.owner = module, node, owner
         self.name = self.qualname = node.name
-        self.line = node.lineno
+        self.line, self.end = node.lineno, node.end_lineno
         self.methods = {
             item.name: Function(module, item, self) for item in _nested(node.body) if isinstance(item, FUNCTION_NODES)
         }
@@ -206,6 +206,16 @@ def bindings_of(body: Iterable[ast.stmt], inside: bool = False) -> Bindings:
                 elif isinstance(part, ast.withitem) and part.optional_vars is not None:
                     target(part.optional_vars, part.context_expr)
     return found
+
+
+def import_source(binding: Binding, module: Module) -> str:
+    """The module that a `from` import names, absolutely."""
+    source, _, level = binding.value
+    if level:
+        parts = module.name.split(".")
+        parts = parts[: len(parts) - level + (1 if module.is_package else 0)]
+        source = ".".join([*parts, source] if source else parts)
+    return source
 
 
 def returns(node: ast.FunctionDef) -> list[ast.Return]:

@@ -42,6 +42,12 @@ class Module:
         text = " ".join(b"\n".join(lines).decode("utf-8").split())
         return _CLOSING.sub(r"\1", _OPENING.sub(r"\1", text))
 
+    def call_text(self, node: ast.Call) -> str:
+        """A call on one line, without the comments between its arguments."""
+        given = [self.text_of(part) for part in node.args]
+        given += [(f"{part.arg}=" if part.arg else "**") + self.text_of(part.value) for part in node.keywords]
+        return f"{self.text_of(node.func)}({', '.join(given)})"
+
     @cached_property
     def _lines(self) -> list[bytes]:
         return self.text.encode("utf-8").split(b"\n")  # columns of ast are bytes

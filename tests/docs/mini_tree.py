@@ -148,6 +148,25 @@ def unused(q):
     _decode_kernel[(2,)](q)
 """
 
+NAMES = 'NAME = "slow_attention"\n'
+
+COMPILED = """\
+from .names import NAME
+
+
+def load_jit(name, cuda_files):
+    pass
+
+
+def load(dtype):
+    return load_jit(NAME, cuda_files=[f"{NAME}/{dtype}.cuh", "common.cuh"])
+
+
+def compiled_attend(q, dtype):
+    module = load(dtype)
+    return module.attend(q)
+"""
+
 ALPHA = """\
 from functools import partial
 
@@ -205,6 +224,11 @@ class AlphaBackend(AttentionBackend):
 
     def forward_extend(self, q, batch):
         return flashlib.prefill.trtllm_attend(q)
+
+    def forward_mixed(self, q, batch):
+        from sglang.srt.layers.attention.compiled import compiled_attend
+
+        return compiled_attend(q, batch.dtype)
 """
 
 BETA = """\
@@ -243,7 +267,9 @@ FILES = {
     "srt/layers/attention/__init__.py": "",
     "srt/layers/attention/attention_registry.py": REGISTRY,
     "srt/layers/attention/base_attn_backend.py": BASE,
+    "srt/layers/attention/compiled.py": COMPILED,
     "srt/layers/attention/kernels.py": KERNELS,
+    "srt/layers/attention/names.py": NAMES,
     "srt/layers/attention/alpha.py": ALPHA,
     "srt/layers/attention/beta.py": BETA,
     "srt/layers/radix_attention.py": LAYER,
@@ -262,12 +288,14 @@ def write(root: Path, files: dict[str, str] = FILES) -> Path:
 
 
 def next_release() -> dict[str, str]:
-    """Another release: a backend gone, one new, a kernel in another file, two lines more above a method."""
+    """Another release: a backend gone, one new, one of more classes, a kernel in another file, two lines above a method."""
     files = dict(FILES)
     gone = REGISTRY.index('@register_attention_backend("old_alpha")')
     wrapper = REGISTRY.index("def attn_backend_wrapper")
     gamma = '@register_attention_backend("gamma")\ndef create_gamma(runner):\n    return create_alpha(runner)\n\n\n'
-    files["srt/layers/attention/attention_registry.py"] = REGISTRY[:gone] + gamma + REGISTRY[wrapper:]
+    registry = REGISTRY[:gone] + gamma + REGISTRY[wrapper:]
+    second = "    if runner.fast:\n        return create_beta(runner)\n    return AlphaBackend(runner)\n"
+    files["srt/layers/attention/attention_registry.py"] = registry.replace("    return AlphaBackend(runner)\n", second)
     cut = KERNELS.index("def helper")
     end = KERNELS.index("def unused")
     tuned = KERNELS[KERNELS.index("@triton.autotune") : KERNELS.index("def decode_fwd")]

@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -114,16 +115,56 @@ def test_dashboard_is_sound():
     assert {variable["name"] for variable in board["templating"]["list"]} == {"datasource", "model"}
 
 
+def test_every_error_that_serving_adds_can_be_looked_up(generator):
+    """Those of the ops are for who calls them with wrong tensors, not for who starts a server."""
+    package = ROOT / "overlay" / "python" / "sglang" / "srt"
+    files = [*(package / "layers" / "attention" / "hsa").glob("*.py"), package / "mem_cache" / "hsa_pool_setup.py"]
+    texts = set().union(*map(generator.raised_texts, files)) - {"…"}  # the text of a refusal
+    assert len(texts) > 12
+    headings = [
+        re.compile(".*".join(re.escape(part.strip(" .:;")) for part in error.split("…"))) for error in quoted_errors()
+    ]
+    assert not [text for text in texts if not any(heading.search(text) for heading in headings)]
+
+
+def test_matrix_quotes_errors_that_are_raised(generator):
+    cells = (*generator.CELLS, generator.Cell("A feature", "on", printed="HSA is tired of …."))
+    assert generator.wrong_cells(cells) == ["A feature, on: nothing raises 'HSA is tired of ….'"]
+    cells = tuple(cell for cell in generator.CELLS if not cell.printed)
+    assert len(generator.wrong_cells(cells)) >= 4
+
+
+def test_every_test_that_the_matrix_names_is_collected(generator):
+    """pytest itself knows the ids, parameters included."""
+    named = sorted({test for cell in generator.CELLS for test in cell.proof})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *named]
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert collected.returncode == 0, collected.stdout[-2000:] + collected.stderr[-2000:]
+
+
 @functools.cache
-def server_options() -> set[str]:
+def server_actions() -> list[argparse.Action]:
     from sglang.srt.server_args import ServerArgs
 
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
-    return {option for action in parser._actions for option in action.option_strings}
+    return parser._actions
 
 
-@pytest.mark.parametrize("page", ["guide.md", "recipes.md", "metrics.md", "troubleshooting.md"])
+def server_options() -> set[str]:
+    return {option for action in server_actions() for option in action.option_strings}
+
+
+def test_cache_dtypes_are_those_of_the_parser(generator):
+    [action] = [action for action in server_actions() if "--kv-cache-dtype" in action.option_strings]
+    settings = {cell.setting for cell in generator.CELLS if cell.feature == "KV cache dtype"}
+    assert {"bfloat16" if name == "bf16" else name for name in action.choices} - {"auto"} <= settings
+
+
+@pytest.mark.parametrize(
+    "page",
+    "guide.md recipes.md metrics.md troubleshooting.md hsa.md kernels.md speculative.md ../README.md".split(),
+)
 def test_server_options_exist(page):
     text = (DOCS / page).read_text(encoding="utf-8")
     of_tools = {"--force", "--source", "--write", "--hsa-"}
@@ -151,11 +192,58 @@ def test_patches_that_can_go_alone_import_nothing_of_the_overlay():
         assert all(f"`{file}`" in rows[subject] for file in files), (subject, files)
 
 
+# Where the options of a tool are defined, by how a page calls it.
+TOOLS = {
+    "scripts/apply_overlay.sh": ("scripts/overlay.py", "scripts/overlay_tool"),
+    "scripts/overlay.py": ("scripts/overlay.py", "scripts/overlay_tool"),
+    "scripts/source_map.py": ("scripts/source_map.py",),
+    "scripts/support_matrix.py": ("scripts/support_matrix.py",),
+    "-m benchmarks.retrieval": ("benchmarks/retrieval",),
+    "-m sglang.mini": ("overlay/python/sglang/mini",),
+    "benchmarks/selection_recall.py": ("benchmarks/selection_recall.py",),
+    "benchmarks/bench_": ("benchmarks",),
+    "examples/needle/train.py": ("examples/needle/train.py",),
+    "test_hsa_storage_machine.py": ("overlay/python/sglang/test/attention/test_hsa_storage_machine.py",),
+}
+
+
+def tool_commands(text: str) -> list[tuple[str, str]]:
+    """(tool, option) of the indented lines of a page; a backslash at the end of a line goes on."""
+    lines = re.findall(r"^ {4,}(.+)$", text.replace("\\\n", " "), re.MULTILINE)
+    found = []
+    for line in lines:
+        command = line.split(" #")[0]
+        tool = next((tool for tool in TOOLS if tool in command), None)
+        options = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", command.split(tool, 1)[1]) if tool else []
+        found += [(tool, option) for option in options]
+    return found
+
+
+def test_options_of_the_tools_exist():
+    pages = [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/*/checkpoint/*.md")]
+    named = {command for page in pages for command in tool_commands(page.read_text(encoding="utf-8"))}
+    assert len(named) > 20 and ("scripts/overlay.py", "--no-patches") in named
+    for tool, option in sorted((tool, option) for tool, option in named if option != "--help"):
+        places = [ROOT / place for place in TOOLS[tool]]
+        files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
+        assert any(f'"{option}"' in file.read_text(encoding="utf-8") for file in files), f"{tool} has no {option}"
+
+
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
 def test_named_scripts_exist(page):
     text = (DOCS / page).read_text(encoding="utf-8")
     for path in re.findall(r"(?<![\w/])((?:scripts|benchmarks)/[\w/]+\.(?:py|sh|md))", text):
         assert (ROOT / path).is_file(), path
+
+
+def test_the_quickstart_ends_with_what_to_do_next(tmp_path):
+    import quickstart
+
+    own, shared = quickstart.next_steps(ROOT / ".venv"), quickstart.next_steps(tmp_path)
+    assert "source .venv/bin/activate\n" in own
+    assert f"source {tmp_path}/bin/activate && export PYTHONPATH={ROOT}/sglang/python\n" in shared
+    assert set(re.findall(r"(?<!\w)--[a-z-]+", own)) <= server_options()
+    assert all((ROOT / page).is_file() for page in re.findall(r"docs/\w+\.md", own))
 
 
 def test_measurements_are_those_of_the_log():

@@ -65,10 +65,7 @@ def sections(text: str) -> dict[str, str]:
 
 def places(section: str) -> list[tuple[str, str, int]]:
     """(name, path, line) of the table rows and trees of a chapter."""
-    found = []
-    for name, where in re.findall(r"^\|(?: \w[\w ]*\|)? `([^`|]+)`[^|]*\|([^\n]+)", section, re.MULTILINE):
-        for path, line in re.findall(r"[\[`]([\w/]+\.py):(\d+)[\]`]", where):
-            found.append((name, path, int(line)))
+    found = [(name, path, line) for name, path, line, _ in rows(section)]
     here: dict[int, str] = {}
     for block in re.findall(r"```text\n(.*?)```", section, re.DOTALL):
         for row in block.splitlines():
@@ -79,10 +76,25 @@ def places(section: str) -> list[tuple[str, str, int]]:
     return found
 
 
+def rows(section: str) -> list[tuple[str, str, int, int]]:
+    """(name, path, line, last line or 0) of the tables of a chapter. The name is the last one before the place."""
+    found = []
+    for row in re.findall(r"^\| (.+) \|$", section, re.MULTILINE):
+        name = ""
+        for cell in row.split(" | "):
+            known = re.findall(r"[\[`]([\w/]+\.py):(\d+)(?:-(\d+))?[\]`]", cell)
+            found += [(name, path, int(line), int(last or 0)) for path, line, last in known]
+            if known:
+                break
+            name = cell.split("`")[1] if cell.startswith("`") else name
+    return found
+
+
 def stands_there(tree: Path, name: str, path: str, line: int) -> bool:
     """Whether a definition of that name, or a call of it, is on that line. Knows nothing of the tool."""
     file = tree / "python" / "sglang" / path
     last = re.sub(r" \(.*\)$", "", name.removeprefix("another backend's ")).rsplit(".", 1)[-1]
+    last = "ATTENTION_BACKENDS" if name == "another backend" else last
     for node in nodes(file):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.lineno == line and node.name == last:
             return True
@@ -90,6 +102,8 @@ def stands_there(tree: Path, name: str, path: str, line: int) -> bool:
             called = node.func.value if isinstance(node.func, ast.Subscript) else node.func
             called_name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
             if called_name == last or called_name in aliases(file, last):
+                return True
+            if any(isinstance(part, ast.Name) and part.id == last for part in node.args):  # compile(function)
                 return True
     return False
 
@@ -141,14 +155,38 @@ def test_every_registered_backend_has_a_chapter(patched):
     assert sorted(sections(patched)) == sorted(names)
 
 
-@pytest.mark.parametrize(
-    "backend", [*NAMED_IN_THE_PAGE, "aiter", "flashmla", "trtllm_mha", "dual_chunk_flash_attn", "wave"]
-)
+def chapter(text: str, name: str) -> str:
+    """What the page says of a name of the registry, or of FlashInfer's MLA backend, which is `flashinfer` there."""
+    if name == "flashinfer_mla":
+        return next(part for part in text.split("\n## ") if part.startswith("FlashInferMLAAttnBackend\n"))
+    return sections(text)[name]
+
+
+@pytest.mark.parametrize("backend", [*NAMED_IN_THE_PAGE, "flashinfer_mla"])
 def test_ten_places_hold_what_the_page_says(patched, backend):
-    known = sorted(set(places(sections(patched)[backend])))
-    assert len(known) >= PICKS or backend in ("torch_native", "flex_attention"), known
-    for name, path, line in random.Random(backend).sample(known, min(PICKS, len(known))):
+    known = sorted(set(places(chapter(patched, backend))))
+    assert len(known) >= PICKS, known
+    for name, path, line in random.Random(backend).sample(known, PICKS):
         assert stands_there(ROOT / "sglang", name, path, line), f"{name} is not on {path}:{line}"
+
+
+def test_all_places_hold_what_the_page_says(patched):
+    known = {place for section in sections(patched).values() for place in places(section)}
+    assert len(known) > 600
+    assert not [place for place in sorted(known) if not stands_there(ROOT / "sglang", *place)]
+
+
+def test_definitions_end_where_the_page_says(patched):
+    """Of functions and classes the tables have the last line as well."""
+    known = {row for section in sections(patched).values() for row in rows(section)}
+    assert sum(last > 0 for *_, last in known) > 200
+    for name, path, line, last in known:
+        ends = [
+            node.end_lineno
+            for node in nodes(ROOT / "sglang" / "python" / "sglang" / path)
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.lineno == line
+        ]
+        assert ends in ([], [last or line]), (name, path, line, last)
 
 
 def test_the_line_after_does_not(patched):
@@ -203,6 +241,8 @@ def test_flashinfer_mla_is_found_by_its_file(facts):
     text = page.terminal(facts, "flashinfer_mla")
     assert text.startswith("FlashInferMLAAttnBackend ") and "flashinfer.BatchMLAPagedAttentionWrapper.run" in text
     assert page.terminal(facts, "no_such_backend") is None
+    assert {"flashinfer_mla", "flashinfer", "fa3"} <= set(page.names(facts))
+    assert all(page.terminal(facts, name) for name in page.names(facts))
 
 
 # A tree whose every answer is known
@@ -211,6 +251,50 @@ def test_flashinfer_mla_is_found_by_its_file(facts):
 def kernels_of(facts, cls: str, method: str) -> list[str]:
     item = next(item for item in facts.classes if item.place.name == cls)
     return [kernel.name for path in item.paths if path.name.endswith("." + method) for kernel in path.kernels()]
+
+
+def test_what_the_mini_backends_are_built_of(mini):
+    """Functions and objects that `__init__` makes, its bases' included; not what the engine hands in."""
+    held = {item.place.name: [(part.attribute, part.what, part.kind) for part in item.held] for item in mini.classes}
+    alpha = [
+        ("decode_fwd", "decode_fwd", "function"),
+        ("wrappers", "flashlib.decode.PagedWrapper", "object"),
+        ("updater", "Updater", "object"),
+    ]
+    assert held["AlphaBackend"] == held["BetaBackend"] == alpha
+    assert held["SplitBetaBackend"] == []
+
+
+@pytest.mark.parametrize(
+    "backend, attribute, what",
+    [
+        ("triton", "decode_attention_fwd", "decode_attention_fwd"),
+        ("flashinfer", "prefill_wrappers_paged", "flashinfer.BatchPrefillWithPagedKVCacheWrapper"),
+        ("flashinfer", "indices_updater_decode", "FlashInferIndicesUpdaterDecode"),
+        ("trtllm_mla", "mha_chunk_kv_cache", "FlashInferMhaChunkKVRunner"),
+        ("flex_attention", "flex_attention", "torch.nn.attention.flex_attention.flex_attention"),
+        ("hsa", "dense", "another backend"),
+    ],
+)
+def test_known_parts_of_backends(patched, backend, attribute, what):
+    assert f"| `{attribute}` | `{what}` |" in sections(patched)[backend]
+
+
+def test_what_is_handed_to_other_packages(patched, mini):
+    """Arguments as the source has them, on one line, without comments, what is unpacked included."""
+    shown = {
+        name: re.findall(r"^# (\S+), (\S+):(\d+)\n(.+(?:\n    .+)*)", part, re.MULTILINE)
+        for name, part in sections(patched).items()
+    }
+    for calls in shown.values():
+        for name, path, line, text in calls:
+            assert stands_there(ROOT / "sglang", name, path, int(line)) and ast.parse(text)
+    for name in ("flashinfer", "trtllm_mla", "fa3", "cutlass_mla", "nsa", "flashmla"):
+        assert shown[name], name
+    known = {name: text for name, *_, text in shown["trtllm_mla"]}
+    assert "kv_lora_rank=self.kv_lora_rank" in known["flashinfer.decode.trtllm_batch_decode_with_kv_cache_mla"]
+    assert "(**common_trtllm_args," in known["flashinfer.prefill.trtllm_ragged_attention_deepseek"]
+    assert "flashlib.prefill.trtllm_attend(q)" in sections(page.page(mini, page.Links(lambda path, line: None)))["alpha"]
 
 
 def test_registry_of_the_mini_tree(mini):
@@ -256,6 +340,14 @@ def test_kernels_of_the_mini_tree(mini):
     )
 
 
+def test_the_file_of_a_compiled_kernel_is_spelled_out(mini, patched):
+    """A constant of another file inside an f-string; what is only known at run time stays a name."""
+    assert kernels_of(mini, "AlphaBackend", "forward_mixed") == ["attend (slow_attention/{dtype}.cuh, common.cuh)"]
+    files = re.findall(r"`\w+ \(([^()`]+\.cuh?)\)`", patched)
+    sources = ROOT / "sglang" / "python" / "sglang" / "jit_kernel" / "csrc"
+    assert files and all((sources / file).is_file() for names in files for file in names.split(", "))
+
+
 def test_every_place_of_two_different_trees(mini, tmp_path):
     """Not ten: all of them, in both releases of the mini tree."""
     later = read_map(open_tree(str(mini_tree.write(tmp_path / "later", mini_tree.next_release())), "later"))
@@ -271,8 +363,10 @@ def test_diff_says_what_moved(mini, tmp_path):
     later = read_map(open_tree(str(mini_tree.write(tmp_path, mini_tree.next_release())), "later"))
     text = diff.compare(mini, later)
     groups = dict(re.findall(r"^(\w[^\n]*): \d+\n((?:  [^\n]+\n)*)", text, re.MULTILINE))
-    assert "backend gamma -> AlphaBackend" in groups["added in later"]
-    assert "backend old_alpha -> AlphaBackend" in groups["removed since mini"]
+    added, removed = groups["added in later"], groups["removed since mini"]
+    assert "backend gamma  " in added and "backend gamma -> AlphaBackend" in added
+    assert "backend old_alpha  " in removed and "backend old_alpha -> AlphaBackend" in removed
+    assert "backend alpha -> BetaBackend" in added and "backend alpha  " not in added + removed
     assert re.search(
         r"kernel AlphaBackend: _tuned_kernel  \S+kernels.py:12 -> \S+helpers.py:6", groups["in another file"]
     )
