@@ -282,7 +282,7 @@ def test_selection_among_many_pages(topk, dtype):
     if dtype == torch.bfloat16 and not ON_GPU:
         pytest.skip("the interpreter has no bfloat16")
     torch.manual_seed(topk)
-    pages, heads, dim = 1700, 2, 16
+    pages, heads, dim = 2500, 2, 16
     layout = dict(page_size=16, window_size=16, sink_pages=1)
     new = 3
     plan = plan_extend(

@@ -28,7 +28,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
     store_best,
 )
 
-PAGES_PER_STEP = 32
+PAGES_PER_STEP = 8  # and warp
 MAX_PROGRAMS_PER_ROW = 32
 
 
@@ -330,6 +330,7 @@ def select_pages_decode(
     num_kv_heads = repr_buffer.shape[1]
     topk = out.shape[-1]
     widest = triton.next_power_of_2(workspace.max_pages)
+    warps = 4 if widest <= 4096 else 8
     _select_pages_kernel[(batch * num_kv_heads, programs_per_row)](
         q,
         repr_buffer,
@@ -371,7 +372,7 @@ def select_pages_decode(
         STRATEGY=strategy,
         CAP=logit_cap > 0,
         HAS_VERSIONS=repr_version is not None,
-        PAGES=PAGES_PER_STEP,
+        PAGES=PAGES_PER_STEP * warps,
         SHARES=triton.next_power_of_2(programs_per_row),
         SMALL=min(PAIRWISE.value, widest),
         MEDIUM=min(MEDIUM.value, widest),
@@ -380,6 +381,6 @@ def select_pages_decode(
         ROWS_SPARSE=INDEX["rows_sparse"],
         PAGES_CANDIDATE=INDEX["pages_candidate"],
         PAGES_SELECTED=INDEX["pages_selected"],
-        num_warps=4 if widest <= 4096 else 8,
+        num_warps=warps,
     )
     return out

@@ -102,7 +102,12 @@ def _raw_scores(
 
 @triton.jit
 def _num_candidates(
-    m, rows, position, PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr
+    m,
+    rows,
+    position,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
 ):
     """Candidate pages of the rows ``m`` of a tile whose first row is at ``position``; 0 past its ``rows``."""
     start = tl.maximum(position + m - WINDOW + 1, 0) // PAGE_SIZE
@@ -130,7 +135,9 @@ def _store_list(
     most = tl.max(lengths)
     m = tl.arange(0, LIST_ROWS)
     least = tl.maximum(threshold, 1)[:, None]
-    crowded = tl.max(reached) > TOPK  # ties: the first of them have the room that is left
+    crowded = (
+        tl.max(reached) > TOPK
+    )  # ties: the first of them have the room that is left
     room = tl.full((LIST_ROWS,), TOPK, tl.int32)
     if crowded:
         for lo in range(0, most, COLUMNS):
@@ -226,6 +233,7 @@ def _select_pages_extend_kernel(
     own = program.to(tl.int64) * ROWS  # this program's rows of the scratch
     keys_row = keys + (own + m) * stride_keys
     maxima_row = maxima + (own + m) * WIDE
+    kept_row = kept + (program * RANKED + tl.arange(0, RANKED)) * WIDE
     # Threshold of each row, and how many keys reach it.
     thresholds = ranks + own * 2
     reaches = thresholds + ROWS
@@ -306,7 +314,7 @@ def _select_pages_extend_kernel(
             threshold, reached = row_thresholds(
                 keys + (own + n) * stride_keys,
                 maxima + (own + n) * WIDE,
-                kept + (own + n) * WIDE,
+                kept_row,
                 ranked,
                 tl.max(ranked),
                 TOPK,

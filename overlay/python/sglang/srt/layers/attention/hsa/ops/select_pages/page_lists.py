@@ -63,14 +63,14 @@ class ExtendSelectWorkspace:
     def __init__(self, plan: ExtendPlan, num_kv_heads: int, programs: int):
         tile_rows, device = plan.tiling.tile_rows, plan.tiles.device
         self.programs = min(len(plan.tiles) * num_kv_heads, programs)
-        rows, limit = self.programs * tile_rows, wide(min(tile_rows, RANK_ROWS))
+        rows, ranked = self.programs * tile_rows, min(tile_rows, RANK_ROWS)
         step = max(PAGES_PER_STEP, LANES.value)
-        large = plan.max_candidates > limit
+        limit = wide(ranked) if plan.max_candidates > wide(ranked) else 0
 
-        def scratch(width: int) -> torch.Tensor:
-            return torch.empty((rows, width), dtype=torch.uint32, device=device)
+        def scratch(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=torch.uint32, device=device)
 
         self.ranks = torch.empty(rows * 2, dtype=torch.int32, device=device)
-        self.keys = scratch(triton.cdiv(plan.max_candidates, step) * step)
-        self.maxima = scratch(limit if large else 0)
-        self.kept = scratch(limit if large else 0)
+        self.keys = scratch(rows, triton.cdiv(plan.max_candidates, step) * step)
+        self.maxima = scratch(rows, limit)
+        self.kept = scratch(self.programs * ranked, limit)

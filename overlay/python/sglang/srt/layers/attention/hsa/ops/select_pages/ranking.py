@@ -58,7 +58,9 @@ def store_best(
         if tl.max(reached) > TOPK:
             tie = key == threshold
             room = TOPK - _count(key, threshold + 1)
-            chosen = chosen & ((key != threshold) | (tl.cumsum(tie.to(tl.int32)) <= room))
+            chosen = chosen & (
+                (key != threshold) | (tl.cumsum(tie.to(tl.int32)) <= room)
+            )
     chosen = chosen & (score > float("-inf"))
     rank = tl.cumsum(chosen.to(tl.int32)) - 1
     tl.store(out_row + rank, page, mask=chosen)

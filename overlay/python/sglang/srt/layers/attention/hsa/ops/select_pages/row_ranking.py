@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-RANK_ROWS = 16  # rows that a program ranks at a time
+RANK_ROWS = 8  # rows that a program ranks at a time: 2048 pages of each in registers
 # Keys of a row in registers where that is enough, and keys of all rows together where it is not.
 NARROW: tl.constexpr = tl.constexpr(256)
 MAX_KEYS = 16384
@@ -142,7 +142,7 @@ def row_thresholds(
         row_ptr: each row's keys ``[ROWS]`` pointers, written by this program before a barrier and readable up to a
             multiple of LANES.
         maxima_ptr: the maxima of each row's groups ``[ROWS]`` pointers; read above WIDE keys only.
-        kept_ptr: scratch for WIDE keys per row; WIDE is ``wide(ROWS)``.
+        kept_ptr: scratch for WIDE keys per row, free again afterwards; WIDE is ``wide(ROWS)``.
         lengths: keys of each row ``[ROWS]``; most: the largest of them.
     """
     threshold = tl.zeros((ROWS,), tl.uint32)
@@ -156,6 +156,7 @@ def row_thresholds(
         tl.debug_barrier()
         if tl.max(kept) <= WIDE:
             key = load_keys(kept_ptr, kept, 0, WIDE, WIDE)
+            tl.debug_barrier()  # the next rows write over them
             threshold, reached = _thresholds(key, TOPK, ROWS)
             threshold = tl.maximum(threshold, bound)  # below are keys that were dropped
         else:
