@@ -4,7 +4,7 @@
 Prefill is the time of one new token after an emptied cache; the decode step is the slope between two output lengths of
 the same cached prompt. Each HSA arm fails unless its counters say that pages were selected. Ends in one JSON line.
 
-    python benchmarks/bench_steps.py --backends hsa flashinfer fa3 --lengths 8192 32768 --batches 1 16
+    python benchmarks/bench_steps.py --backends hsa flashinfer fa3 --shapes 8192x1 32768x1 32768x16
 """
 
 from __future__ import annotations
@@ -22,16 +22,29 @@ import cuda_only
 import geometries
 
 
+ENOUGH = 10  # seconds of timed prefills
+
+
+def shape(text: str) -> tuple[int, int]:
+    """(tokens, requests) of ``LENGTHxBATCH``."""
+    length, batch = text.split("x")
+    return int(length), int(batch)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--geometry", default="345m", choices=geometries.GEOMETRIES)
     parser.add_argument("--backends", nargs="+", default=["hsa", "flashinfer"])
     parser.add_argument("--dense", default="flashinfer", help="HSA's dense backend (default: %(default)s)")
-    parser.add_argument("--lengths", nargs="+", type=int, default=[8192, 32768])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1])
+    parser.add_argument(
+        "--shapes", nargs="+", type=shape, default=[(8192, 1), (32768, 1)], metavar="LENGTHxBATCH",
+        help="prompt tokens and requests (default: 8192x1 32768x1)",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, nargs=2, default=[32, 160], metavar=("FEW", "MANY"))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--prefills", type=int, default=3, help="timed prefills (default: %(default)s)")
+    parser.add_argument(
+        "--prefills", type=int, default=3, help=f"timed prefills, unless they take {ENOUGH} s before (default: %(default)s)"
+    )
     parser.add_argument("--topk", type=int, default=32)
     return cuda_only.parse_args(parser)
 
@@ -47,7 +60,7 @@ def measure(engine, length: int, batch: int, args: argparse.Namespace) -> dict:
 
     seconds(1)  # compiles what is not compiled yet
     prefills = []
-    for _ in range(args.prefills):
+    while len(prefills) < args.prefills and sum(prefills) < ENOUGH * 1e3:
         engine.flush_cache()
         prefills.append(seconds(1) * 1e3)  # the last one leaves the prompts in the radix cache
     seconds(args.steps[0])
@@ -58,6 +71,7 @@ def measure(engine, length: int, batch: int, args: argparse.Namespace) -> dict:
         batch=batch,
         prefill_ms=round(statistics.median(prefills), 1),
         prefill_spread_ms=round(max(prefills) - min(prefills), 1),
+        prefills=len(prefills),
         step_ms=round(statistics.median(steps), 4),
         spread_ms=round(max(steps) - min(steps), 4),
     )
@@ -66,7 +80,8 @@ def measure(engine, length: int, batch: int, args: argparse.Namespace) -> dict:
 def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
     import sglang as sgl
 
-    tokens = max(args.lengths) + args.steps[1] + 128
+    tokens = max(length for length, _ in args.shapes) + args.steps[1] + 128
+    requests = max(batch for _, batch in args.shapes)
     options = dict(attention_backend=backend, page_size=64)
     if backend == "hsa":
         options.update(hsa_dense_backend=args.dense, hsa_topk=args.topk)
@@ -76,9 +91,9 @@ def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
         dtype="bfloat16",
         skip_tokenizer_init=True,
         context_length=tokens,
-        max_running_requests=max(args.batches),
-        cuda_graph_max_bs=max(args.batches),
-        max_total_tokens=max(n * b for n in args.lengths for b in args.batches) + 1024 * max(args.batches),
+        max_running_requests=requests,
+        cuda_graph_max_bs=requests,
+        max_total_tokens=max(length * batch for length, batch in args.shapes) + 1024 * requests,
         chunked_prefill_size=8192,
         disable_piecewise_cuda_graph=True,
         sampling_backend="pytorch",
@@ -87,12 +102,11 @@ def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
         **options,
     ) as engine:
         rows = []
-        for length in args.lengths:
-            for batch in args.batches:
-                row = dict(backend=backend, **measure(engine, length, batch, args))
-                rows.append(row)
-                print(row, flush=True)
-                engine.flush_cache()
+        for length, batch in args.shapes:
+            row = dict(backend=backend, **measure(engine, length, batch, args))
+            rows.append(row)
+            print(row, flush=True)
+            engine.flush_cache()
         counters = engine.get_server_info()["internal_states"][0].get("hsa_counters")
     if backend == "hsa":
         print("counters", counters, flush=True)
