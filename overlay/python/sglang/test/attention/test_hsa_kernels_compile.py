@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HSA Triton kernels compile for Hopper; needs no GPU. The interpreter accepts code that the compiler does not."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 import triton
@@ -79,6 +82,25 @@ def record(monkeypatch):
         return recorder
 
     return install
+
+
+def test_kernels_call_nothing_of_the_host():
+    """SGLang may replace ``triton.next_power_of_2`` by a function that no kernel can call."""
+    ops, found = Path(decode.__file__).parents[1], []
+    kernels = 0
+    for path in sorted(ops.rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            if "triton.jit" in " ".join(map(ast.unparse, node.decorator_list)):
+                kernels += 1
+                names = (n for part in node.body for n in ast.walk(part))
+                found += [
+                    f"{path.name}:{n.lineno}"
+                    for n in names
+                    if isinstance(n, ast.Name) and n.id in ("triton", "torch")
+                ]
+    assert kernels > 20 and not found
 
 
 B, HQ, HKV = 3, 8, 2

@@ -20,11 +20,11 @@ DEVICE = "cuda" if ON_GPU else "cpu"
 
 @triton.jit
 def _threshold_kernel(
-    keys, maxima, kept, lengths, out, reached, most, stride, TOPK: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr
+    keys, maxima, kept, lengths, out, reached, most, stride, TOPK: tl.constexpr, TOPK_BLOCK: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
     m = tl.arange(0, ROWS)
     threshold, count = row_ranking.row_thresholds(
-        keys + m * stride, maxima + m * WIDE, kept + m * WIDE, tl.load(lengths + m), most, TOPK, ROWS, WIDE
+        keys + m * stride, maxima + m * WIDE, kept + m * WIDE, tl.load(lengths + m), most, TOPK, TOPK_BLOCK, ROWS, WIDE
     )  # fmt: skip
     tl.store(out + m, threshold)
     tl.store(reached + m, count)
@@ -57,6 +57,7 @@ def test_thresholds_are_exact(width, topk, values):
         width,
         padded,
         TOPK=topk,
+        TOPK_BLOCK=triton.next_power_of_2(topk),
         ROWS=rows,
         WIDE=wide,
     )

@@ -215,6 +215,7 @@ def _select_pages_extend_kernel(
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
     TOPK: tl.constexpr,
+    TOPK_BLOCK: tl.constexpr,
     KIND: tl.constexpr,
     STRATEGY: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
@@ -318,6 +319,7 @@ def _select_pages_extend_kernel(
                 ranked,
                 tl.max(ranked),
                 TOPK,
+                TOPK_BLOCK,
                 RANKED,
                 WIDE,
             )
@@ -440,6 +442,7 @@ def select_pages_extend(
         WINDOW=max(window_size, 1),
         SINKS=sink_pages,
         TOPK=topk,
+        TOPK_BLOCK=triton.next_power_of_2(topk),
         KIND=kind,
         STRATEGY=strategy,
         HAS_VERSIONS=repr_version is not None,

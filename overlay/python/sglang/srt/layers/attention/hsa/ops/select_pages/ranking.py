@@ -49,9 +49,10 @@ def store_best(
         key = ordered_keys(score)
         high = tl.max(key, axis=0, keep_dims=True)
         low = tl.zeros_like(high)
-        GROUPS: tl.constexpr = triton.next_power_of_2(TOPK)
-        if GROUPS <= WIDTH:  # the least of TOPK maxima or more bounds the TOPK-th key
-            best = tl.max(tl.reshape(key, (WIDTH // GROUPS, GROUPS)), axis=0)
+        if (
+            TOPK_BLOCK <= WIDTH
+        ):  # the least of TOPK maxima or more bounds the TOPK-th key
+            best = tl.max(tl.reshape(key, (WIDTH // TOPK_BLOCK, TOPK_BLOCK)), axis=0)
             low = tl.min(best, axis=0, keep_dims=True)
         threshold, reached = bisect(_count, key, low, high, TOPK)
         chosen = key >= threshold

@@ -91,14 +91,13 @@ def bisect(count: tl.constexpr, keys, low, high, TOPK: tl.constexpr):
 
 
 @triton.jit
-def _thresholds(keys, TOPK: tl.constexpr, ROWS: tl.constexpr):
+def _thresholds(keys, TOPK: tl.constexpr, TOPK_BLOCK: tl.constexpr, ROWS: tl.constexpr):
     """``bisect`` of keys ``[ROWS, N, LANES]`` in registers."""
     best = tl.max(keys, axis=1)  # [ROWS, LANES]
     high = tl.max(best, axis=1)
     low = tl.zeros_like(high)
-    GROUPS: tl.constexpr = triton.next_power_of_2(TOPK)
-    if GROUPS <= LANES:  # the least of TOPK maxima or more bounds the TOPK-th key
-        best = tl.reshape(best, (ROWS, GROUPS, LANES // GROUPS))
+    if TOPK_BLOCK <= LANES:  # the least of TOPK maxima or more bounds the TOPK-th key
+        best = tl.reshape(best, (ROWS, TOPK_BLOCK, LANES // TOPK_BLOCK))
         low = tl.min(tl.max(best, axis=2), axis=1)
     return bisect(_count, keys, low, high, TOPK)
 
@@ -130,6 +129,7 @@ def row_thresholds(
     lengths,
     most,
     TOPK: tl.constexpr,
+    TOPK_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -144,6 +144,7 @@ def row_thresholds(
         maxima_ptr: the maxima of each row's groups ``[ROWS]`` pointers; read above WIDE keys only.
         kept_ptr: scratch for WIDE keys per row, free again afterwards; WIDE is ``wide(ROWS)``.
         lengths: keys of each row ``[ROWS]``; most: the largest of them.
+        TOPK_BLOCK: the power of two from TOPK on.
     """
     threshold = tl.zeros((ROWS,), tl.uint32)
     reached = tl.zeros((ROWS,), tl.int32)  # of at most TOPK pages
@@ -151,13 +152,13 @@ def row_thresholds(
         # The maxima of some groups bound the k-th key as well.
         groups = tl.minimum((lengths + GROUP_PAGES - 1) // GROUP_PAGES, WIDE)
         maxima = load_keys(maxima_ptr, groups, 0, WIDE, WIDE)
-        bound, _ = _thresholds(maxima, TOPK, ROWS)
+        bound, _ = _thresholds(maxima, TOPK, TOPK_BLOCK, ROWS)
         kept = _keep_from(bound, row_ptr, kept_ptr, lengths, most, ROWS, WIDE)
         tl.debug_barrier()
         if tl.max(kept) <= WIDE:
             key = load_keys(kept_ptr, kept, 0, WIDE, WIDE)
             tl.debug_barrier()  # the next rows write over them
-            threshold, reached = _thresholds(key, TOPK, ROWS)
+            threshold, reached = _thresholds(key, TOPK, TOPK_BLOCK, ROWS)
             threshold = tl.maximum(threshold, bound)  # below are keys that were dropped
         else:
             high = tl.full((ROWS,), 4294967295, tl.uint32)
@@ -166,8 +167,8 @@ def row_thresholds(
             )  # fmt: skip
     elif most > NARROW:
         key = load_keys(row_ptr, lengths, 0, most, WIDE)
-        threshold, reached = _thresholds(key, TOPK, ROWS)
+        threshold, reached = _thresholds(key, TOPK, TOPK_BLOCK, ROWS)
     elif most > TOPK:
         key = load_keys(row_ptr, lengths, 0, most, NARROW)
-        threshold, reached = _thresholds(key, TOPK, ROWS)
+        threshold, reached = _thresholds(key, TOPK, TOPK_BLOCK, ROWS)
     return threshold, reached
