@@ -85,7 +85,7 @@ def record(monkeypatch):
 
 
 def test_kernels_call_nothing_of_the_host():
-    """SGLang may replace ``triton.next_power_of_2`` by a function that no kernel can call."""
+    """Where ``triton.next_power_of_2`` is a plain function, a kernel that calls it does not compile."""
     ops, found = Path(decode.__file__).parents[1], []
     kernels = 0
     for path in sorted(ops.rglob("*.py")):

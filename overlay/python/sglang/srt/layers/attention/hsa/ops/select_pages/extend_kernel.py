@@ -18,6 +18,7 @@ import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.counters import INDEX
 from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.select_pages.extend_scores import raw_scores
 from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
 from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
     PAGES_PER_STEP,
@@ -26,8 +27,8 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
 )
 from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     GROUP_PAGES,
+    LANES,
     RANK_ROWS,
-    load_keys,
     ordered_keys,
     row_thresholds,
     wide,
@@ -35,69 +36,6 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
 
 SHARED_BYTES = 220_000  # for features and the pages in flight
 LISTED_KEYS: tl.constexpr = tl.constexpr(8192)  # rows times pages per step of a union
-
-
-@triton.jit
-def _dot_terms(e, f):
-    """``[C, K]`` in half precision times ``[K, R]`` float32, as three terms of that type, which hold its 24 bits."""
-    high = f.to(e.dtype)
-    rest = f - high.to(tl.float32)
-    middle = rest.to(e.dtype)
-    low = (rest - middle.to(tl.float32)).to(e.dtype)
-    # Sums of products: a chain of accumulators would get a layout of its own.
-    return tl.dot(e, low) + tl.dot(e, middle) + tl.dot(e, high)
-
-
-@triton.jit
-def _exact_dot(e, f):
-    """``[C, K]`` in its storage dtype times ``[K, R]`` float32, to float32 accuracy."""
-    if e.dtype == tl.bfloat16:
-        c = _dot_terms(e, f)
-    elif e.dtype == tl.float32:
-        c = tl.dot(e, f, input_precision="ieee")
-    else:
-        # float16 lacks the range: a power of two takes each row's largest feature to 2^14 or more.
-        largest = tl.max(tl.abs(f), axis=0)
-        exponent = largest.to(tl.int32, bitcast=True) >> 23  # plus 127
-        exponent = tl.minimum(tl.maximum(268 - exponent, 1), 253)
-        factor = (exponent << 23).to(tl.float32, bitcast=True)
-        inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
-        c = _dot_terms(e.to(tl.float16), f * factor[None, :]) * inverse[None, :]
-    return c
-
-
-@triton.jit
-def _raw_scores(
-    index,
-    most,
-    repr_head,
-    repr_version,
-    page_version,
-    table_row,
-    first,
-    second,
-    stride_repr_page,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    KIND: tl.constexpr,
-    HAS_VERSIONS: tl.constexpr,
-):
-    """Scores of candidate pages ``index`` ``[C]`` for features ``[D, R]``: ``[R, C]``, -inf if not valid."""
-    d = tl.arange(0, BLOCK_D)
-    inside = index < most
-    page = tl.load(table_row + index, mask=inside, other=0).to(tl.int64)
-    e_ptr = repr_head + page[:, None] * stride_repr_page + d[None, :]
-    valid = inside
-    if HAS_VERSIONS:
-        stamp = tl.load(repr_version + page, mask=inside, other=0)
-        current = tl.load(page_version + page, mask=inside, other=1)
-        valid = stamp == current
-    # What is not valid may hold anything, NaN included: it never enters a score that counts.
-    mask = inside[:, None] & (d[None, :] < HEAD_DIM)
-    raw = _exact_dot(tl.load(e_ptr, mask=mask, other=0.0), first)
-    if KIND == "mean_var" or KIND == "min_max":
-        raw += _exact_dot(tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0), second)
-    return tl.trans(tl.where(valid[:, None], raw, float("-inf")))
 
 
 @triton.jit
@@ -168,9 +106,9 @@ def _store_list(
 
 @triton.jit
 def _load_columns(keys_row, lengths, lo, most, COLUMNS: tl.constexpr):
-    """``load_keys`` as ``[rows, COLUMNS]``."""
+    """Keys ``[rows, COLUMNS]``, 0 past the row's length; masked in whole lanes as in ``load_keys``."""
     column = lo + tl.arange(0, COLUMNS)[None, :]
-    end = (most + 127) // 128 * 128
+    end = (most + LANES - 1) // LANES * LANES
     key = tl.load(keys_row[:, None] + column, mask=column < end, other=0)
     return tl.where(column < lengths[:, None], key, 0)
 
@@ -281,7 +219,7 @@ def _select_pages_extend_kernel(
             )
             for lo in range(0, most, PAGES):
                 index = lo + tl.arange(0, PAGES)
-                raw = _raw_scores(
+                raw = raw_scores(
                     index, most, repr_head, repr_version, page_version, table_row, first, second,
                     stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS,
                 )  # fmt: skip
@@ -292,7 +230,7 @@ def _select_pages_extend_kernel(
 
         for lo in range(0, most, PAGES):
             index = lo + tl.arange(0, PAGES)
-            score = _raw_scores(
+            score = raw_scores(
                 index, most, repr_head, repr_version, page_version, table_row, first, second,
                 stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS,
             )  # fmt: skip
