@@ -73,9 +73,8 @@ def _store_list(
     most = tl.max(lengths)
     m = tl.arange(0, LIST_ROWS)
     least = tl.maximum(threshold, 1)[:, None]
-    crowded = (
-        tl.max(reached) > TOPK
-    )  # ties: the first of them have the room that is left
+    # Ties: the first of them have the room that is left.
+    crowded = tl.max(reached) > TOPK
     room = tl.full((LIST_ROWS,), TOPK, tl.int32)
     if crowded:
         for lo in range(0, most, COLUMNS):
