@@ -246,17 +246,55 @@ def test_the_quickstart_ends_with_what_to_do_next(tmp_path):
     assert all((ROOT / page).is_file() for page in re.findall(r"docs/\w+\.md", own))
 
 
-def test_measurements_are_those_of_the_log():
-    """Times in the guide's table stand in one row of the log."""
+def logged_steps() -> dict[tuple[str, str], list[str]]:
+    """Newest table of the log with times through the engine: (geometry, context x batch) -> its cells without spreads."""
     log = (ROOT / "benchmarks" / "LOG.md").read_text(encoding="utf-8")
-    rows = re.findall(
-        r"^\| (\d+K) \| ([\d.]+) ms \| ([\d.]+) ms \|$", (DOCS / "guide.md").read_text(encoding="utf-8"), re.MULTILINE
+    table = log.split("| geometry | context x batch |", 1)[1].split("\n\n", 1)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {(row[0].upper(), row[1]): [cell.split(" (")[0] for cell in row[2:8]] for row in rows}
+
+
+def test_the_log_divides_right():
+    for shape, (prefill, dense_prefill, gain, step, dense_step, step_gain) in logged_steps().items():
+        assert abs(float(dense_prefill) / float(prefill) - float(gain)) < 0.0055, shape
+        assert abs(float(dense_step) / float(step) - float(step_gain)) < 0.0055, shape
+
+
+def test_measurements_are_those_of_the_log():
+    """Times in the guide, and ratios in the README and on the performance page."""
+    log = logged_steps()
+    pages = {
+        name: (ROOT / name).read_text(encoding="utf-8")
+        for name in ("README.md", "docs/guide.md", "docs/performance.md")
+    }
+    times = re.findall(
+        r"^\| (\d+K) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", pages["docs/guide.md"], re.MULTILINE
     )
-    assert rows
-    for context, ours, dense in rows:
-        assert re.search(
-            rf"^\| {context} \| {re.escape(ours)} \([\d.]+\) \| {re.escape(dense)} \([\d.]+\) \|$", log, re.MULTILINE
-        ), context
+    assert times
+    for context, *row in times:
+        cells = log["345M", f"{context} x 1"]
+        assert row == [cells[0], cells[1], cells[3], cells[4]], context
+
+    rows = re.findall(
+        r"^ *\| (prefill|decode step), (\w+)(?:, one sequence)? \| (.*) \|$", pages["README.md"], re.MULTILINE
+    )
+    assert len(rows) == 4
+    for what, geometry, row in rows:
+        for context, ratio in zip(("8K", "32K", "64K", "128K"), row.split("|")):
+            if ratio.strip():
+                cells = log[geometry, f"{context} x 1"]
+                assert ratio.split()[0] == cells[2 if what == "prefill" else 5], (what, geometry, context)
+
+    rows = re.findall(
+        r"^\| (prefill|decode step), (\w+)(?:, batch (\d+))?, ([^|]+) \| [^|]+ \| ([^|]+) \|$",
+        pages["docs/performance.md"],
+        re.MULTILINE,
+    )
+    assert len(rows) == 6
+    for what, geometry, batch, contexts, ratios in rows:
+        for context, ratio in zip(contexts.split(" / "), ratios.split(" / "), strict=True):
+            cells = log[geometry, f"{context} x {batch or 1}"]
+            assert ratio == cells[2 if what == "prefill" else 5], (what, geometry, context)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

@@ -94,7 +94,9 @@ class PrefixCache:
 
     def evict(self, count: int) -> int:
         """Free up to ``count`` pages that no request uses; returns how many."""
-        gone = self.evictable()[:count]
+        return self._drop(self.evictable()[:count])
+
+    def _drop(self, gone: Sequence[Entry]) -> int:
         for entry in gone:
             del self.entries[entry.key]
             self.kv.release([entry.page])
@@ -104,6 +106,7 @@ class PrefixCache:
     def allocate(self, count: int) -> Optional[List[int]]:
         """Pages with one user each, evicted ones if need be; None, and nothing is evicted, if there are too few."""
         missing = count - self.kv.free_pages
-        if 0 < missing <= len(self.evictable()):
-            self.evict(missing)
+        unused = self.evictable() if missing > 0 else []
+        if 0 < missing <= len(unused):
+            self._drop(unused[:missing])
         return self.kv.allocate(count)

@@ -27,7 +27,10 @@ def generate(model_path, **engine):
     with sgl.Engine(model_path=model_path, **{**GPU_ENGINE, **engine}) as llm:
         alone = [llm.generate(input_ids=p, sampling_params=sampling) for p in prompts]
         batch = llm.generate(input_ids=prompts, sampling_params=sampling)
-        states = llm.get_server_info()["internal_states"]
+        info = llm.get_server_info()
+    # Nothing switched graphs off, or on, behind our back.
+    assert info["disable_cuda_graph"] == engine.get("disable_cuda_graph", False)
+    states = info["internal_states"]
     tokens = [out["output_ids"] for out in (*alone, *batch)]
     assert tokens[: len(prompts)] == tokens[len(prompts) :]
     return tokens, [state["hsa_counters"] for state in states]

@@ -43,7 +43,8 @@ def choose_tiling(group: int, head_dim: int, strategy: str) -> Tiling:
     rows = next((rows for dim, rows in ROWS.items() if head_dim <= dim), None)
     if rows is None:
         raise ValueError(
-            f"the HSA kernels take head dimensions up to 256, not {head_dim}"
+            f"the HSA kernels take head dimensions up to 256, not {head_dim}; "
+            "choose another --attention-backend"
         )
     heads = 1 << (group - 1).bit_length()
     list_rows = min(MAX_LIST_ROWS, max(1, rows // heads))

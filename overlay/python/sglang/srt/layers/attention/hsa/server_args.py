@@ -152,6 +152,10 @@ class HSAServerArgs:
 
     def _limit_cuda_graphs_for_hsa(self) -> None:
         """Decode graphs need the kernels; the work lists of a prefill come from lengths on the host."""
+        if not self.disable_piecewise_cuda_graph and self.device == "cuda":
+            logger.info(
+                "Piecewise cuda graph is disabled: HSA plans a prefill on the host."
+            )
         self.disable_piecewise_cuda_graph = True
         if self.device == "cpu" or self.disable_cuda_graph:
             return
