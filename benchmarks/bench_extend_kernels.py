@@ -25,7 +25,7 @@ from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import select_pages_extend
 from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import ExtendSelectWorkspace, PageLists
 from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
-from sglang.srt.layers.attention.hsa.tile_attention import PROGRAMS_PER_PROCESSOR
+from sglang.srt.layers.attention.hsa.processors import num_processors
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
 LAYOUT = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS)
@@ -99,10 +99,9 @@ def bench(
     q = (agreement * shared + (1 - agreement**2) ** 0.5 * noise).mul(4).to(torch.bfloat16)
     counters = HSACounters("cuda")
     group, scale = heads // kv_heads, dim**-0.5
-    processors = torch.cuda.get_device_properties(0).multi_processor_count
     plan = plan_extend([prefix], [new], tiling=choose_tiling(group, dim, strategy), device="cuda", **LAYOUT)
     lists = PageLists.empty(plan, kv_heads, TOPK)
-    workspace = ExtendSelectWorkspace(plan, kv_heads, PROGRAMS_PER_PROCESSOR * processors)
+    workspace = ExtendSelectWorkspace(plan, kv_heads, num_processors("cuda"))
     out = torch.empty_like(q)
     local_lse = q.new_empty(q.shape[:2], dtype=torch.float32) if strategy == "softmax_head" else None
 

@@ -21,7 +21,6 @@ from pathlib import Path
 import cuda_only
 import geometries
 
-
 ENOUGH = 10  # seconds of timed prefills
 
 

@@ -155,7 +155,11 @@ CELLS = (
         printed="--attention-backend hsa does not support the attention of …, which is not causal self-attention; choose "
         "another --attention-backend.",
     ),
-    Cell("Models", "head dimension above 256 on CUDA", printed="the HSA kernels take head dimensions up to 256, not …; choose another --attention-backend"),
+    Cell(
+        "Models",
+        "head dimension above 256 on CUDA",
+        printed="the HSA kernels take head dimensions up to 256, not …; choose another --attention-backend",
+    ),
     Cell("Models", "linear attention", refusal="linear-attention hybrids"),
     Cell("Models", "diffusion", refusal="diffusion language models"),
     Cell(

@@ -11,7 +11,6 @@ from .model import Held
 from .symbols import Class, Compiled, External, Function, Instance, Method, Registered, stored
 
 
-
 def held_by(evaluator: Evaluator, cls: Class, root: Class | None) -> list[Held]:
     """Attributes that hold something that runs, or an object of a class of its own, in the order of the source."""
     found: dict[tuple, Held] = {}

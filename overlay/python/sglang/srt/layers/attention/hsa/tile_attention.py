@@ -22,8 +22,6 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
 )
 from sglang.srt.layers.attention.hsa.processors import num_processors
 
-PROGRAMS_PER_PROCESSOR = 1  # of selection: what the registers of a multiprocessor hold
-
 
 @dataclass
 class TileAttention:
@@ -51,7 +49,8 @@ class TileAttention:
         """For a plan, with fresh lists and scratch."""
         if not plan.max_candidates:
             return cls(config, counters, plan, None, None)
-        programs = PROGRAMS_PER_PROCESSOR * num_processors(plan.tiles.device)
+        # One program per multiprocessor: it takes all registers.
+        programs = num_processors(plan.tiles.device)
         workspace = ExtendSelectWorkspace(plan, num_kv_heads, programs)
         lists = PageLists.empty(plan, num_kv_heads, config.topk)
         return cls(config, counters, plan, lists, workspace)

@@ -28,7 +28,6 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
 from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     GROUP_PAGES,
     LANES,
-    RANK_ROWS,
     ordered_keys,
     row_thresholds,
     wide,
@@ -141,7 +140,7 @@ def _select_pages_extend_kernel(
     stride_keys,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
-    GROUP_BLOCK: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     ROWS: tl.constexpr,
     RANKED: tl.constexpr,
     WIDE: tl.constexpr,
@@ -164,7 +163,6 @@ def _select_pages_extend_kernel(
 ):
     LISTS: tl.constexpr = ROWS // LIST_ROWS
     GROUPS: tl.constexpr = PAGES // GROUP_PAGES
-    BLOCK_H: tl.constexpr = 1 if STRATEGY == "group" else GROUP_BLOCK
     FEATURE_ROWS: tl.constexpr = ROWS * BLOCK_H
     program = tl.program_id(0)
     m = tl.arange(0, ROWS)
@@ -333,10 +331,11 @@ def select_pages_extend(
     num_kv_heads = repr_buffer.shape[1]
     group = num_heads // num_kv_heads
     items = len(plan.tiles) * num_kv_heads
-    group_block, block_d = (triton.next_power_of_2(n) for n in (group, head_dim))
+    block_d = triton.next_power_of_2(head_dim)
+    # Feature rows of a token.
+    block_h = 1 if strategy == "group" else triton.next_power_of_2(group)
     # Three terms of either half of the features, and two halves of each page's representation.
-    feature_rows = plan.tiling.tile_rows * (1 if strategy == "group" else group_block)
-    features = 3 * 2 * feature_rows * block_d * 2
+    features = 3 * 2 * plan.tiling.tile_rows * block_h * block_d * 2
     pages, step = PAGES_PER_STEP, 2 * PAGES_PER_STEP * block_d * 2
     while features + step > SHARED_BYTES:
         pages, step = pages // 2, step // 2
@@ -368,10 +367,10 @@ def select_pages_extend(
         workspace.keys.shape[1],
         KV_HEADS=num_kv_heads,
         GROUP=group,
-        GROUP_BLOCK=group_block,
+        BLOCK_H=block_h,
         ROWS=plan.tiling.tile_rows,
-        RANKED=min(plan.tiling.tile_rows, RANK_ROWS),
-        WIDE=wide(min(plan.tiling.tile_rows, RANK_ROWS)),
+        RANKED=workspace.ranked,
+        WIDE=wide(workspace.ranked),
         LIST_ROWS=out.list_rows,
         HEAD_DIM=head_dim,
         BLOCK_D=max(16, block_d),

@@ -58,14 +58,19 @@ class ExtendSelectWorkspace:
         plan: the largest.
         num_kv_heads: KV heads on this rank.
         programs: programs of a launch at most; the tiles of all heads take turns.
+
+    Attributes:
+        ranked: rows of a tile that a program ranks at a time.
     """
 
     def __init__(self, plan: ExtendPlan, num_kv_heads: int, programs: int):
         tile_rows, device = plan.tiling.tile_rows, plan.tiles.device
         self.programs = min(len(plan.tiles) * num_kv_heads, programs)
-        rows, ranked = self.programs * tile_rows, min(tile_rows, RANK_ROWS)
+        self.ranked = min(tile_rows, RANK_ROWS)
+        rows, limit = self.programs * tile_rows, wide(self.ranked)
         step = max(PAGES_PER_STEP, LANES.value)
-        limit = wide(ranked) if plan.max_candidates > wide(ranked) else 0
+        if plan.max_candidates <= limit:  # all ranked in registers
+            limit = 0
 
         def scratch(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=torch.uint32, device=device)
@@ -73,4 +78,4 @@ class ExtendSelectWorkspace:
         self.ranks = torch.empty(rows * 2, dtype=torch.int32, device=device)
         self.keys = scratch(rows, triton.cdiv(plan.max_candidates, step) * step)
         self.maxima = scratch(rows, limit)
-        self.kept = scratch(self.programs * ranked, limit)
+        self.kept = scratch(self.programs * self.ranked, limit)
