@@ -6,13 +6,9 @@ import os
 import numpy as np
 import pytest
 import torch
-import triton
-import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.decode_kernels import unsupported
-from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import store_best
-from sglang.srt.layers.attention.hsa.ops.select_pages.reference import topk_transform
 from sglang.srt.layers.attention.hsa.split_decode import max_programs, programs_per_row
 from sglang.test.attention import hsa_oracle
 from sglang.test.attention.hsa_harness import Harness
@@ -163,49 +159,6 @@ def test_kernel_and_reference_select_the_same_pages():
         for g in range(2):
             got = h.backend.decode_kernels.buffers.attention.selected[row, g].tolist()
             assert [table.index(page) for page in got if page >= 0] == chosen[g]
-
-
-@triton.jit
-def _rank_kernel(
-    scores,
-    table,
-    out,
-    found,
-    count,
-    TOPK: tl.constexpr,
-    TOPK_BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    best = store_best(scores, table, out, count, TOPK, TOPK_BLOCK, WIDTH)
-    tl.store(found, best)
-
-
-@pytest.mark.parametrize(
-    "width,counts", [(128, (1, 5, 100, 128)), (1024, (129, 1000)), (4096, (1025, 3000))]
-)
-@pytest.mark.parametrize("topk", [1, 6, 32])
-def test_ranking_is_the_total_order_of_the_reference(width, counts, topk):
-    """Many ties, negative scores and pages that cannot be selected, in each of the three algorithms. # trap 38"""
-    for count in counts:
-        scores = torch.randint(-20, 20, (count,)).float() / 4
-        scores[torch.rand(count) < 0.2] = float("-inf")
-        table = torch.randperm(count).int()
-        _, expected = topk_transform(scores.view(1, 1, -1), topk, table)
-        out = torch.full((topk,), -7, dtype=torch.int32, device=DEVICE)
-        found = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-        _rank_kernel[(1,)](
-            scores.to(DEVICE),
-            table.to(DEVICE),
-            out,
-            found,
-            count,
-            TOPK=topk,
-            TOPK_BLOCK=triton.next_power_of_2(topk),
-            WIDTH=width,
-        )
-        pages = expected.flatten().tolist()
-        assert out.tolist() == pages + [-1] * (topk - len(pages)), count
-        assert found.item() == sum(page >= 0 for page in pages)
 
 
 def test_padded_rows_of_a_graph_are_harmless():

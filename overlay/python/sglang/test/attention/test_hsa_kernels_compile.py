@@ -46,7 +46,9 @@ class Recorder:
 
     def _launch(self, *args, **constants):
         options = {
-            k: constants.pop(k) for k in ("num_warps", "num_stages") if k in constants
+            k: constants.pop(k)
+            for k in ("num_warps", "num_stages", "maxnreg")
+            if k in constants
         }
         signature, constexprs, attrs = {}, {}, {}
         for param, value in zip(self.kernel.params, args):

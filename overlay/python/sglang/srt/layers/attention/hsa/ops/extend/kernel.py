@@ -21,6 +21,8 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageList
 KEYS_PER_STEP = 64
 MAX_STAGES = 3
 SHARED_BYTES = 200_000
+# Heads of up to FOUR_DIM dimensions in 16 bits need few enough registers for four programs on a multiprocessor.
+FOUR_DIM, FOUR_REGISTERS = 64, 128
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -334,6 +336,9 @@ def extend_hsa(
     rows = max(16, list_rows * group_block)  # tl.dot needs 16
     keys = KEYS_PER_STEP if repr_buffer is None else page_size
     step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
+    stages = max(1, min(MAX_STAGES, SHARED_BYTES // step_bytes))
+    four = max(head_dim, v_dim) <= FOUR_DIM and q.element_size() == 2
+    four = four and repr_buffer is None
     _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](
         q,
         k_buffer,
@@ -384,6 +389,7 @@ def extend_hsa(
         KIND=kind,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4 if max(head_dim, v_dim) <= 128 and rows <= 64 else 8,
-        num_stages=max(1, min(MAX_STAGES, SHARED_BYTES // step_bytes)),
+        num_stages=2 if four else stages,
+        maxnreg=FOUR_REGISTERS if four else None,
     )
     return out

@@ -23,8 +23,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.decode_scores import (
 )
 from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
 from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
-    MEDIUM,
-    PAIRWISE,
+    ranking_widths,
     store_best,
 )
 
@@ -76,9 +75,7 @@ def _select_pages_kernel(
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
     SHARES: tl.constexpr,
-    SMALL: tl.constexpr,
-    MEDIUM: tl.constexpr,
-    LARGE: tl.constexpr,
+    WIDTHS: tl.constexpr,
     ROWS_DENSE: tl.constexpr,
     ROWS_SPARSE: tl.constexpr,
     PAGES_CANDIDATE: tl.constexpr,
@@ -108,11 +105,15 @@ def _select_pages_kernel(
     first = tl.zeros((BLOCK_D,), tl.float32)
     second = tl.zeros((BLOCK_D,), tl.float32)
     if STRATEGY == "group":
-        for h in tl.static_range(GROUP):
-            head = tl.load(q_row + h * stride_q_head + d, mask=in_head, other=0.0)
-            f, s = query_features(head.to(tl.float32), sm_scale, KIND)
-            first += f
-            second += s
+        head = tl.arange(0, BLOCK_G)
+        heads = tl.load(
+            q_row + head[:, None] * stride_q_head + d[None, :],
+            mask=(head < GROUP)[:, None] & in_head[None, :],
+            other=0.0,
+        )
+        features = query_features(heads.to(tl.float32), sm_scale, KIND)
+        first = tl.sum(features[0], axis=0)
+        second = tl.sum(features[1], axis=0)
     index = share * PAGES + tl.arange(0, PAGES)
     score = score_pages(
         index,
@@ -226,21 +227,12 @@ def _select_pages_kernel(
                 GROUP,
                 BLOCK_G,
                 SHARES,
-                MEDIUM,
+                WIDTHS[1] if len(WIDTHS) > 1 else WIDTHS[0],
             )
             tl.debug_barrier()
-        if count <= SMALL:
-            found = store_best(
-                scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, SMALL
-            )
-        elif count <= MEDIUM:
-            found = store_best(
-                scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, MEDIUM
-            )
-        else:
-            found = store_best(
-                scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, LARGE
-            )
+        found = store_best(
+            scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, WIDTHS
+        )
         if count > 0:
             tl.atomic_add(counters + PAGES_CANDIDATE, count.to(tl.int64))
             tl.atomic_add(counters + PAGES_SELECTED, found.to(tl.int64))
@@ -329,8 +321,8 @@ def select_pages_decode(
     batch, num_heads, head_dim = q.shape
     num_kv_heads = repr_buffer.shape[1]
     topk = out.shape[-1]
-    widest = triton.next_power_of_2(workspace.max_pages)
-    warps = 4 if widest <= 4096 else 8
+    widths = ranking_widths(workspace.max_pages)
+    warps = 4 if widths[-1] <= 4096 else 8
     _select_pages_kernel[(batch * num_kv_heads, programs_per_row)](
         q,
         repr_buffer,
@@ -374,9 +366,7 @@ def select_pages_decode(
         HAS_VERSIONS=repr_version is not None,
         PAGES=PAGES_PER_STEP * warps,
         SHARES=triton.next_power_of_2(programs_per_row),
-        SMALL=min(PAIRWISE.value, widest),
-        MEDIUM=min(MEDIUM.value, widest),
-        LARGE=widest,
+        WIDTHS=widths,
         ROWS_DENSE=INDEX["rows_dense"],
         ROWS_SPARSE=INDEX["rows_sparse"],
         PAGES_CANDIDATE=INDEX["pages_candidate"],

@@ -11,9 +11,14 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     ordered_keys,
 )
 
-# Up to PAIRWISE pages every pair is compared; above that a threshold is searched, in fewer registers up to MEDIUM pages.
-PAIRWISE: tl.constexpr = tl.constexpr(128)
-MEDIUM: tl.constexpr = tl.constexpr(1024)
+# A row is ranked in registers, in the least of these numbers of them that its pages fit into.
+WIDTHS = (256, 1024, 2048, 4096)
+
+
+def ranking_widths(max_pages: int) -> tuple[int, ...]:
+    """Numbers of pages that rankings are compiled for, ascending; the last takes a sequence of ``max_pages``."""
+    widest = triton.next_power_of_2(max_pages)
+    return (*(width for width in WIDTHS if width < widest), widest)
 
 
 @triton.jit
@@ -23,7 +28,7 @@ def _count(keys, least):
 
 
 @triton.jit
-def store_best(
+def _store_best(
     scores_row,
     table_row,
     out_row,
@@ -32,7 +37,7 @@ def store_best(
     TOPK_BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Store the physical pages of the TOPK best of ``count`` scores, ascending, -1 padded; returns how many."""
+    """``store_best`` of at most WIDTH scores."""
     index = tl.arange(0, WIDTH)
     live = index < count
     # Written by other programs of this launch: .cg reads past the L1 cache.
@@ -40,28 +45,18 @@ def store_best(
         scores_row + index, mask=live, other=float("-inf"), cache_modifier=".cg"
     )
     page = tl.load(table_row + index, mask=live, other=0)
-    if WIDTH <= PAIRWISE:
-        ahead = (score[None, :] > score[:, None]) | (
-            (score[None, :] == score[:, None]) & (index[None, :] < index[:, None])
-        )
-        chosen = tl.sum(ahead.to(tl.int32), axis=1) < TOPK
-    else:
-        key = ordered_keys(score)
-        high = tl.max(key, axis=0, keep_dims=True)
-        low = tl.zeros_like(high)
-        if (
-            TOPK_BLOCK <= WIDTH
-        ):  # the least of TOPK maxima or more bounds the TOPK-th key
-            best = tl.max(tl.reshape(key, (WIDTH // TOPK_BLOCK, TOPK_BLOCK)), axis=0)
-            low = tl.min(best, axis=0, keep_dims=True)
-        threshold, reached = bisect(_count, key, low, high, TOPK)
-        chosen = key >= threshold
-        if tl.max(reached) > TOPK:
-            tie = key == threshold
-            room = TOPK - _count(key, threshold + 1)
-            chosen = chosen & (
-                (key != threshold) | (tl.cumsum(tie.to(tl.int32)) <= room)
-            )
+    key = ordered_keys(score)
+    high = tl.max(key, axis=0, keep_dims=True)
+    low = tl.zeros_like(high)
+    if TOPK_BLOCK <= WIDTH:  # the least of TOPK maxima or more bounds the TOPK-th key
+        best = tl.max(tl.reshape(key, (WIDTH // TOPK_BLOCK, TOPK_BLOCK)), axis=0)
+        low = tl.min(best, axis=0, keep_dims=True)
+    threshold, reached = bisect(_count, key, low, high, TOPK)
+    chosen = key >= threshold
+    if tl.max(reached) > TOPK:
+        tie = key == threshold
+        room = TOPK - _count(key, threshold + 1)
+        chosen = chosen & ((key != threshold) | (tl.cumsum(tie.to(tl.int32)) <= room))
     chosen = chosen & (score > float("-inf"))
     rank = tl.cumsum(chosen.to(tl.int32)) - 1
     tl.store(out_row + rank, page, mask=chosen)
@@ -72,4 +67,27 @@ def store_best(
         tl.full((TOPK_BLOCK,), -1, tl.int32),
         mask=(slot >= found) & (slot < TOPK),
     )
+    return found
+
+
+@triton.jit
+def store_best(
+    scores_row,
+    table_row,
+    out_row,
+    count,
+    TOPK: tl.constexpr,
+    TOPK_BLOCK: tl.constexpr,
+    WIDTHS: tl.constexpr,
+):
+    """Store the physical pages of the TOPK best of ``count`` scores, ascending, -1 padded; returns how many.
+
+    WIDTHS are ``ranking_widths``.
+    """
+    found = tl.zeros((), tl.int32)
+    for i in tl.static_range(len(WIDTHS)):
+        if (count <= WIDTHS[i]) & (count > (WIDTHS[i - 1] if i > 0 else -1)):
+            found = _store_best(
+                scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, WIDTHS[i]
+            )
     return found
