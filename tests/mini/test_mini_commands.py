@@ -169,3 +169,16 @@ def test_a_bench_does_not_time_wrong_tokens(world, monkeypatch, capsys):
     with pytest.raises(ValueError, match="differs from the reference"):
         local_bench.main([*COMMON, "--arms", "torch", "--prompt-tokens", "50"])
     assert "{" not in capsys.readouterr().out
+
+
+def test_rows_before_an_error_are_printed(capsys):
+    from sglang.mini.api import MiniError
+    from sglang.mini.bench_common import Bench
+
+    def broken():
+        raise MiniError("no more")
+
+    with pytest.raises(MiniError, match="no more"):
+        Bench.run(None, "local", [("rows", lambda: {"arm": "torch", "ttfb_s": 0.25}), ("rows", broken)])
+    out = capsys.readouterr().out
+    assert "torch" in out and "0.25" in out and "{" not in out

@@ -221,13 +221,15 @@ class Bench:
     def run(self, name: str, jobs: Sequence[Tuple[str, Callable[[], Dict]]]) -> None:
         """Run jobs of (table, call -> row); print the tables, and all with the machine as one JSON line."""
         tables: Dict[str, List[Dict]] = {}
-        for title, job in (bar := tqdm(jobs)):
-            bar.set_description(title)
-            tables.setdefault(title, []).append(job())
-        for title, rows in tables.items():
-            table = pandas.DataFrame(rows).drop(columns="counters", errors="ignore")
-            text = table.to_string(index=False, float_format="{:.3g}".format, na_rep="")
-            print(f"\n{title}\n{text}")
+        try:
+            for title, job in (bar := tqdm(jobs)):
+                bar.set_description(title)
+                tables.setdefault(title, []).append(job())
+        finally:  # an error or an interrupt leaves the rows before it
+            for title, rows in tables.items():
+                table = pandas.DataFrame(rows).drop(columns="counters", errors="ignore")
+                form = dict(index=False, float_format="{:.3g}".format, na_rep="")
+                print(f"\n{title}\n{table.to_string(**form)}")
         for arm, reason in self.skipped.items():
             print(f"{arm} was skipped: {reason}")
         device = self.model.device
