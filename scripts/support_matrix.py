@@ -128,7 +128,12 @@ CELLS = (
         "on",
         (DENSE + "test_greedy_tokens_and_logprobs[gemma2-softcap-window]", REFERENCE_DENSE + "[5.0-64]"),
     ),
-    Cell("Tensor parallel", "up to the KV heads", (ON_GPU + "test_two_tensor_parallel_ranks",), needs=TWO_GPUS),
+    Cell(
+        "Tensor parallel",
+        "up to the KV heads",
+        (SPARSE + "test_two_tensor_parallel_ranks", ON_GPU + "test_two_tensor_parallel_ranks"),
+        needs=TWO_GPUS + " for the latter",
+    ),
     Cell("Tensor parallel", "more ranks than KV heads", refusal="more tensor-parallel ranks than KV heads"),
     Cell("Data parallel", "replicas", (ON_GPU + "test_two_replicas",), needs=TWO_GPUS),
     Cell("Data parallel", "attention", refusal="data-parallel attention"),

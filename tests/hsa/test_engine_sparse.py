@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """sgl.Engine with few pages selected: the oracle's tokens, however the scheduler cuts, caches and batches."""
 
+import os
+from functools import partial
+
 import pytest
 from hf_oracle import greedy
 from tiny_models import build, hf_greedy, prompt_ids
@@ -65,6 +68,23 @@ def test_schedule_does_not_change_tokens(run_engine, path, prompts, expected, sc
     assert tokens == [expected] * 3
     assert (max(cached) > 0) == (schedule != "no-radix")
     assert 0 < counts["pages_selected"] < counts["pages_candidate"] and counts["reprs_healed"] == 0
+
+
+def test_two_tensor_parallel_ranks(run_engine, path, prompts, expected):
+    """Each rank has one of the two KV heads; the counters are the first rank's. # trap 29"""
+    cores = sorted(os.sched_getaffinity(0))
+    run_ranks = partial(
+        run_engine,
+        # SGLang wants to be told where there are fewer NUMA nodes than ranks.
+        SGLANG_CPU_OMP_THREADS_BIND=f"{cores[0]}|{cores[-1]}",
+        # Each rank would compile C++ for the mask of its part of the vocabulary, which takes seconds.
+        TORCH_COMPILE_DISABLE="1",
+    )
+    tokens, cached, counts = run_alone_and_batched(run_ranks, path, prompts, tp_size=2)
+    assert tokens == [expected] * 3
+    assert max(cached) > 0 and counts["reprs_healed"] == 0
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+    assert counts["pages_selected"] <= ORACLE.topk * counts["rows_sparse"], "pages for more than one KV head"
 
 
 @pytest.mark.parametrize(
