@@ -260,6 +260,24 @@ def test_the_log_divides_right():
         assert abs(float(dense_step) / float(step) - float(step_gain)) < 0.0055, shape
 
 
+def test_the_log_quotes_its_runs():
+    """The newest folder of runs has the times of the newest table."""
+    folder = max((ROOT / "benchmarks" / "runs").iterdir())
+    measured = {}
+    for path in sorted(folder.glob("*-*.json"), key=lambda path: len(path.name)):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        for row in run["rows"] if "geometry" in run else ():
+            shape = run["geometry"].upper(), f"{row['length'] // 1024}K x {row['batch']}"
+            # A context that a run with a longer one repeats stands where it came first.
+            measured.setdefault((*shape, row["backend"]), (row["prefill_ms"], row["step_ms"]))
+    log = logged_steps()
+    assert {(geometry, shape) for geometry, shape, backend in measured if backend == "hsa"} == set(log)
+    for shape, (prefill, dense_prefill, _, step, dense_step, _) in log.items():
+        for backend, cells in (("hsa", (prefill, step)), ("fa3", (dense_prefill, dense_step))):
+            for cell, value in zip(cells, measured[(*shape, backend)]):
+                assert abs(float(cell) - value) < 0.0006, (shape, backend)
+
+
 def test_measurements_are_those_of_the_log():
     """Times in the guide, and ratios in the README and on the performance page."""
     log = logged_steps()
