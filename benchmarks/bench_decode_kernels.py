@@ -32,14 +32,20 @@ PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
 COLD_NAMES = {"_select_pages_kernel": "select_cold_us", "_decode_hsa_kernel": "attend_cold_us"}
 
 
-def microseconds(launch, repeats: int = 20, inner: int = 20) -> tuple[float, float]:
-    """Median and spread of one launch sequence, replayed ``inner`` times from a graph."""
-    launch()
+def captured(run, times: int) -> torch.cuda.CUDAGraph:
+    """A graph of so many runs; what they need is compiled before."""
+    run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(inner):
-            launch()
+        for _ in range(times):
+            run()
+    return graph
+
+
+def microseconds(launch, repeats: int = 20, inner: int = 20) -> tuple[float, float]:
+    """Median and spread of one launch sequence, replayed ``inner`` times from a graph."""
+    graph = captured(launch, inner)
     times = []
     for _ in range(repeats + 2):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -54,14 +60,12 @@ def microseconds(launch, repeats: int = 20, inner: int = 20) -> tuple[float, flo
 
 def cold_microseconds(launch, others, repeats: int = 40) -> dict[str, float]:
     """Median time of each HSA kernel in a launch sequence that ``others()`` runs before, by COLD_NAMES."""
-    launch()
-    others()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            others()
-            launch()
+
+    def run():
+        others()
+        launch()
+
+    graph = captured(run, repeats)
     graph.replay()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -101,7 +105,7 @@ def copy_bandwidth() -> float:
     return 2 * x.numel() * 4 / us * 1e6
 
 
-def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, strategy: str, bandwidth: float) -> dict:
+def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, strategy: str, bandwidth: float, others) -> dict:
     torch.manual_seed(0)
     pages = length // PAGE
     num_pages = batch * pages + 1
@@ -152,7 +156,7 @@ def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, strategy
     select_us, _ = microseconds(select)
     attend_us, _ = microseconds(attend)
     both_us, spread = microseconds(both)
-    cold = cold_microseconds(both, other_kernels())
+    cold = cold_microseconds(both, others)
     return dict(
         length=length, batch=batch, heads=heads, kv_heads=kv_heads, dim=dim, error=round(error, 5),
         select_us=round(select_us, 2), attend_us=round(attend_us, 2), both_us=round(both_us, 2),
@@ -168,14 +172,14 @@ def main() -> None:
     parser.add_argument("--strategy", default=HSAConfig.selection_strategy, choices=SELECTION_STRATEGIES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     args = cuda_only.parse_args(parser)
-    bandwidth = copy_bandwidth()
+    bandwidth, others = copy_bandwidth(), other_kernels()
     rows = []
     for heads, kv_heads, dim in ((16, 2, 64), (32, 8, 128)):
         for batch in args.batches:
             for length in args.lengths:
                 if batch * length * kv_heads * dim > 1 << 32:
                     continue
-                rows.append(bench(length, batch, heads, kv_heads, dim, args.strategy, bandwidth))
+                rows.append(bench(length, batch, heads, kv_heads, dim, args.strategy, bandwidth, others))
                 print(rows[-1], flush=True)
     print(json.dumps(dict(gpu=torch.cuda.get_device_name(), copy_tb_s=round(bandwidth / 1e12, 2), rows=rows)))
 

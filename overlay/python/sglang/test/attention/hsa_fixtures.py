@@ -30,16 +30,32 @@ GPU_ENGINE = dict(
 NEAR_TIE = 0.05  # log-probability; other shapes and other orders of summation round float16 in other ways
 
 
-def assert_same_up_to_near_ties(outputs: Sequence[dict], references: Sequence[dict]):
+def answers(llm, lengths: Sequence[int], new: int) -> List[dict]:
+    """Greedy answers of ``new`` tokens, with their two best log-probabilities, to random prompts of these lengths.
+
+    First to each prompt alone, then to all as a batch, which finds them in the radix cache if there is one.
+    """
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 512, n).tolist() for n in lengths]
+    sampling = dict(temperature=0, ignore_eos=True, max_new_tokens=new)
+    ask = dict(sampling_params=sampling, return_logprob=True, top_logprobs_num=2)
+    outputs = [llm.generate(input_ids=p, **ask) for p in prompts]
+    return outputs + llm.generate(input_ids=prompts, **ask)
+
+
+def assert_same_up_to_near_ties(
+    outputs: Sequence[dict], references: Sequence[dict], new: int
+):
     """Greedy texts equal up to the first near-tie, after which they part ways; at most one in three may have one.
 
     Args:
-        outputs, references: answers of an engine; those of the references with their two best log-probabilities.
+        outputs, references: of ``answers``.
+        new: tokens of each.
     """
     ties = 0
     for got, expected in zip(outputs, references, strict=True):
         tokens, reference = got["output_ids"], expected["output_ids"]
-        assert len(tokens) == len(reference)
+        assert len(tokens) == len(reference) == new
         i = next((i for i, t in enumerate(reference) if tokens[i] != t), None)
         if i is None:
             continue

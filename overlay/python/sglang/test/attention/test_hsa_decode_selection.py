@@ -22,6 +22,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.reference import (
     select_pages,
     topk_transform,
 )
+from sglang.test.attention.hsa_fixtures import make_batch
 
 ON_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(
@@ -39,18 +40,16 @@ PAGE, WINDOW, SINKS, TOPK, HEADS, KV_HEADS = 16, 40, 1, 6, 4, 2
 def test_programs_share_the_pages_of_a_row(strategy, dim, programs):
     """Rows whose pages need no program, one, several, and more than there are: each ranks all of them, twice in a row."""
     torch.manual_seed(1)
-    pages = torch.tensor([1, 3, 20, 37, 70, 300, 620])
-    lens = (pages * PAGE - 5).int().to(DEVICE)
-    batch, widest = len(pages), int(pages.max())
-    num_pages = int(pages.sum()) + 1
-    table = torch.zeros(batch, widest, dtype=torch.int32)
-    physical, used = torch.randperm(num_pages - 1).int() + 1, 0
-    for b, n in enumerate(pages.tolist()):
-        table[b, :n] = physical[used : used + n]
-        used += n
-    table = table.to(DEVICE)
+    k, v, table, lens = (
+        x.to(DEVICE)
+        for x in make_batch(
+            [n * PAGE - 5 for n in (1, 3, 20, 37, 70, 300, 620)],
+            page_size=PAGE, num_kv_heads=KV_HEADS, head_dim=dim,
+        )[:4]
+    )  # fmt: skip
+    batch, widest = table.shape
+    num_pages = len(k) // PAGE
     q = torch.randn(batch, HEADS, dim, device=DEVICE)
-    k, v = torch.randn(2, num_pages * PAGE, KV_HEADS, dim, device=DEVICE)
     reprs = torch.randn(num_pages, KV_HEADS, 2 * dim, device=DEVICE)
     version = torch.ones(num_pages, dtype=torch.int64, device=DEVICE)
     stamps = version - (torch.rand(num_pages, device=DEVICE) < 0.1).long()

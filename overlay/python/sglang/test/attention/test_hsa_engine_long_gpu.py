@@ -8,6 +8,7 @@ import torch
 import sglang as sgl
 from sglang.test.attention.hsa_fixtures import (
     GPU_ENGINE,
+    answers,
     assert_same_up_to_near_ties,
     write_random_model,
 )
@@ -21,22 +22,15 @@ MANY = tuple(300 + 173 * i for i in range(16))
 NEW = 32
 
 
-def generate(model_path, lengths, at_once=True, **engine):
-    """Answers of NEW tokens to random prompts, and the counters; None of dense attention."""
-    rng = np.random.default_rng(0)
-    prompts = [rng.integers(0, 512, n).tolist() for n in lengths]
-    sampling = dict(temperature=0, ignore_eos=True, max_new_tokens=NEW)
-    ask = dict(sampling_params=sampling, return_logprob=True, top_logprobs_num=2)
+def generate(model_path, lengths, **engine):
+    """``answers``, and the counters; None of dense attention."""
     total = sum(lengths) + 64 * len(lengths) + 4096
     options = dict(GPU_ENGINE, max_total_tokens=total, max_running_requests=16)
     options.update(cuda_graph_max_bs=16, page_size=64, **engine)
     if options["attention_backend"] != "hsa":
         options = {k: v for k, v in options.items() if not k.startswith("hsa_")}
     with sgl.Engine(model_path=model_path, **options) as llm:
-        if at_once:
-            outputs = llm.generate(input_ids=prompts, **ask)
-        else:
-            outputs = [llm.generate(input_ids=p, **ask) for p in prompts]
+        outputs = answers(llm, lengths, NEW)
         [state] = llm.get_server_info()["internal_states"]
     return outputs, state.get("hsa_counters")
 
@@ -53,20 +47,21 @@ def test_every_page_of_128k_selected_is_dense_attention(model_path):
     assert none is None
     got, counts = generate(model_path, LONG, hsa_topk=10**6)
     assert counts["pages_selected"] == counts["pages_candidate"] > 0
-    assert_same_up_to_near_ties(got, dense)
+    assert_same_up_to_near_ties(got, dense, NEW)
     first = [out["meta_info"]["output_token_logprobs"][0][0] for out in (*got, *dense)]
-    apart = np.abs(np.subtract(first[: len(LONG)], first[len(LONG) :])).max()
+    apart = np.abs(np.subtract(first[: len(got)], first[len(got) :])).max()
     print(f"log-probabilities of the first tokens differ by at most {apart:.4f}")
     assert apart < 0.05
 
 
 def test_sixteen_requests_at_once_or_one_by_one(model_path):
     """With and without the radix cache, a few pages of many selected. # trap 3, 10"""
-    alone, counts = generate(model_path, MANY, at_once=False)
+    outputs, counts = generate(model_path, MANY)
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
-    for options in (dict(), dict(disable_radix_cache=True)):
-        batch, _ = generate(model_path, MANY, **options)
-        assert_same_up_to_near_ties(batch, alone)
+    alone, batch = outputs[: len(MANY)], outputs[len(MANY) :]
+    assert_same_up_to_near_ties(batch, alone, NEW)
+    uncached, _ = generate(model_path, MANY, disable_radix_cache=True)
+    assert_same_up_to_near_ties(uncached, 2 * alone, NEW)
 
 
 if __name__ == "__main__":

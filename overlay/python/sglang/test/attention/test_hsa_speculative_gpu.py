@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speculative greedy decoding with HSA on a CUDA device gives the tokens of plain decoding."""
 
-import numpy as np
 import pytest
 import torch
 
 import sglang as sgl
 from sglang.test.attention.hsa_fixtures import (
     GPU_ENGINE,
+    answers,
     assert_same_up_to_near_ties,
     write_random_eagle,
     write_random_model,
@@ -35,15 +35,10 @@ def checkpoints(tmp_path_factory):
 
 
 def generate(checkpoints, **engine):
-    """Every prompt alone, then all as a batch that finds them in the radix cache, and the counters."""
-    rng = np.random.default_rng(0)
-    prompts = [rng.integers(0, 512, n).tolist() for n in LENGTHS]
-    sampling = dict(temperature=0, ignore_eos=True, max_new_tokens=NEW)
+    """``answers``, and the counters."""
     options = dict(GPU_ENGINE, model_path=checkpoints["target"])
     with sgl.Engine(**{**options, **engine}) as llm:
-        ask = dict(sampling_params=sampling, return_logprob=True, top_logprobs_num=2)
-        outputs = [llm.generate(input_ids=p, **ask) for p in prompts]
-        outputs += llm.generate(input_ids=prompts, **ask)
+        outputs = answers(llm, LENGTHS, NEW)
         [state] = llm.get_server_info()["internal_states"]
     return outputs, state["hsa_counters"]
 
@@ -85,7 +80,7 @@ def test_drafts_leave_the_tokens_alone(checkpoints, plain, case):
         speculative_num_draft_tokens=4,
         **options,
     )
-    assert_same_up_to_near_ties(outputs, plain)
+    assert_same_up_to_near_ties(outputs, plain, NEW)
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
     passes = sum(out["meta_info"]["spec_verify_ct"] for out in outputs)
     tokens_per_pass = NEW * len(outputs) / passes

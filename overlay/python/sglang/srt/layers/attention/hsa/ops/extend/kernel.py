@@ -337,8 +337,11 @@ def extend_hsa(
     keys = KEYS_PER_STEP if repr_buffer is None else page_size
     step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
     stages = max(1, min(MAX_STAGES, SHARED_BYTES // step_bytes))
-    four = max(head_dim, v_dim) <= FOUR_DIM and q.element_size() == 2
-    four = four and repr_buffer is None
+    four = (
+        max(head_dim, v_dim) <= FOUR_DIM
+        and q.element_size() == 2
+        and repr_buffer is None
+    )
     _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](
         q,
         k_buffer,
