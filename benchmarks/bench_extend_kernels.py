@@ -101,7 +101,7 @@ def bench(
     group, scale = heads // kv_heads, dim**-0.5
     plan = plan_extend([prefix], [new], tiling=choose_tiling(group, dim, strategy), device="cuda", **LAYOUT)
     lists = PageLists.empty(plan, kv_heads, TOPK)
-    workspace = ExtendSelectWorkspace(plan, kv_heads, num_processors("cuda"))
+    workspace = ExtendSelectWorkspace(plan, kv_heads, TOPK, num_processors("cuda"))
     out = torch.empty_like(q)
     local_lse = q.new_empty(q.shape[:2], dtype=torch.float32) if strategy == "softmax_head" else None
 

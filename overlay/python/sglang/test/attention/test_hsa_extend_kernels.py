@@ -305,7 +305,7 @@ def test_selection_among_many_pages(topk, dtype):
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
     extend_kernel.select_pages_extend(
         q, repr_buffer, stamp, version, table, plan, lists,
-        extend_kernel.ExtendSelectWorkspace(plan, heads, 1), counters,
+        extend_kernel.ExtendSelectWorkspace(plan, heads, topk, 1), counters,
         topk=topk, kind="mean", strategy="group", sm_scale=0.25, **layout,
     )  # fmt: skip
     valid = (stamp == version)[table.long()]

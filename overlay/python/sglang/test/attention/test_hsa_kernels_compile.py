@@ -211,7 +211,7 @@ def test_select_pages_extend(record, kind, strategy, dtype, heads, head_dim):
         torch.zeros(2, 80, dtype=torch.int32),
         p,
         extend_kernel.PageLists.empty(p, HKV, 32),
-        extend_kernel.ExtendSelectWorkspace(p, HKV, 4),
+        extend_kernel.ExtendSelectWorkspace(p, HKV, 32, 4),
         torch.zeros(6, dtype=torch.int64),
         page_size=64,
         window_size=512,

@@ -49,9 +49,9 @@ class TileAttention:
         """For a plan, with fresh lists and scratch."""
         if not plan.max_candidates:
             return cls(config, counters, plan, None, None)
-        # One program per multiprocessor: it takes all registers.
-        programs = num_processors(plan.tiles.device)
-        workspace = ExtendSelectWorkspace(plan, num_kv_heads, programs)
+        workspace = ExtendSelectWorkspace(
+            plan, num_kv_heads, config.topk, num_processors(plan.tiles.device)
+        )
         lists = PageLists.empty(plan, num_kv_heads, config.topk)
         return cls(config, counters, plan, lists, workspace)
 

@@ -26,15 +26,14 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
     PageLists,
 )
 from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
-    GROUP_PAGES,
     LANES,
+    WIDTHS,
     ordered_keys,
-    row_thresholds,
-    wide,
+    rank_rows,
 )
 
-SHARED_BYTES = 220_000  # for features and the pages in flight
-LISTED_KEYS: tl.constexpr = tl.constexpr(8192)  # rows times pages per step of a union
+SHARED_BYTES = 230_000  # for features and the pages in flight
+LISTED_KEYS: tl.constexpr = tl.constexpr(4096)  # rows times pages per step of a union
 
 
 @triton.jit
@@ -71,7 +70,7 @@ def _store_list(
     COLUMNS: tl.constexpr = LISTED_KEYS // LIST_ROWS
     most = tl.max(lengths)
     m = tl.arange(0, LIST_ROWS)
-    least = tl.maximum(threshold, 1)[:, None]
+    least = tl.maximum(threshold.to(tl.uint32, bitcast=True), 1)[:, None]
     # Ties: the first of them have the room that is left.
     crowded = tl.max(reached) > TOPK
     room = tl.full((LIST_ROWS,), TOPK, tl.int32)
@@ -124,7 +123,7 @@ def _select_pages_extend_kernel(
     list_rows,
     list_lengths,
     keys,
-    maxima,
+    peaks,
     kept,
     ranks,
     counters,
@@ -138,12 +137,13 @@ def _select_pages_extend_kernel(
     stride_lse_row,
     stride_list,
     stride_keys,
+    stride_kept,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_H: tl.constexpr,
     ROWS: tl.constexpr,
-    RANKED: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    PEAKS: tl.constexpr,
     LIST_ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -162,17 +162,19 @@ def _select_pages_extend_kernel(
     PAGES_SELECTED: tl.constexpr,
 ):
     LISTS: tl.constexpr = ROWS // LIST_ROWS
-    GROUPS: tl.constexpr = PAGES // GROUP_PAGES
     FEATURE_ROWS: tl.constexpr = ROWS * BLOCK_H
+    # A set whose best key is a peak: pages that lie a multiple of PAGES apart, in one part of a row's pages.
+    PARTS: tl.constexpr = PEAKS // PAGES
     program = tl.program_id(0)
     m = tl.arange(0, ROWS)
     own = program.to(tl.int64) * ROWS  # this program's rows of the scratch
-    keys_row = keys + (own + m) * stride_keys
-    maxima_row = maxima + (own + m) * WIDE
-    kept_row = kept + (program * RANKED + tl.arange(0, RANKED)) * WIDE
-    # Threshold of each row, and how many keys reach it.
-    thresholds = ranks + own * 2
-    reaches = thresholds + ROWS
+    keys += own * stride_keys
+    peaks += own * PEAKS
+    kept += program.to(tl.int64) * stride_kept
+    # Of each row its number of candidates, its threshold, and how many keys reach that.
+    row_lengths = ranks + own * 3
+    thresholds = row_lengths + ROWS
+    reached = thresholds + ROWS
     r = tl.arange(0, FEATURE_ROWS)
     h = r % BLOCK_H
     d = tl.arange(0, BLOCK_D)
@@ -184,6 +186,7 @@ def _select_pages_extend_kernel(
         rows = tl.load(tile + 2)
         position = tl.load(tile + 3)
         lengths = _num_candidates(m, rows, position, PAGE_SIZE, WINDOW, SINKS)
+        tl.store(row_lengths + m, lengths)
         most = tl.max(lengths)
         table_row = page_table + b * stride_table + SINKS
         repr_head = repr_buffer + g * stride_repr_head
@@ -225,52 +228,42 @@ def _select_pages_extend_kernel(
                 total = tl.exp(norm - top) + tl.sum(tl.exp(raw - top[:, None]), axis=1)
                 norm = top + tl.log(total)
 
-        for lo in range(0, most, PAGES):
-            index = lo + tl.arange(0, PAGES)
-            score = raw_scores(
-                index, most, repr_head, repr_version, page_version, table_row, first, second,
-                stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS,
-            )  # fmt: skip
-            if STRATEGY != "group":
-                score -= norm[:, None]
-                score = tl.where((h < GROUP)[:, None], score, float("-inf"))
-                score = tl.max(tl.reshape(score, (ROWS, BLOCK_H, PAGES)), axis=1)
-            key = ordered_keys(score)
-            key = tl.where(index[None, :] < lengths[:, None], key, 0)
-            tl.store(keys_row[:, None] + index[None, :], key)
-            if most > WIDE:
-                part = tl.max(tl.reshape(key, (ROWS, GROUPS, GROUP_PAGES)), axis=2)
-                place = lo // GROUP_PAGES + tl.arange(0, GROUPS)
-                within = (place < WIDE)[None, :]
-                tl.store(maxima_row[:, None] + place[None, :], part, mask=within)
+        part_pages = tl.cdiv(tl.cdiv(most, PAGES), PARTS) * PAGES
+        for part in range(0, PARTS):
+            peak = tl.zeros((ROWS, PAGES), tl.uint32)
+            part_end = tl.minimum((part + 1) * part_pages, most)
+            for lo in range(part * part_pages, part_end, PAGES):
+                index = lo + tl.arange(0, PAGES)
+                score = raw_scores(
+                    index, most, repr_head, repr_version, page_version, table_row, first, second,
+                    stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS,
+                )  # fmt: skip
+                if STRATEGY != "group":
+                    score -= norm[:, None]
+                    score = tl.where((h < GROUP)[:, None], score, float("-inf"))
+                    score = tl.max(tl.reshape(score, (ROWS, BLOCK_H, PAGES)), axis=1)
+                key = ordered_keys(score)
+                key = tl.where(index[None, :] < lengths[:, None], key, 0)
+                tl.store(keys + m[:, None] * stride_keys + index[None, :], key)
+                peak = tl.maximum(peak, key)
+            if most > WIDTHS[len(WIDTHS) - 1]:
+                place = part * PAGES + tl.arange(0, PAGES)
+                tl.store(peaks + m[:, None] * PEAKS + place[None, :], peak)
         tl.debug_barrier()
-        for at in range(0, rows, RANKED):
-            n = at + tl.arange(0, RANKED)
-            ranked = _num_candidates(n, rows, position, PAGE_SIZE, WINDOW, SINKS)
-            threshold, reached = row_thresholds(
-                keys + (own + n) * stride_keys,
-                maxima + (own + n) * WIDE,
-                kept_row,
-                ranked,
-                tl.max(ranked),
-                TOPK,
-                TOPK_BLOCK,
-                RANKED,
-                WIDE,
-            )
-            tl.store(thresholds + n, threshold.to(tl.int32, bitcast=True))
-            tl.store(reaches + n, reached)
+        rank_rows(
+            keys, peaks, kept, row_lengths, thresholds, reached, rows, most, stride_keys,
+            TOPK, TOPK_BLOCK, ROWS, WIDTHS, PEAKS,
+        )  # fmt: skip
         tl.debug_barrier()
         selected = tl.zeros((), tl.int32)
         for run in range(0, LISTS):
             n = run * LIST_ROWS + tl.arange(0, LIST_ROWS)
             which = item * LISTS + run
-            threshold = tl.load(thresholds + n, mask=n < rows, other=0)
             length, chosen = _store_list(
-                keys + (own + n) * stride_keys,
-                threshold.to(tl.uint32, bitcast=True),
-                tl.load(reaches + n, mask=n < rows, other=0),
-                _num_candidates(n, rows, position, PAGE_SIZE, WINDOW, SINKS),
+                keys + n * stride_keys,
+                tl.load(thresholds + n, mask=n < rows, other=0),
+                tl.load(reached + n, mask=n < rows, other=0),
+                tl.load(row_lengths + n),
                 table_row,
                 list_pages + which.to(tl.int64) * stride_list,
                 list_rows + which.to(tl.int64) * stride_list,
@@ -337,9 +330,12 @@ def select_pages_extend(
     # Three terms of either half of the features, and two halves of each page's representation.
     features = 3 * 2 * plan.tiling.tile_rows * block_h * block_d * 2
     pages, step = PAGES_PER_STEP, 2 * PAGES_PER_STEP * block_d * 2
+    # Two programs on a multiprocessor: one scores while the other ranks.
+    two = features + step <= SHARED_BYTES // 2
     while features + step > SHARED_BYTES:
         pages, step = pages // 2, step // 2
-    _select_pages_extend_kernel[(min(items, workspace.programs),)](
+    programs = workspace.programs if two else triton.cdiv(workspace.programs, 2)
+    _select_pages_extend_kernel[(min(items, programs),)](
         q,
         repr_buffer,
         repr_version,
@@ -351,7 +347,7 @@ def select_pages_extend(
         out.rows,
         out.lengths,
         workspace.keys,
-        workspace.maxima,
+        workspace.peaks,
         workspace.kept,
         workspace.ranks,
         counters,
@@ -365,12 +361,13 @@ def select_pages_extend(
         0 if local_lse is None else local_lse.stride(0),
         out.pages.shape[-1],
         workspace.keys.shape[1],
+        workspace.kept.shape[1],
         KV_HEADS=num_kv_heads,
         GROUP=group,
         BLOCK_H=block_h,
         ROWS=plan.tiling.tile_rows,
-        RANKED=workspace.ranked,
-        WIDE=wide(workspace.ranked),
+        WIDTHS=WIDTHS,
+        PEAKS=workspace.peaks.shape[1],
         LIST_ROWS=out.list_rows,
         HEAD_DIM=head_dim,
         BLOCK_D=max(16, block_d),
@@ -387,7 +384,7 @@ def select_pages_extend(
         ROWS_SPARSE=INDEX["rows_sparse"],
         PAGES_CANDIDATE=INDEX["pages_candidate"],
         PAGES_SELECTED=INDEX["pages_selected"],
-        num_warps=8,
-        num_stages=3 if features + 4 * step <= SHARED_BYTES else 1,
+        num_warps=4 if two else 8,
+        num_stages=3 if not two and features + 4 * step <= SHARED_BYTES else 1,
     )
     return out

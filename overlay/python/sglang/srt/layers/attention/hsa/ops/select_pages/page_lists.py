@@ -11,8 +11,9 @@ import triton
 from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     LANES,
-    RANK_ROWS,
-    wide,
+    WIDTHS,
+    num_peaks,
+    rows_at_a_time,
 )
 
 # Pages that a matrix product takes, half of it above 128 dimensions; a row of scratch is a multiple of it.
@@ -57,25 +58,23 @@ class ExtendSelectWorkspace:
     Args:
         plan: the largest.
         num_kv_heads: KV heads on this rank.
-        programs: programs of a launch at most; the tiles of all heads take turns.
-
-    Attributes:
-        ranked: rows of a tile that a program ranks at a time.
+        topk: pages that a row selects.
+        processors: multiprocessors. Each runs two programs at most; the tiles of all heads take turns.
     """
 
-    def __init__(self, plan: ExtendPlan, num_kv_heads: int, programs: int):
+    def __init__(self, plan: ExtendPlan, num_kv_heads: int, topk: int, processors: int):
         tile_rows, device = plan.tiling.tile_rows, plan.tiles.device
-        self.programs = min(len(plan.tiles) * num_kv_heads, programs)
-        self.ranked = min(tile_rows, RANK_ROWS)
-        rows, limit = self.programs * tile_rows, wide(self.ranked)
+        self.programs = min(len(plan.tiles) * num_kv_heads, 2 * processors)
+        rows = self.programs * tile_rows
         step = max(PAGES_PER_STEP, LANES.value)
-        if plan.max_candidates <= limit:  # all ranked in registers
-            limit = 0
 
         def scratch(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=torch.uint32, device=device)
 
-        self.ranks = torch.empty(rows * 2, dtype=torch.int32, device=device)
+        self.ranks = torch.empty(rows * 3, dtype=torch.int32, device=device)
         self.keys = scratch(rows, triton.cdiv(plan.max_candidates, step) * step)
-        self.maxima = scratch(rows, limit)
-        self.kept = scratch(self.programs * self.ranked, limit)
+        sieved = plan.max_candidates > WIDTHS[-1]
+        self.peaks = scratch(rows * sieved, num_peaks(topk))
+        self.kept = scratch(
+            self.programs * sieved, rows_at_a_time(tile_rows) * WIDTHS[-1]
+        )

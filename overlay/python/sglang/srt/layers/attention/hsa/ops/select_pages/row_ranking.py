@@ -2,10 +2,11 @@
 """What separates the k best scores of several query rows from the rest, inside a Triton program, for any number of pages.
 
 Scores live as unsigned keys in the order of the scores; key 0 is a page that cannot be selected. A threshold is found by
-bisection between two keys, and as soon as exactly k keys reach it, it need not be exact. Up to ``wide`` pages of a row
-are ranked in registers. Beyond that a lower bound of the k-th key drops nearly all pages first: of the maxima of
-disjoint groups of pages, k reach the k-th largest maximum, so at least k pages do. Where too many remain (fewer groups
-than k, or many equal keys) every step of the bisection is one pass over the row's keys. Every path is exact.
+bisection between two keys, and as soon as exactly k keys reach it, it need not be exact. Rows of up to WIDTHS[-1] pages are
+ranked in registers, the more at a time the fewer their pages. Beyond that a lower bound of the k-th key drops nearly all
+pages first: of the peaks, which are the maxima of disjoint sets of pages, k reach the k-th largest peak, so at least k
+pages do. Where too many remain (the best ones all in fewer sets than k, or many equal keys) every step of the bisection
+is one pass over the row's keys. Every path is exact.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-RANK_ROWS = 8  # rows that a program ranks at a time: 2048 pages of each in registers
-# Keys of a row in registers where that is enough, and keys of all rows together where it is not.
-NARROW: tl.constexpr = tl.constexpr(256)
-MAX_KEYS = 16384
 # Keys live in blocks [rows, N, LANES]: the compiler spreads LANES over a warp and rows over the warps, so that each
 # warp counts its rows without the others.
 LANES: tl.constexpr = tl.constexpr(128)
-GROUP_PAGES: tl.constexpr = tl.constexpr(16)  # pages that share a maximum
+# Pages of a row that registers are laid out for, and keys of all rows together.
+WIDTHS = (256, 512, 1024, 2048)
+MAX_KEYS: tl.constexpr = tl.constexpr(8192)
 
 
-def wide(rows: int) -> int:
-    """Keys of each of ``rows`` rows that a program ranks in registers; also the most groups that give a maximum."""
-    return MAX_KEYS // rows
+def rows_at_a_time(rows: int, width: int = WIDTHS[-1]) -> int:
+    """Rows of a tile that a program ranks together if each has up to ``width`` pages."""
+    return min(rows, MAX_KEYS.value // width)
+
+
+def num_peaks(topk: int) -> int:
+    """Peaks of a row: twice as many as bound its k-th key, a multiple of LANES, but no more than registers hold."""
+    return min(max(2 * triton.next_power_of_2(topk), LANES.value), WIDTHS[-1])
 
 
 @triton.jit
@@ -62,8 +66,8 @@ def _count_streaming(keys, least):
     """As ``_count``; ``keys``: what ``load_keys`` takes, and the largest length."""
     row_ptr, lengths, most = keys
     reached = tl.zeros_like(lengths)
-    for lo in range(0, most, NARROW):
-        reached += _count(load_keys(row_ptr, lengths, lo, most, NARROW), least)
+    for lo in range(0, most, LANES):
+        reached += _count(load_keys(row_ptr, lengths, lo, most, LANES), least)
     return reached
 
 
@@ -122,53 +126,119 @@ def _keep_from(
 
 
 @triton.jit
-def row_thresholds(
-    row_ptr,
-    maxima_ptr,
-    kept_ptr,
+def _rank_in_registers(
+    keys,
     lengths,
+    thresholds,
+    reached,
+    rows,
     most,
+    stride_keys,
+    TOPK: tl.constexpr,
+    TOPK_BLOCK: tl.constexpr,
+    RANKED: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """``rank_rows`` of at most WIDTH keys per row."""
+    for at in range(0, rows, RANKED):
+        m = at + tl.arange(0, RANKED)
+        key = load_keys(keys + m * stride_keys, tl.load(lengths + m), 0, most, WIDTH)
+        threshold, count = _thresholds(key, TOPK, TOPK_BLOCK, RANKED)
+        tl.store(thresholds + m, threshold.to(tl.int32, bitcast=True))
+        tl.store(reached + m, count)
+
+
+@triton.jit
+def _rank_sieved(
+    keys,
+    peaks,
+    kept,
+    lengths,
+    thresholds,
+    reached,
+    rows,
+    most,
+    stride_keys,
+    TOPK: tl.constexpr,
+    TOPK_BLOCK: tl.constexpr,
+    RANKED: tl.constexpr,
+    WIDE: tl.constexpr,
+    NARROW: tl.constexpr,
+    PEAKS: tl.constexpr,
+):
+    """``rank_rows`` of any number of keys per row."""
+    n = tl.arange(0, RANKED)
+    for at in range(0, rows, RANKED):
+        length = tl.load(lengths + at + n)
+        row_ptr = keys + (at + n) * stride_keys
+        all_peaks = tl.zeros_like(n) + PEAKS
+        peak = load_keys(peaks + (at + n) * PEAKS, all_peaks, 0, PEAKS, PEAKS)
+        bound, _ = _thresholds(peak, TOPK, TOPK_BLOCK, RANKED)
+        kept_ptr = kept + n * WIDE
+        left = _keep_from(bound, row_ptr, kept_ptr, length, most, RANKED, WIDE)
+        tl.debug_barrier()
+        if tl.max(left) <= NARROW:
+            few = load_keys(kept_ptr, left, 0, NARROW, NARROW)
+            threshold, count = _thresholds(few, TOPK, TOPK_BLOCK, RANKED)
+        elif tl.max(left) <= WIDE:
+            many = load_keys(kept_ptr, left, 0, WIDE, WIDE)
+            threshold, count = _thresholds(many, TOPK, TOPK_BLOCK, RANKED)
+        else:
+            high = tl.full((RANKED,), 4294967295, tl.uint32)
+            threshold, count = bisect(
+                _count_streaming, (row_ptr, length, most), bound, high, TOPK
+            )
+        tl.debug_barrier()  # the next rows write over what was kept
+        threshold = tl.maximum(threshold, bound)  # below are keys that were dropped
+        tl.store(thresholds + at + n, threshold.to(tl.int32, bitcast=True))
+        tl.store(reached + at + n, count)
+
+
+@triton.jit
+def rank_rows(
+    keys,
+    peaks,
+    kept,
+    lengths,
+    thresholds,
+    reached,
+    rows,
+    most,
+    stride_keys,
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    PEAKS: tl.constexpr,
 ):
-    """(threshold, reached) of each row ``[ROWS]`` uint32 and int32: the row selects its keys above 0 that reach the threshold.
+    """Find a threshold for each of ``rows`` rows: a row selects its keys above 0 that reach it.
 
     ``reached`` of them do: all that can be selected if they are fewer than TOPK (threshold 0), else TOPK; or more, and then
-    those that equal the threshold are ties for the last places.
+    those that equal the threshold are ties for the last places. If no row has more than TOPK, both are 0.
 
     Args:
-        row_ptr: each row's keys ``[ROWS]`` pointers, written by this program before a barrier and readable up to a
-            multiple of LANES.
-        maxima_ptr: the maxima of each row's groups ``[ROWS]`` pointers; read above WIDE keys only.
-        kept_ptr: scratch for WIDE keys per row, free again afterwards; WIDE is ``wide(ROWS)``.
-        lengths: keys of each row ``[ROWS]``; most: the largest of them.
+        keys: ``[ROWS, stride_keys]`` uint32, written by this program before a barrier and readable up to a multiple of LANES.
+        peaks: maxima of disjoint sets of each row's keys ``[ROWS, PEAKS]`` uint32; read above WIDTHS[-1] keys only.
+        kept: scratch of as many rows as are ranked at a time, of WIDTHS[-1] keys uint32; only then needed as well.
+        lengths: keys of each row ``[ROWS]`` int32, 0 past ``rows``.
+        thresholds, reached: ``[ROWS]`` int32, written; a threshold holds the bits of a uint32.
+        most: the largest length.
         TOPK_BLOCK: the power of two from TOPK on.
     """
-    threshold = tl.zeros((ROWS,), tl.uint32)
-    reached = tl.zeros((ROWS,), tl.int32)  # of at most TOPK pages
-    if most > WIDE:
-        # The maxima of some groups bound the k-th key as well.
-        groups = tl.minimum((lengths + GROUP_PAGES - 1) // GROUP_PAGES, WIDE)
-        maxima = load_keys(maxima_ptr, groups, 0, WIDE, WIDE)
-        bound, _ = _thresholds(maxima, TOPK, TOPK_BLOCK, ROWS)
-        kept = _keep_from(bound, row_ptr, kept_ptr, lengths, most, ROWS, WIDE)
-        tl.debug_barrier()
-        if tl.max(kept) <= WIDE:
-            key = load_keys(kept_ptr, kept, 0, WIDE, WIDE)
-            tl.debug_barrier()  # the next rows write over them
-            threshold, reached = _thresholds(key, TOPK, TOPK_BLOCK, ROWS)
-            threshold = tl.maximum(threshold, bound)  # below are keys that were dropped
-        else:
-            high = tl.full((ROWS,), 4294967295, tl.uint32)
-            threshold, reached = bisect(
-                _count_streaming, (row_ptr, lengths, most), tl.zeros_like(high), high, TOPK
-            )  # fmt: skip
-    elif most > NARROW:
-        key = load_keys(row_ptr, lengths, 0, most, WIDE)
-        threshold, reached = _thresholds(key, TOPK, TOPK_BLOCK, ROWS)
-    elif most > TOPK:
-        key = load_keys(row_ptr, lengths, 0, most, NARROW)
-        threshold, reached = _thresholds(key, TOPK, TOPK_BLOCK, ROWS)
-    return threshold, reached
+    WIDE: tl.constexpr = WIDTHS[len(WIDTHS) - 1]
+    if most <= TOPK:
+        m = tl.arange(0, ROWS)
+        tl.store(thresholds + m, tl.zeros_like(m))
+        tl.store(reached + m, tl.zeros_like(m))
+    elif most > WIDE:
+        _rank_sieved(
+            keys, peaks, kept, lengths, thresholds, reached, rows, most, stride_keys, TOPK, TOPK_BLOCK,
+            ROWS if ROWS * WIDE <= MAX_KEYS else MAX_KEYS // WIDE, WIDE, WIDTHS[0], PEAKS,
+        )  # fmt: skip
+    else:
+        for i in tl.static_range(len(WIDTHS)):
+            if (most <= WIDTHS[i]) & (most > (WIDTHS[i - 1] if i > 0 else 0)):
+                _rank_in_registers(
+                    keys, lengths, thresholds, reached, rows, most, stride_keys, TOPK, TOPK_BLOCK,
+                    ROWS if ROWS * WIDTHS[i] <= MAX_KEYS else MAX_KEYS // WIDTHS[i], WIDTHS[i],
+                )  # fmt: skip
