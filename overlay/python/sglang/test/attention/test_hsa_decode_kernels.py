@@ -95,6 +95,28 @@ def test_odd_lengths(length):
     check(h, [s])
 
 
+@pytest.mark.parametrize(
+    "page_size,chunk_repr,strategy,weights,cap",
+    [
+        (16, "landmark", "group", "mass", 5.0),
+        (64, "mean_var", "head", "mass", 0.0),
+        (16, "min_max", "softmax_head", "score", 0.0),
+    ],
+)
+def test_masked_last_slots(page_size, chunk_repr, strategy, weights, cap):
+    """Queries before, in and after a page's last slot, with and without a page to select."""
+    h = harness(
+        mask_last_slot=True, page_size=page_size, chunk_repr=chunk_repr, selection_strategy=strategy,
+        weight_mode=weights, logit_cap=cap,
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(3)]
+    h.step(sequences, [8 * page_size - 2, page_size - 2, 3 * page_size - 1])
+    for _ in range(3):
+        h.poison_last_slots(sequences)
+        check(h, sequences)
+    assert h.backend.counters.snapshot()["pages_selected"] > 0
+
+
 def test_every_page_selected_is_dense():
     h = harness(topk=10**6)
     s = h.new_sequence()

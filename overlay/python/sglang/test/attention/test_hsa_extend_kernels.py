@@ -61,6 +61,28 @@ def test_score_weights(chunk_repr, page_size, cap):
 
 
 @pytest.mark.parametrize(
+    "page_size,chunk_repr,strategy,weights,cap",
+    [
+        (16, "min_max", "group", "mass", 5.0),  # a step is four pages
+        (64, "landmark", "head", "mass", 0.0),  # a page
+        (128, "mean", "group", "mass", 0.0),  # half a page
+        (16, "landmark", "softmax_head", "score", 0.0),
+        (64, "mean_var", "group", "score", 5.0),
+    ],
+)
+def test_masked_last_slots(page_size, chunk_repr, strategy, weights, cap):
+    h = harness(
+        mask_last_slot=True, page_size=page_size, chunk_repr=chunk_repr, selection_strategy=strategy,
+        weight_mode=weights, logit_cap=cap,
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(2)]
+    check(h, sequences, [6 * page_size - 2, page_size])
+    h.poison_last_slots(sequences)
+    check(h, sequences, [5, 1])
+    assert h.backend.counters.snapshot()["pages_selected"] > 0
+
+
+@pytest.mark.parametrize(
     "options",
     [
         dict(weight_mode="score"),
