@@ -341,13 +341,14 @@ def test_selection_among_many_pages(topk, dtype):
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     "dtype,tolerance", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=str
 )
-def test_half_precision_at_real_shapes(dtype, tolerance):
+def test_half_precision_at_real_shapes(dtype, tolerance, masked):
     h = Harness(
         num_pages=300, num_heads=16, num_kv_heads=2, head_dim=64, device="cuda", dtype=dtype,
-        page_size=64, window_size=512, topk=10**6,
+        page_size=64, window_size=512, topk=10**6, mask_last_slot=masked,
     )  # fmt: skip
     sequences = [h.new_sequence() for _ in range(3)]
     h.step(sequences, [9000, 65, 1])
