@@ -10,10 +10,10 @@ import torch
 import sglang
 
 KERNEL_TESTS = {
-    "test_hsa_decode_kernels.py": 40,
+    "test_hsa_decode_kernels.py": 43,
     "test_hsa_decode_selection.py": 15,
     "test_hsa_draft_rows.py": 10,
-    "test_hsa_extend_kernels.py": 50,
+    "test_hsa_extend_kernels.py": 55,
     "test_hsa_row_ranking.py": 16,
 }
 

@@ -49,6 +49,7 @@ class Harness:
         dtype: of the activations; ``kv_cache_dtype``, by default the same, of the cache.
         kv_scales: scales of the cached keys and values, as a checkpoint brings them.
         num_draft_tokens: of speculative decoding; None without it.
+        mask_last_slot: every layer passes ``hsa_mask_last_slot=True`` to its attention.
         pool, allocator: used instead of those that the harness makes.
         options: fields of HSAConfig.
     """
@@ -71,6 +72,7 @@ class Harness:
         decode_kernels: bool = False,
         extend_kernels: bool = False,
         num_draft_tokens: int | None = None,
+        mask_last_slot: bool = False,
         pool: ChunkReprMixin | None = None,
         allocator: BaseTokenToKVPoolAllocator | None = None,
         **options,
@@ -166,7 +168,9 @@ class Harness:
             mode=self.config.weight_mode,
             scale=head_dim**-0.5,
             cap=logit_cap,
+            mask_last=mask_last_slot,
         )
+        self.layer_inputs = {"hsa_mask_last_slot": True} if mask_last_slot else {}
         self.rng = torch.Generator().manual_seed(seed)
         self.rows = list(range(16))
 
@@ -215,6 +219,14 @@ class Harness:
             buffer[slots] = float("nan")
         self.allocator.free(slots)
         self.rows.insert(0, sequence.row)
+
+    def poison_last_slots(self, sequences: List[Sequence_]) -> None:
+        """NaN as the value of the last token of every complete page: what masks it must not read it."""
+        size = self.config.page_size
+        for s in sequences:
+            last = self.pages_of(s)[: s.length // size].long() * size + size - 1
+            for buffer in self.pool.v_buffer:
+                buffer[last] = float("nan")
 
     def pages_of(self, sequence: Sequence_) -> torch.Tensor:
         """Physical pages ``[ceil(length / page_size)]``."""
@@ -313,7 +325,9 @@ class Harness:
         layer: int = 0,
     ) -> torch.Tensor:
         """One layer of a prepared batch: o ``[T, H_q, D]``."""
-        o = self.layers[layer](q.flatten(1), k.flatten(1), v.flatten(1), batch)
+        o = self.layers[layer](
+            q.flatten(1), k.flatten(1), v.flatten(1), batch, **self.layer_inputs
+        )
         return o.view(len(q), self.num_heads, -1).cpu()
 
     def as_cached(self, x: torch.Tensor, which: int) -> np.ndarray:

@@ -8,7 +8,7 @@ pages in memory and takes the keys of one sequence in their logical order.
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Options:
     mode: str = "mass"
     scale: float = 1.0
     cap: float = 0.0
+    mask_last: bool = False
 
 
 def window_start(i: int, opt: Options) -> int:
@@ -35,7 +36,18 @@ def local_positions(i: int, opt: Options) -> List[int]:
     """Positions of sinks and window of the query at position i."""
     start = window_start(i, opt)
     sinks = [j for j in range(start) if j // opt.page_size < opt.sink_pages]
-    return sinks + list(range(start, i + 1))
+    return _attended(sinks + list(range(start, i + 1)), opt)
+
+
+def page_positions(c: int, opt: Options) -> List[int]:
+    """Positions of the keys of page c, once it is selected."""
+    return _attended(range(c * opt.page_size, (c + 1) * opt.page_size), opt)
+
+
+def _attended(positions: Iterable[int], opt: Options) -> List[int]:
+    return [
+        j for j in positions if not (opt.mask_last and (j + 1) % opt.page_size == 0)
+    ]
 
 
 def candidate_pages(i: int, opt: Options) -> List[int]:
@@ -119,24 +131,21 @@ def attend(
     """Output ``[H_q, D_v]`` of the query at position i; selects by itself unless ``chosen`` is given."""
     selected, raw = select(q, k, i, opt)
     chosen = selected if chosen is None else chosen
-    pages, size = candidate_pages(i, opt), opt.page_size
+    pages = candidate_pages(i, opt)
     local = local_positions(i, opt)
     num_heads, group = q.shape[0], q.shape[0] // k.shape[1]
     out = np.zeros((num_heads, v.shape[-1]))
     for h in range(num_heads):
         g = h // group
         if opt.mode == "mass":
-            keys = local + [
-                j for c in chosen[g] for j in range(c * size, (c + 1) * size)
-            ]
+            keys = local + [j for c in chosen[g] for j in page_positions(c, opt)]
             logits = _logits(q[h], k[keys, g], opt)
             p = np.exp(logits - _lse(logits))
             out[h] = p @ v[keys, g]
             continue
         parts, scores = [], []
         for keys, score in [(local, None)] + [
-            (list(range(c * size, (c + 1) * size)), raw[h, pages.index(c)])
-            for c in chosen[g]
+            (page_positions(c, opt), raw[h, pages.index(c)]) for c in chosen[g]
         ]:
             logits = _logits(q[h], k[keys, g], opt)
             parts.append(np.exp(logits - _lse(logits)) @ v[keys, g])

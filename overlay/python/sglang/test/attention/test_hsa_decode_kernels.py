@@ -95,6 +95,28 @@ def test_odd_lengths(length):
     check(h, [s])
 
 
+@pytest.mark.parametrize(
+    "page_size,chunk_repr,strategy,weights,cap",
+    [
+        (16, "landmark", "group", "mass", 5.0),
+        (64, "mean_var", "head", "mass", 0.0),
+        (16, "min_max", "softmax_head", "score", 0.0),
+    ],
+)
+def test_masked_last_slots(page_size, chunk_repr, strategy, weights, cap):
+    """Queries before, in and after a page's last slot, with and without a page to select."""
+    h = harness(
+        mask_last_slot=True, page_size=page_size, chunk_repr=chunk_repr, selection_strategy=strategy,
+        weight_mode=weights, logit_cap=cap,
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(3)]
+    h.step(sequences, [8 * page_size - 2, page_size - 2, 3 * page_size - 1])
+    for _ in range(3):
+        h.poison_last_slots(sequences)
+        check(h, sequences)
+    assert h.backend.counters.snapshot()["pages_selected"] > 0
+
+
 def test_every_page_selected_is_dense():
     h = harness(topk=10**6)
     s = h.new_sequence()
@@ -229,13 +251,14 @@ def test_only_strict_mode_stays_on_the_references():
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     "dtype,tolerance", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=str
 )
-def test_half_precision_at_real_shapes(dtype, tolerance):
+def test_half_precision_at_real_shapes(dtype, tolerance, masked):
     h = Harness(
         num_pages=300, num_heads=16, num_kv_heads=2, head_dim=64, device="cuda", dtype=dtype,
-        page_size=64, window_size=512, topk=10**6,
+        page_size=64, window_size=512, topk=10**6, mask_last_slot=masked,
     )  # fmt: skip
     sequences = [h.new_sequence() for _ in range(3)]
     h.step(sequences, [9000, 65, 4000])

@@ -61,6 +61,28 @@ def test_score_weights(chunk_repr, page_size, cap):
 
 
 @pytest.mark.parametrize(
+    "page_size,chunk_repr,strategy,weights,cap",
+    [
+        (16, "min_max", "group", "mass", 5.0),  # a step is four pages
+        (64, "landmark", "head", "mass", 0.0),  # a page
+        (128, "mean", "group", "mass", 0.0),  # half a page
+        (16, "landmark", "softmax_head", "score", 0.0),
+        (64, "mean_var", "group", "score", 5.0),
+    ],
+)
+def test_masked_last_slots(page_size, chunk_repr, strategy, weights, cap):
+    h = harness(
+        mask_last_slot=True, page_size=page_size, chunk_repr=chunk_repr, selection_strategy=strategy,
+        weight_mode=weights, logit_cap=cap,
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(2)]
+    check(h, sequences, [(96 // page_size + 3) * page_size - 2, page_size])
+    h.poison_last_slots(sequences)
+    check(h, sequences, [5, 1])
+    assert h.backend.counters.snapshot()["pages_selected"] > 0
+
+
+@pytest.mark.parametrize(
     "options",
     [
         dict(weight_mode="score"),
@@ -319,13 +341,14 @@ def test_selection_among_many_pages(topk, dtype):
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     "dtype,tolerance", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=str
 )
-def test_half_precision_at_real_shapes(dtype, tolerance):
+def test_half_precision_at_real_shapes(dtype, tolerance, masked):
     h = Harness(
         num_pages=300, num_heads=16, num_kv_heads=2, head_dim=64, device="cuda", dtype=dtype,
-        page_size=64, window_size=512, topk=10**6,
+        page_size=64, window_size=512, topk=10**6, mask_last_slot=masked,
     )  # fmt: skip
     sequences = [h.new_sequence() for _ in range(3)]
     h.step(sequences, [9000, 65, 1])

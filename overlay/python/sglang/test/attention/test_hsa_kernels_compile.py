@@ -148,15 +148,16 @@ def test_select_pages_decode(record, kind, strategy, max_pages):
 
 
 @pytest.mark.parametrize(
-    "dtype,head_dim,cap",
+    "dtype,head_dim,cap,masked",
     [
-        (torch.float16, 64, 0.0),
-        (torch.bfloat16, 128, 0.0),
-        (torch.float32, 64, 0.0),
-        (torch.float8_e4m3fn, 80, 30.0),
+        (torch.float16, 64, 0.0, False),
+        (torch.bfloat16, 128, 0.0, False),
+        (torch.bfloat16, 128, 0.0, True),
+        (torch.float32, 64, 0.0, False),
+        (torch.float8_e4m3fn, 80, 30.0, False),
     ],
 )
-def test_decode(record, dtype, head_dim, cap):
+def test_decode(record, dtype, head_dim, cap, masked):
     recorder = record(decode, "_decode_hsa_kernel")
     cache = torch.empty(640, HKV, head_dim, dtype=dtype)
     wide = torch.bfloat16 if dtype.itemsize == 1 else dtype
@@ -177,6 +178,7 @@ def test_decode(record, dtype, head_dim, cap):
         sm_scale=0.1,
         logit_cap=cap,
         splits=8,
+        mask_last_slot=masked,
     )
     assert dtype == torch.float32 or "mma" in recorder.compiled[0]
 
@@ -227,15 +229,16 @@ def test_select_pages_extend(record, kind, strategy, dtype, heads, head_dim):
 
 @pytest.mark.parametrize("by_score", [False, True])
 @pytest.mark.parametrize(
-    "dtype,head_dim,heads,cap",
+    "dtype,head_dim,heads,cap,masked",
     [
-        (torch.bfloat16, 64, 16, 0.0),
-        (torch.float16, 80, 2, 30.0),
-        (torch.float8_e4m3fn, 128, 8, 0.0),
-        (torch.bfloat16, 256, 8, 0.0),
+        (torch.bfloat16, 64, 16, 0.0, False),
+        (torch.bfloat16, 64, 16, 0.0, True),
+        (torch.float16, 80, 2, 30.0, False),
+        (torch.float8_e4m3fn, 128, 8, 0.0, False),
+        (torch.bfloat16, 256, 8, 0.0, False),
     ],
 )
-def test_extend(record, dtype, head_dim, heads, cap, by_score):
+def test_extend(record, dtype, head_dim, heads, cap, masked, by_score):
     recorder = record(extend, "_extend_hsa_kernel")
     p = plan(heads // HKV, head_dim)
     cache = torch.empty(640, HKV, head_dim, dtype=dtype)
@@ -256,6 +259,7 @@ def test_extend(record, dtype, head_dim, heads, cap, by_score):
         logit_cap=cap,
         repr_buffer=torch.empty(9, HKV, head_dim * 2, dtype=wide) if by_score else None,
         kind="mean_var",
+        mask_last_slot=masked,
     )
     assert "mma" in recorder.compiled[0]
 

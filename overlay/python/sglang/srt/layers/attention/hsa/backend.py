@@ -12,7 +12,7 @@ from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.hsa import counters as hsa_counters
 from sglang.srt.layers.attention.hsa import decode_kernels
-from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
 from sglang.srt.layers.attention.hsa.decode_kernels import DecodeKernels
 from sglang.srt.layers.attention.hsa.extend_kernels import ExtendKernels
 from sglang.srt.layers.attention.hsa.reference_pass import ReferencePass
@@ -33,7 +33,9 @@ class HSAAttnBackend(AttentionBackend):
     Each HSA layer writes K and V, represents the pages that became complete, selects pages for every query and
     attends sinks, selected pages and window under one softmax. Other layers, and extend passes in which no query
     has a page to select, go to the dense backend. On a CUDA device HSA runs on Triton kernels, decode eagerly or
-    in a CUDA graph; elsewhere, and under ``--hsa-strict``, on the torch references.
+    in a CUDA graph; elsewhere, and under ``--hsa-strict``, on the torch references. A layer that passes
+    ``hsa_mask_last_slot=True`` to its attention has no key in the last slot of a page (see ``layout``), and none of its
+    passes goes to the dense backend.
 
     Args:
         model_runner: its server arguments chose HSA, and its pool keeps representations.
@@ -141,6 +143,7 @@ class HSAAttnBackend(AttentionBackend):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
+        hsa_mask_last_slot: bool = False,
         **kwargs,
     ) -> torch.Tensor:
         return self._forward(
@@ -151,6 +154,7 @@ class HSAAttnBackend(AttentionBackend):
             layer,
             forward_batch,
             save_kv_cache,
+            hsa_mask_last_slot,
             kwargs,
         )
 
@@ -163,6 +167,7 @@ class HSAAttnBackend(AttentionBackend):
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
         step: int = 0,
+        hsa_mask_last_slot: bool = False,
         **kwargs,
     ) -> torch.Tensor:
         """One HSA layer on the decode kernels; shapes as in ``forward_decode``, ``step`` of a multi-step draft."""
@@ -173,7 +178,9 @@ class HSAAttnBackend(AttentionBackend):
             self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         scales = kv_scales(layer, self.pool)
-        return self.decode_kernels.attend(q, layer, scales, step).flatten(1)
+        return self.decode_kernels.attend(
+            q, layer, scales, step, hsa_mask_last_slot
+        ).flatten(1)
 
     def forward_extend(
         self,
@@ -183,6 +190,7 @@ class HSAAttnBackend(AttentionBackend):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
+        hsa_mask_last_slot: bool = False,
         **kwargs,
     ) -> torch.Tensor:
         return self._forward(
@@ -193,24 +201,43 @@ class HSAAttnBackend(AttentionBackend):
             layer,
             forward_batch,
             save_kv_cache,
+            hsa_mask_last_slot,
             kwargs,
         )
 
     def _forward(
-        self, dense_forward, q, k, v, layer, forward_batch, save_kv_cache, kwargs
+        self,
+        dense_forward,
+        q,
+        k,
+        v,
+        layer,
+        forward_batch,
+        save_kv_cache,
+        mask_last_slot,
+        kwargs,
     ) -> torch.Tensor:
         """One layer; q ``[T, H_q * D]``, k and v ``[T, H_kv, D]``, returns ``[T, H_q * D_v]``."""
         if not self.pool.has_chunk_repr(layer.layer_id):
+            _refuse_hsa_inputs(layer, mask_last_slot, kwargs)
             return dense_forward(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
             )
         if self.decode_kernels is not None and self.forward_metadata is None:
             return self.forward_rows(
-                q, k, v, layer, forward_batch, save_kv_cache, **kwargs
+                q,
+                k,
+                v,
+                layer,
+                forward_batch,
+                save_kv_cache,
+                hsa_mask_last_slot=mask_last_slot,
+                **kwargs,
             )
         _refuse_layer_inputs(layer, kwargs)
         scales = kv_scales(layer, self.pool)
-        if self._goes_dense(forward_batch):
+        # Dense backends mask no slot.
+        if self._goes_dense(forward_batch) and not mask_last_slot:
             o = dense_forward(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache
             )
@@ -222,7 +249,8 @@ class HSAAttnBackend(AttentionBackend):
             self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
         self.forward_metadata.write_representations(layer, scales)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        return self.forward_metadata.attend(q, layer, scales).to(q.dtype).flatten(1)
+        o = self.forward_metadata.attend(q, layer, scales, mask_last_slot)
+        return o.to(q.dtype).flatten(1)
 
     def _set_kv_buffer(self, layer, slots, k, v) -> None:
         if self.quantised:
@@ -265,8 +293,26 @@ def _is_rows(mode: ForwardMode) -> bool:
 
 
 def _refuse_layer_inputs(layer: RadixAttention, kwargs: dict) -> None:
+    if unknown := [name for name in kwargs if name.startswith(FIELD_PREFIX)]:
+        raise NotImplementedError(
+            f"layer {layer.layer_id} passes {', '.join(unknown)} to its attention, but of such arguments HSA knows "
+            "hsa_mask_last_slot alone; leave them out."
+        )
     if kwargs:
         raise NotImplementedError(
             f"layer {layer.layer_id} passes {', '.join(kwargs)} to its attention, which HSA does not support; "
             "exclude the layer with --hsa-layers."
+        )
+
+
+def _refuse_hsa_inputs(
+    layer: RadixAttention, mask_last_slot: bool, kwargs: dict
+) -> None:
+    passed = [name for name in kwargs if name.startswith(FIELD_PREFIX)]
+    if mask_last_slot:
+        passed.append("hsa_mask_last_slot")
+    if passed:
+        raise NotImplementedError(
+            f"layer {layer.layer_id} passes {', '.join(passed)} to its attention, which is dense and masks nothing; "
+            "name the layer in --hsa-layers or leave them out."
         )

@@ -217,9 +217,16 @@ class DecodeKernels:
         )
 
     def attend(
-        self, q: torch.Tensor, layer: RadixAttention, scales: KVScales, step: int = 0
+        self,
+        q: torch.Tensor,
+        layer: RadixAttention,
+        scales: KVScales,
+        step: int = 0,
+        mask_last_slot: bool = False,
     ) -> torch.Tensor:
         """One layer: q ``[R, H_q, D]`` -> ``[R, H_q, D_v]`` in the dtype of q. K and V are written."""
-        layer_buffers = pool_buffers(layer, self.pool, scales, self.page_version)
+        layer_buffers = pool_buffers(
+            layer, self.pool, scales, self.page_version, mask_last_slot
+        )
         seq_lens, page_table = self.rows[step]
         return self.buffers.attention.attend(q, layer_buffers, page_table, seq_lens)

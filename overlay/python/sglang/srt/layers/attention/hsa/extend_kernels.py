@@ -103,8 +103,14 @@ class ExtendKernels:
         )
 
     def attend(
-        self, q: torch.Tensor, layer: RadixAttention, scales: KVScales
+        self,
+        q: torch.Tensor,
+        layer: RadixAttention,
+        scales: KVScales,
+        mask_last_slot: bool = False,
     ) -> torch.Tensor:
         """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D_v]`` in the dtype of q. K, V and representations are written."""
-        buffers = pool_buffers(layer, self.pool, scales, self.page_version)
+        buffers = pool_buffers(
+            layer, self.pool, scales, self.page_version, mask_last_slot
+        )
         return self.tiles.attend(q, buffers, self.page_table)

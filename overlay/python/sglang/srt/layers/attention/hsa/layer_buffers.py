@@ -26,6 +26,7 @@ class LayerBuffers(NamedTuple):
         scaling: softmax scale.
         logit_cap: soft cap of the logits, 0 for none.
         scales: of cached keys and values.
+        mask_last_slot: the last slot of a page is no key of attention (see ``layout``).
     """
 
     keys: torch.Tensor
@@ -36,6 +37,7 @@ class LayerBuffers(NamedTuple):
     scaling: float
     logit_cap: float
     scales: KVScales
+    mask_last_slot: bool = False
 
 
 def pool_buffers(
@@ -43,8 +45,9 @@ def pool_buffers(
     pool: ChunkReprMixin,
     scales: KVScales,
     versions: Optional[torch.Tensor],
+    mask_last_slot: bool,
 ) -> LayerBuffers:
-    """Buffers of a layer in the server's pool; ``versions`` as in LayerBuffers. Views only, nothing is launched."""
+    """Buffers of a layer in the server's pool; the last two arguments as in LayerBuffers. Views only, nothing is launched."""
     keys, values = pool.get_kv_buffer(layer.layer_id)
     stored = pool.chunk_repr_kind.stored
     return LayerBuffers(
@@ -56,4 +59,5 @@ def pool_buffers(
         layer.scaling,
         layer.logit_cap,
         scales,
+        mask_last_slot,
     )

@@ -10,6 +10,12 @@ For the query at position i (0-based), page size P, window W and S sink pages:
 
 The window is extended down to a page boundary, so the three sets meet without overlap or hole and every
 candidate page is complete.
+
+``mask_last_slot`` is for models that were trained with a landmark at the end of every page: position j with
+(j + 1) mod P = 0 is then no key, in the window, in sinks and in selected pages alike, and not for the query at j itself.
+A landmark attends but is never attended. Its key still counts for the page's representation. As pages have two slots or
+more, every query keeps a key: itself, or, where it sits in a last slot, the other tokens of its own page, which always
+lie in its window.
 """
 
 from __future__ import annotations

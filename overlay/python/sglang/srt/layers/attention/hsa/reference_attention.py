@@ -54,6 +54,7 @@ def attend_reference(
         logit_cap=layer.logit_cap,
         k_scale=scales.k,
         v_scale=scales.v,
+        mask_last_slot=layer.mask_last_slot,
     )
     cut = dict(window_size=config.effective_window, sink_pages=config.sink_pages)
     if decode:

@@ -90,7 +90,11 @@ class ReferencePass:
         self.counters.add("reprs_healed", healed.sum())
 
     def attend(
-        self, q: torch.Tensor, layer: RadixAttention, scales: KVScales
+        self,
+        q: torch.Tensor,
+        layer: RadixAttention,
+        scales: KVScales,
+        mask_last_slot: bool = False,
     ) -> torch.Tensor:
         """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D_v]`` float32. K, V and representations are written."""
         md = self.metadata
@@ -99,7 +103,7 @@ class ReferencePass:
         )
         o, selected = attend_reference(
             q,
-            pool_buffers(layer, self.pool, scales, versions=None),
+            pool_buffers(layer, self.pool, scales, None, mask_last_slot),
             valid,
             md.real_page_table,
             md.cache_seqlens_int32,

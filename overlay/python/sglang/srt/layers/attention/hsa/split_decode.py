@@ -105,8 +105,17 @@ class SplitDecode:
 
         Returns:
             ``[B, H_q, D_v]`` in the dtype of q.
+
+        Raises:
+            NotImplementedError: for masked slots with the strategy ``softmax_head``.
         """
         config, batch = self.config, len(q)
+        if layer.mask_last_slot and config.selection_strategy == "softmax_head":
+            # This selection takes the log-sum-exp of the window from keys that it does not mask.
+            raise NotImplementedError(
+                "hsa_mask_last_slot does not go with --hsa-selection-strategy softmax_head and --hsa-weight-mode mass; "
+                "use --hsa-weight-mode score or another strategy."
+            )
         rows = batch * layer.keys.shape[1]
         selected = self.selected[:batch]
         layout = dict(
@@ -150,6 +159,7 @@ class SplitDecode:
             k_scale=layer.scales.k,
             v_scale=layer.scales.v,
             splits=programs_per_row(self.processors, rows, MAX_SPLITS),
+            mask_last_slot=layer.mask_last_slot,
             **layout,
         )
 

@@ -125,5 +125,6 @@ class TileAttention:
             k_scale=layer.scales.k,
             v_scale=layer.scales.v,
             lse=lse,
+            mask_last_slot=layer.mask_last_slot,
             **weights,
         )

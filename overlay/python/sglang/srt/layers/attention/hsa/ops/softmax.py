@@ -36,20 +36,20 @@ def masked_logits(
 
 
 def rescale_pages(
-    logits: torch.Tensor, scores: torch.Tensor, page_size: int
+    logits: torch.Tensor, scores: torch.Tensor, keys_per_page: int
 ) -> torch.Tensor:
     """Shift each page's logits so that the page's log-sum-exp becomes its given score.
 
     A softmax over the result weighs pages by softmax(scores) and keys by the softmax within their page.
 
     Args:
-        logits: ``[..., T, C * page_size]`` float32.
+        logits: ``[..., T, C * keys_per_page]`` float32.
         scores: ``[..., T, C]`` float32, -inf for a page that is not attended.
 
     Returns:
-        ``[..., T, C * page_size]`` float32.
+        ``[..., T, C * keys_per_page]`` float32.
     """
-    paged = logits.unflatten(-1, (-1, page_size))
+    paged = logits.unflatten(-1, (-1, keys_per_page))
     page_lse = torch.logsumexp(paged, dim=-1, keepdim=True)
     shifted = paged - page_lse + scores.unsqueeze(-1)
     return shifted.masked_fill(page_lse == NEG_INF, NEG_INF).flatten(-2)

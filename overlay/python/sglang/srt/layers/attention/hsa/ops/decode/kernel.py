@@ -64,6 +64,7 @@ def _decode_hsa_kernel(
     MERGE_SPLITS: tl.constexpr,
     MERGE_G: tl.constexpr,
     HAS_LSE: tl.constexpr,
+    MASK_LAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -112,6 +113,8 @@ def _decode_hsa_kernel(
         visible = (page >= 0) & (
             from_selection | (logical * PAGE_SIZE + offset <= position)
         )
+        if MASK_LAST:
+            visible = visible & (offset < PAGE_SIZE - 1)
         slot = tl.maximum(page, 0).to(tl.int64) * PAGE_SIZE + offset
         k_ptr = (
             k_buffer + slot[None, :] * stride_k_slot + g * stride_k_head + d[:, None]
@@ -237,6 +240,7 @@ def decode_hsa(
     v_scale: float = 1.0,
     splits: int = MAX_SPLITS,
     lse: Optional[torch.Tensor] = None,
+    mask_last_slot: bool = False,
 ) -> torch.Tensor:
     """Attention of one new token per sequence over sinks, selected pages and window.
 
@@ -250,6 +254,7 @@ def decode_hsa(
         workspace: scratch for at least this batch.
         splits: programs that share one sequence and KV head, 1 to MAX_SPLITS.
         lse: ``[B, H_q]`` float32, written if given.
+        mask_last_slot: the last slot of a page is no key, and is not read (see ``layout``).
 
     Returns:
         ``out``.
@@ -314,6 +319,7 @@ def decode_hsa(
             triton.next_power_of_2(group), max(1, 8192 // (merge_splits * block_v))
         ),
         HAS_LSE=lse is not None,
+        MASK_LAST=mask_last_slot,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
         num_stages=max(1, min(MAX_STAGES, SHARED_BYTES // page_bytes)),

@@ -46,6 +46,7 @@ def decode_local_fwd(
     logit_cap: float = 0.0,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
+    mask_last_slot: bool = False,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Attention over the window and the sink pages (see ``layout``).
 
@@ -54,6 +55,7 @@ def decode_local_fwd(
         k_buffer, v_buffer: ``[num_slots, H_kv, D]``, ``[num_slots, H_kv, D_v]``; the new tokens are written.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         seq_lens: keys of each sequence, the new one included ``[B]`` int32, at least 1.
+        mask_last_slot: the last slot of a page is no key, not even to the query that sits there (see ``layout``).
 
     Returns:
         (o ``[B, H_q, D_v]``, lse ``[B, H_q]``) float32.
@@ -74,9 +76,10 @@ def decode_local_fwd(
     )
     physical = page_table.long().gather(1, logical.clamp(max=page_table.shape[1] - 1))
 
-    offset = torch.arange(page_size, device=device)
+    keys_per_page = page_size - mask_last_slot
+    offset = torch.arange(keys_per_page, device=device)
     key = (logical.unsqueeze(-1) * page_size + offset).flatten(1)  # [B, J]
-    mask = used.repeat_interleave(page_size, dim=1) & (key <= position.unsqueeze(1))
+    mask = used.repeat_interleave(keys_per_page, dim=1) & (key <= position.unsqueeze(1))
     slots = (physical.unsqueeze(-1) * page_size + offset).flatten(1)
     # Unwritten slots may hold NaN, and 0 * NaN is NaN: masked keys read the newest token instead.
     slots = torch.where(
@@ -106,6 +109,7 @@ def decode_hsa_fwd(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     scores: Optional[torch.Tensor] = None,
+    mask_last_slot: bool = False,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Attention over the selected pages of each sequence and KV head.
 
@@ -113,16 +117,18 @@ def decode_hsa_fwd(
         q, k_buffer, v_buffer, page_table, seq_lens: as in ``decode_local_fwd``.
         selected_pages: physical pages ``[B, H_kv, K]`` int32, -1 for none.
         scores: ``[B, H_q, K]`` float32 or None, as in ``extend_hsa_fwd``.
+        mask_last_slot: the last slot of a page is no key (see ``layout``).
 
     Returns:
         (o ``[B, H_q, D_v]``, lse ``[B, H_q]``) float32; o = 0, lse = -inf where nothing is selected.
     """
     device = q.device
     num_kv_heads = k_buffer.shape[1]
-    offset = torch.arange(page_size, device=device)
+    keys_per_page = page_size - mask_last_slot
+    offset = torch.arange(keys_per_page, device=device)
     pages = selected_pages.long()
     slots = (pages.unsqueeze(-1) * page_size + offset).flatten(2)  # [B, H_kv, J]
-    mask = (pages >= 0).repeat_interleave(page_size, dim=-1)
+    mask = (pages >= 0).repeat_interleave(keys_per_page, dim=-1)
     own = _own_slot(page_table, seq_lens.long() - 1, page_size)
     slots = torch.where(mask, slots, own[:, None, None])
 
@@ -133,6 +139,6 @@ def decode_hsa_fwd(
         _grouped(q, num_kv_heads), k, mask.unsqueeze(2), sm_scale, logit_cap
     )
     if scores is not None:
-        logits = rescale_pages(logits, _grouped(scores, num_kv_heads), page_size)
+        logits = rescale_pages(logits, _grouped(scores, num_kv_heads), keys_per_page)
     o, lse = softmax_attend(logits, v)
     return o.flatten(1, 2), lse.flatten(1, 2)

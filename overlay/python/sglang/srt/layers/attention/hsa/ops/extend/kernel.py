@@ -15,6 +15,12 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.extend.attention_step import (
+    accumulate,
+    cap_logits,
+    raw_logits,
+    weigh_by_score,
+)
 from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
 from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageLists
 
@@ -24,87 +30,6 @@ SHARED_BYTES = 200_000
 # Heads of up to FOUR_DIM dimensions in 16 bits need few enough registers for four programs on a multiprocessor.
 FOUR_DIM, FOUR_REGISTERS = 64, 128
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _raw_logits(
-    query,
-    k_head,
-    slot,
-    inside,
-    stride_k_slot,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Products ``[R, N]`` of the queries and the keys in ``slot`` ``[N]``."""
-    d = tl.arange(0, BLOCK_D)
-    key = tl.load(
-        k_head + slot[None, :] * stride_k_slot + d[:, None],
-        mask=inside[None, :] & (d[:, None] < HEAD_DIM),
-        other=0.0,
-    )
-    return tl.dot(query, key.to(query.dtype), input_precision=PRECISION)
-
-
-@triton.jit
-def _cap_logits(logits, logit_cap):
-    """tanh(x) = 1 - 2 / (exp(2 x) + 1)"""
-    return logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
-
-
-@triton.jit
-def _accumulate(
-    logits,
-    best,
-    scale,
-    visible,
-    v_head,
-    slot,
-    inside,
-    top,
-    total,
-    acc,
-    stride_v_slot,
-    DTYPE: tl.constexpr,
-    V_DIM: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """One step of the online softmax, in base 2, over the values in ``slot`` ``[N]``.
-
-    Args:
-        logits: ``[R, N]``, which ``scale`` takes to base 2.
-        best: the rows' largest, times scale ``[R]``; -inf for a row that sees none.
-        visible: rows that see the step ``[R]``. A key that such a row does not see has a logit of -inf.
-    """
-    dv = tl.arange(0, BLOCK_V)
-    value = tl.load(
-        v_head + slot[:, None] * stride_v_slot + dv[None, :],
-        mask=inside[:, None] & (dv[None, :] < V_DIM),
-        other=0.0,
-    )
-    new_top = tl.maximum(top, best)
-    # Nothing visible yet: measure against 0, since -inf - -inf is NaN.
-    origin = tl.where(new_top == float("-inf"), 0.0, new_top)
-    rescale = tl.exp2(top - origin)
-    # One multiply-add per key, and 0 in the rows that do not see the step.
-    shift = tl.where(visible, origin, float("inf"))
-    p = tl.exp2(logits * scale - shift[:, None])
-    acc = acc * rescale[:, None] + tl.dot(
-        p.to(DTYPE), value.to(DTYPE), input_precision=PRECISION
-    )
-    return new_top, total * rescale + tl.sum(p, axis=1), acc
-
-
-@triton.jit
-def _weigh_by_score(logits, score):
-    """Shift the logits of one page ``[R, N]`` so that its log-sum-exp becomes ``score`` ``[R]``."""
-    highest = tl.max(logits, axis=1)
-    seen = highest > float("-inf")
-    origin = tl.where(seen, highest, 0.0)
-    lse = origin + tl.log(tl.sum(tl.exp(logits - origin[:, None]), axis=1))
-    return logits + tl.where(seen, score - lse, 0.0)[:, None]
 
 
 @triton.jit
@@ -155,6 +80,7 @@ def _extend_hsa_kernel(
     HAS_LISTS: tl.constexpr,
     HAS_LSE: tl.constexpr,
     BY_SCORE: tl.constexpr,
+    MASK_LAST: tl.constexpr,
     KIND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -216,17 +142,22 @@ def _extend_hsa_kernel(
                     bits = tl.load(row_bits + unit, mask=inside, other=0)
                     seen = m >= 0
                     slot = page * PAGE_SIZE + (lo + n) % PAGE_SIZE
-                logits = _raw_logits(
+                if MASK_LAST:
+                    key_slot = (lo + n) % PAGE_SIZE < PAGE_SIZE - 1
+                    inside = inside & key_slot
+                logits = raw_logits(
                     query, k_head, slot, inside, stride_k_slot, HEAD_DIM, BLOCK_D, PRECISION
                 )  # fmt: skip
                 base = scale
                 if CAP or BY_SCORE:
                     logits, base = logits * scale, 1.0
                 if CAP:
-                    logits = _cap_logits(logits, logit_cap)
+                    logits = cap_logits(logits, logit_cap)
                 if KEYS > PAGE_SIZE:
                     chosen = ((bits[None, :] >> m[:, None]) & 1) != 0
                     logits = tl.where(chosen, logits, float("-inf"))
+                if MASK_LAST:
+                    logits = tl.where(key_slot[None, :], logits, float("-inf"))
                 if BY_SCORE:  # a step is one page
                     e = repr_buffer + g * stride_repr_head + d
                     e += page * stride_repr_page
@@ -237,10 +168,10 @@ def _extend_hsa_kernel(
                         e_second = tl.load(e, mask=d < HEAD_DIM, other=0.0)
                         e_second = e_second.to(tl.float32)[None, :]
                         score += tl.sum(second_feature * e_second, axis=1)
-                    logits = _weigh_by_score(logits, score)
+                    logits = weigh_by_score(logits, score)
                 base *= LOG2_E
                 best = tl.where(seen, tl.max(logits, axis=1) * base, float("-inf"))
-                top, total, acc = _accumulate(
+                top, total, acc = accumulate(
                     logits, best, base, seen, v_head, slot, inside, top, total, acc,
                     stride_v_slot, query.dtype, V_DIM, BLOCK_V, PRECISION,
                 )  # fmt: skip
@@ -257,20 +188,24 @@ def _extend_hsa_kernel(
         for lo in range(0, last + 1 - gap, KEYS):
             at = lo + n + tl.where(lo + n < sinks * PAGE_SIZE, 0, gap)
             inside = at <= last
+            if MASK_LAST:
+                inside = inside & (at % PAGE_SIZE < PAGE_SIZE - 1)
             page = tl.load(table_row + at // PAGE_SIZE, mask=inside, other=0)
             visible = (at[None, :] <= position[:, None]) & (
                 (at[None, :] >= (start * PAGE_SIZE)[:, None])
                 | (at[None, :] < sink_end[:, None])
             )
             slot = page.to(tl.int64) * PAGE_SIZE + at % PAGE_SIZE
-            logits = scale * _raw_logits(
+            logits = scale * raw_logits(
                 query, k_head, slot, inside, stride_k_slot, HEAD_DIM, BLOCK_D, PRECISION
             )  # fmt: skip
             if CAP:
-                logits = _cap_logits(logits, logit_cap)
+                logits = cap_logits(logits, logit_cap)
+            if MASK_LAST:
+                visible = visible & inside[None, :]
             logits = tl.where(visible, logits, float("-inf"))
             best = tl.max(logits, axis=1) * LOG2_E
-            top, total, acc = _accumulate(
+            top, total, acc = accumulate(
                 logits, best, LOG2_E, m >= 0, v_head, slot, inside, top, total, acc,
                 stride_v_slot, query.dtype, V_DIM, BLOCK_V, PRECISION,
             )  # fmt: skip
@@ -309,6 +244,7 @@ def extend_hsa(
     repr_buffer: Optional[torch.Tensor] = None,
     kind: str = "",
     score_scale: float = 1.0,
+    mask_last_slot: bool = False,
 ) -> torch.Tensor:
     """Attention of all new tokens of a batch over sinks, selected pages and window.
 
@@ -323,6 +259,7 @@ def extend_hsa(
         repr_buffer: representations by physical page ``[num_pages, H_kv, repr_dim]``. Given, a selected page weighs
             exp(its raw score) and its keys share that by the softmax within the page; None weighs keys by their logits.
         kind, score_scale: kind of the representations and softmax scale of their scores.
+        mask_last_slot: the last slot of a page is no key, and is not read (see ``layout``).
 
     Returns:
         ``out``.
@@ -389,6 +326,7 @@ def extend_hsa(
         HAS_LISTS=lists is not None,
         HAS_LSE=lse is not None,
         BY_SCORE=repr_buffer is not None,
+        MASK_LAST=mask_last_slot,
         KIND=kind,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4 if max(head_dim, v_dim) <= 128 and rows <= 64 else 8,

@@ -80,6 +80,7 @@ def extend_local_fwd(
     logit_cap: float = 0.0,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
+    mask_last_slot: bool = False,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Causal attention over the window and the sink pages (see ``layout``).
 
@@ -89,6 +90,7 @@ def extend_local_fwd(
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         cu_seqlens_q: ``[B + 1]`` int32.
         seq_lens: keys of each sequence, its new ones included ``[B]`` int32.
+        mask_last_slot: the last slot of a page is no key, not even to the query that sits there (see ``layout``).
 
     Returns:
         (o ``[T, H_q, D_v]``, lse ``[T, H_q]``) float32.
@@ -110,6 +112,8 @@ def extend_local_fwd(
         key = torch.cat(
             [torch.arange(sink_end), torch.arange(window_begin, last_position + 1)]
         ).to(q.device)
+        if mask_last_slot:
+            key = key[key % page_size < page_size - 1]
         table = page_table[block.sequence].long()
         slots = table[key // page_size] * page_size + key % page_size
 
@@ -146,6 +150,7 @@ def extend_hsa_fwd(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     scores: Optional[torch.Tensor] = None,
+    mask_last_slot: bool = False,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Attention over the selected pages of each query and KV head.
 
@@ -156,6 +161,7 @@ def extend_hsa_fwd(
         selected_pages: physical pages ``[T, H_kv, K]`` int32, -1 for none.
         scores: ``[T, H_q, K]`` float32. None weighs keys by their logits (``mass``); given, a page weighs
             exp(score) and its keys share that by the softmax within the page (``score``).
+        mask_last_slot: the last slot of a page is no key (see ``layout``). Scores are taken as they are.
 
     Returns:
         (o ``[T, H_q, D_v]``, lse ``[T, H_q]``) float32; o = 0, lse = -inf where nothing is selected.
@@ -163,6 +169,7 @@ def extend_hsa_fwd(
     o, lse = _empty_partials(q, v_buffer)
     num_kv_heads = k_buffer.shape[1]
     group = q.shape[1] // num_kv_heads
+    keys_per_page = page_size - mask_last_slot
     for block in _blocks(cu_seqlens_q, seq_lens):
         rows = slice(block.lo, block.hi)
         num_rows = block.hi - block.lo
@@ -182,13 +189,13 @@ def extend_hsa_fwd(
         )
         member = member.scatter_(-1, column, True)[..., :-1]  # [T, H_kv, C]
 
-        offset = torch.arange(page_size, device=q.device)
+        offset = torch.arange(keys_per_page, device=q.device)
         slots = (pages.unsqueeze(1) * page_size + offset).flatten()
         mask = member.transpose(0, 1).repeat(1, group, 1)  # [H_kv, G * T, C]
         logits = masked_logits(
             _heads_first(q[rows], num_kv_heads),
             _gather(k_buffer, slots, k_scale),
-            mask.repeat_interleave(page_size, dim=-1),
+            mask.repeat_interleave(keys_per_page, dim=-1),
             sm_scale,
             logit_cap,
         )
@@ -200,7 +207,7 @@ def extend_hsa_fwd(
             )
             by_page.scatter_(-1, column.repeat_interleave(group, dim=1), scores[rows])
             page_scores = _heads_first(by_page[..., :-1], num_kv_heads)
-            logits = rescale_pages(logits, page_scores, page_size)
+            logits = rescale_pages(logits, page_scores, keys_per_page)
         block_o, block_lse = softmax_attend(logits, _gather(v_buffer, slots, v_scale))
         o[rows] = _rows_first(block_o, num_rows)
         lse[rows] = _rows_first(block_lse, num_rows)

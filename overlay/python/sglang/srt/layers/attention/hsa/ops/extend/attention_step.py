@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of the extend kernel: what it does with one step of keys."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def raw_logits(
+    query,
+    k_head,
+    slot,
+    inside,
+    stride_k_slot,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Products ``[R, N]`` of the queries and the keys in ``slot`` ``[N]``."""
+    d = tl.arange(0, BLOCK_D)
+    key = tl.load(
+        k_head + slot[None, :] * stride_k_slot + d[:, None],
+        mask=inside[None, :] & (d[:, None] < HEAD_DIM),
+        other=0.0,
+    )
+    return tl.dot(query, key.to(query.dtype), input_precision=PRECISION)
+
+
+@triton.jit
+def cap_logits(logits, logit_cap):
+    """tanh(x) = 1 - 2 / (exp(2 x) + 1)"""
+    return logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
+
+
+@triton.jit
+def accumulate(
+    logits,
+    best,
+    scale,
+    visible,
+    v_head,
+    slot,
+    inside,
+    top,
+    total,
+    acc,
+    stride_v_slot,
+    DTYPE: tl.constexpr,
+    V_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One step of the online softmax, in base 2, over the values in ``slot`` ``[N]``.
+
+    Args:
+        logits: ``[R, N]``, which ``scale`` takes to base 2.
+        best: the rows' largest, times scale ``[R]``; -inf for a row that sees none.
+        visible: rows that see the step ``[R]``. A key that such a row does not see has a logit of -inf.
+    """
+    dv = tl.arange(0, BLOCK_V)
+    value = tl.load(
+        v_head + slot[:, None] * stride_v_slot + dv[None, :],
+        mask=inside[:, None] & (dv[None, :] < V_DIM),
+        other=0.0,
+    )
+    new_top = tl.maximum(top, best)
+    # Nothing visible yet: measure against 0, since -inf - -inf is NaN.
+    origin = tl.where(new_top == float("-inf"), 0.0, new_top)
+    rescale = tl.exp2(top - origin)
+    # One multiply-add per key, and 0 in the rows that do not see the step.
+    shift = tl.where(visible, origin, float("inf"))
+    p = tl.exp2(logits * scale - shift[:, None])
+    acc = acc * rescale[:, None] + tl.dot(
+        p.to(DTYPE), value.to(DTYPE), input_precision=PRECISION
+    )
+    return new_top, total * rescale + tl.sum(p, axis=1), acc
+
+
+@triton.jit
+def weigh_by_score(logits, score):
+    """Shift the logits of one page ``[R, N]`` so that its log-sum-exp becomes ``score`` ``[R]``."""
+    highest = tl.max(logits, axis=1)
+    seen = highest > float("-inf")
+    origin = tl.where(seen, highest, 0.0)
+    lse = origin + tl.log(tl.sum(tl.exp(logits - origin[:, None]), axis=1))
+    return logits + tl.where(seen, score - lse, 0.0)[:, None]
