@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chunked prefill and the radix tree: a chunk extends the path of its request from the end, and the tree is the same."""
+"""Requests in the radix tree: each chunk, and the end, extends the path of its request from the end; the tree is the same."""
 
 import dataclasses
 import random
