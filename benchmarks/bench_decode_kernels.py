@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HSA's decode kernels alone, in a CUDA graph: microseconds per layer and share of the measured copy bandwidth.
+"""HSA's decode kernels alone, in a CUDA graph: microseconds per layer, launches, and share of the measured copy bandwidth.
 
 Warm, each launch finds the caches as the one before left them; cold, a model's other kernels and a large copy ran in between,
 as they do in a decode step. First checks each shape against the torch references. Ends in one JSON line.
@@ -105,7 +105,9 @@ def copy_bandwidth() -> float:
     return 2 * x.numel() * 4 / us * 1e6
 
 
-def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, strategy: str, bandwidth: float, others) -> dict:
+def bench(
+    length: int, batch: int, heads: int, kv_heads: int, dim: int, strategy: str, bandwidth: float, others
+) -> dict:
     torch.manual_seed(0)
     pages = length // PAGE
     num_pages = batch * pages + 1
@@ -160,7 +162,7 @@ def bench(length: int, batch: int, heads: int, kv_heads: int, dim: int, strategy
     return dict(
         length=length, batch=batch, heads=heads, kv_heads=kv_heads, dim=dim, error=round(error, 5),
         select_us=round(select_us, 2), attend_us=round(attend_us, 2), both_us=round(both_us, 2),
-        spread_us=round(spread, 2), **cold,
+        spread_us=round(spread, 2), **cold, launches=cuda_only.launches(both),
         select_share=round(select_bytes / select_us * 1e6 / bandwidth, 3),
         attend_share=round(attend_bytes / attend_us * 1e6 / bandwidth, 3),
     )  # fmt: skip

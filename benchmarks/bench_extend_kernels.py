@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HSA's extend kernels alone: milliseconds per layer of one prefill chunk, and what neighbouring queries share.
+"""HSA's extend kernels alone: milliseconds per layer of one prefill chunk, launches, what neighbouring queries share, and
+the attention's share of the matrix products that a large one was measured to reach.
 
 Checks selection and output of some rows against the torch references first. Ends in one JSON line.
 
@@ -47,6 +48,14 @@ def milliseconds(launch, repeats: int) -> tuple[float, float]:
     return statistics.median(times), max(times) - min(times)
 
 
+def product_flops() -> float:
+    """Operations per second of a large product of matrices in bfloat16."""
+    n = 8192
+    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    ms, _ = milliseconds(lambda: a @ b, 10)
+    return 2 * n**3 / ms * 1e3
+
+
 def rows_of(lists: PageLists, row: int, kv_heads: int) -> torch.Tensor:
     """Physical pages of one packed query of the only sequence ``[H_kv, TOPK]`` int32, -1 padded."""
     runs = lists.lengths.shape[2]
@@ -83,7 +92,15 @@ def check(q, k, v, reprs, table, lists, out, prefix: int, scale: float, strategy
 
 
 def bench(
-    prefix: int, new: int, heads: int, kv_heads: int, dim: int, agreement: float, strategy: str, repeats: int
+    prefix: int,
+    new: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    agreement: float,
+    strategy: str,
+    repeats: int,
+    peak: float,
 ) -> dict:
     torch.manual_seed(0)
     bf16 = dict(device="cuda", dtype=torch.bfloat16)
@@ -122,9 +139,12 @@ def bench(
     def attend():
         extend_hsa(q, k, v, lists, table, plan, out, sm_scale=scale, **LAYOUT)
 
-    write()
-    select()
-    attend()
+    def layer():
+        write()
+        select()
+        attend()
+
+    layer()
     error, equal = check(q, k, v, reprs, table, lists, out, prefix, scale, strategy)
     if not (error < 2e-2 and equal > 0.9 and counters.snapshot()["pages_selected"]):
         raise SystemExit(f"bench_extend_kernels: wrong result at {prefix=} {new=}: {error=} {equal=}")
@@ -141,6 +161,7 @@ def bench(
         listed_per_selected=round(listed / max(chosen, 1), 3), write_ms=round(write_ms, 4), select_ms=round(select_ms, 4),
         select_spread_ms=round(select_spread, 4), attend_ms=round(attend_ms, 4),
         attend_spread_ms=round(attend_spread, 4), attend_tflops=round(flops / attend_ms / 1e9, 1),
+        attend_share=round(flops / attend_ms * 1e3 / peak, 3), launches=cuda_only.launches(layer),
     )  # fmt: skip
 
 
@@ -154,14 +175,15 @@ def main() -> None:
     parser.add_argument("--strategy", default=HSAConfig.selection_strategy, choices=SELECTION_STRATEGIES)
     parser.add_argument("--repeats", type=int, default=10)
     args = cuda_only.parse_args(parser)
+    peak = product_flops()
     rows = []
     for heads, kv_heads, dim in ((16, 2, 64), (32, 8, 128), (16, 16, 64)):
         for prefix in args.prefixes:
             for agreement in args.agreement:
-                rows.append(bench(prefix, args.new, heads, kv_heads, dim, agreement, args.strategy, args.repeats))
+                rows.append(bench(prefix, args.new, heads, kv_heads, dim, agreement, args.strategy, args.repeats, peak))
                 print(rows[-1], flush=True)
     provenance = dict(gpu=torch.cuda.get_device_name(), torch=torch.__version__, triton=triton.__version__)
-    print(json.dumps(dict(provenance, rows=rows)))
+    print(json.dumps(dict(provenance, product_tflops=round(peak / 1e12), rows=rows)))
 
 
 if __name__ == "__main__":

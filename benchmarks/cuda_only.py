@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of a benchmark that has nothing to measure without a CUDA device."""
+"""What the benchmarks share that have nothing to measure without a CUDA device."""
 
 from __future__ import annotations
 
 import argparse
 
 import torch
+from torch.autograd import DeviceType
 
 
 def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -14,3 +15,13 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if not torch.cuda.is_available():
         parser.exit(2, f"{parser.prog}: error: this needs a CUDA device, and torch sees none here\n")
     return args
+
+
+def launches(run) -> int:
+    """What a call puts on the device, kernels and copies, as the profiler counts it; all of it is compiled before."""
+    run()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA for event in profile.events())
