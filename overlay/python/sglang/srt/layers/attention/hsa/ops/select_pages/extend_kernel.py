@@ -334,8 +334,10 @@ def select_pages_extend(
     two = features + step <= SHARED_BYTES // 2
     while features + step > SHARED_BYTES:
         pages, step = pages // 2, step // 2
-    programs = workspace.programs if two else triton.cdiv(workspace.programs, 2)
-    _select_pages_extend_kernel[(min(items, programs),)](
+    programs = min(items, workspace.programs)
+    if not two:
+        programs = min(programs, workspace.processors)
+    _select_pages_extend_kernel[(programs,)](
         q,
         repr_buffer,
         repr_version,

@@ -64,6 +64,7 @@ class ExtendSelectWorkspace:
 
     def __init__(self, plan: ExtendPlan, num_kv_heads: int, topk: int, processors: int):
         tile_rows, device = plan.tiling.tile_rows, plan.tiles.device
+        self.processors = processors
         self.programs = min(len(plan.tiles) * num_kv_heads, 2 * processors)
         rows = self.programs * tile_rows
         step = max(PAGES_PER_STEP, LANES.value)
