@@ -12,8 +12,8 @@ from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
 
 # Rows of a matrix product, by head dimension: what registers and shared memory hold.
 ROWS = {128: 64, 256: 32}
-SELECT_ROWS = 32  # of selection, which has a second program beside it
 MAX_LIST_ROWS = 32  # one bit of an int32 each
+SELECT_ROWS = 32  # of selection for group, with a second program beside it; at least MAX_LIST_ROWS
 MIN_ROWS = 16  # of a matrix product
 
 
@@ -50,9 +50,7 @@ def choose_tiling(group: int, head_dim: int, strategy: str) -> Tiling:
     heads = 1 << (group - 1).bit_length()
     list_rows = min(MAX_LIST_ROWS, max(1, rows // heads))
     # The strategy group adds up the heads first: a row of the selection's product is a token.
-    return Tiling(
-        max(SELECT_ROWS, list_rows) if strategy == "group" else list_rows, list_rows
-    )
+    return Tiling(SELECT_ROWS if strategy == "group" else list_rows, list_rows)
 
 
 @dataclass
