@@ -38,7 +38,7 @@ HICACHE = IN_TREE + "test_hsa_hierarchical_cache.py::test_pages_from_the_host_ar
 CONTRACT = IN_TREE + "test_hsa_contract.py::"
 DRAFTS = IN_TREE + "test_hsa_speculative_gpu.py::test_drafts_leave_the_tokens_alone"
 TOKENS = SPARSE + "test_tokens_equal_the_brute_force_model"
-TWO_GPUS = "two CUDA devices"
+TWO_GPUS = "two CUDA devices for the latter, which has not passed there yet"
 INTERPRETED = " (on a CPU with `TRITON_INTERPRET=1`)"
 
 
@@ -99,7 +99,9 @@ CELLS = (
     Cell("Overlap schedule", "prefill beside decode", refusal="prefill-decode multiplexing"),
     Cell("Speculative decoding", "EAGLE", (DRAFTS + "[EAGLE]", DRAFTS + "[EAGLE-chunked]"), needs="a CUDA device"),
     Cell("Speculative decoding", "EAGLE3", (DRAFTS + "[EAGLE3]",), needs="a CUDA device"),
-    Cell("Speculative decoding", "NEXTN", (CONTRACT + "test_nextn_is_eagle", DRAFTS + "[EAGLE]"), needs="a CUDA device"),
+    Cell(
+        "Speculative decoding", "NEXTN", (CONTRACT + "test_nextn_is_eagle", DRAFTS + "[EAGLE]"), needs="a CUDA device"
+    ),
     Cell(
         "Speculative decoding",
         "STANDALONE",
@@ -132,10 +134,15 @@ CELLS = (
         "Tensor parallel",
         "up to the KV heads",
         (SPARSE + "test_two_tensor_parallel_ranks", ON_GPU + "test_two_tensor_parallel_ranks"),
-        needs=TWO_GPUS + " for the latter",
+        needs=TWO_GPUS,
     ),
     Cell("Tensor parallel", "more ranks than KV heads", refusal="more tensor-parallel ranks than KV heads"),
-    Cell("Data parallel", "replicas", (ON_GPU + "test_two_replicas",), needs=TWO_GPUS),
+    Cell(
+        "Data parallel",
+        "replicas",
+        (SPARSE + "test_two_replicas", ON_GPU + "test_two_replicas"),
+        needs=TWO_GPUS,
+    ),
     Cell("Data parallel", "attention", refusal="data-parallel attention"),
     Cell("Pipeline parallel", "on", refusal="pipeline parallelism"),
     Cell("Context parallel", "on", refusal="context-parallel attention"),

@@ -48,9 +48,7 @@ def run_alone_and_batched(run_engine, path, prompts, **engine):
 @pytest.fixture(scope="module")
 def expected(run_engine, path, prompts):
     """Tokens of each prompt run alone, cold and in one piece; the first one is checked against the oracle below."""
-    (alone, batched, again), cached, counts = run_alone_and_batched(
-        run_engine, path, prompts, **SCHEDULES["whole"]
-    )
+    (alone, batched, again), cached, counts = run_alone_and_batched(run_engine, path, prompts, **SCHEDULES["whole"])
     assert alone == batched == again
     assert max(cached) >= 1472 and 0 < counts["pages_selected"] < counts["pages_candidate"]
     return alone
@@ -85,6 +83,13 @@ def test_two_tensor_parallel_ranks(run_engine, path, prompts, expected):
     assert max(cached) > 0 and counts["reprs_healed"] == 0
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
     assert counts["pages_selected"] <= ORACLE.topk * counts["rows_sparse"], "pages for more than one KV head"
+
+
+def test_two_replicas(run_engine, path, prompts, expected):
+    """Data parallel: each replica is an engine of its own. # trap 29"""
+    tokens, _, counts = run_alone_and_batched(run_engine, path, prompts, dp_size=2)
+    assert tokens == [expected] * 3
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"] and counts["reprs_healed"] == 0
 
 
 @pytest.mark.parametrize(
