@@ -33,7 +33,8 @@ builds, without what the engine hands in. Calls and conditions are quoted from S
 The page is read off the syntax tree, and nothing is executed. All branches are followed, whatever device they are for, and
 the elements of a list or a table are not told apart, so a way may be listed that no run takes. Calls through objects that the
 engine hands in (the KV pool, the model) end at what their declared class does, so writing K and V into the cache is not
-shown.
+shown. What a library function returns is not followed, so a way may also be missing: that of HSA's decode with the weight mode
+`score` is, which runs the launches of extend.
 """
 
 EAGER_OR_GRAPH = """\
