@@ -92,8 +92,10 @@ def load(
     Raises:
         MiniError: there is no such folder, or its weights are not complete.
     """
-    hint, exists = "use the folder of a Hugging Face checkpoint.", Path(path).exists()
-    if exists and not (Path(path) / "config.json").is_file():
+    hint = "use the folder of a Hugging Face checkpoint."
+    if not Path(path).exists():  # transformers would look for it on the hub
+        raise MiniError(f"model folder {path} does not exist: {hint}")
+    if not (Path(path) / "config.json").is_file():
         raise MiniError(f"{path} has no config.json: {hint}")
     dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
     try:
@@ -101,8 +103,6 @@ def load(
             path, dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        if not exists:
-            raise MiniError(f"model folder {path} does not exist: {hint}") from None
         reason = str(error).strip().splitlines()[0]
         raise MiniError(f"model {path} cannot be loaded: {reason}") from error
     if missing := sorted(info["missing_keys"]):
