@@ -97,7 +97,7 @@ def test_the_tree_is_that_of_a_walk_from_the_root(page_size, is_eagle, seed):
     worlds = [World(kind, page_size, is_eagle) for kind in (RadixCache, FromRoot)]
     stems = [[rng.randrange(3) for _ in range(rng.randrange(20, 200))] for _ in range(3)]
     running = []
-    splits = 0
+    splits = evicted = 0
     for row in range(60):
         if len(running) < 4:
             tokens = rng.choice(stems) + [rng.randrange(3) for _ in range(rng.randrange(2, 150))]
@@ -116,10 +116,11 @@ def test_the_tree_is_that_of_a_walk_from_the_root(page_size, is_eagle, seed):
             for world, req in zip(worlds, reqs):
                 world.cache.cache_finished_req(req)
         if rng.random() < 0.2:
-            for world in worlds:
-                world.cache.evict(EvictParams(num_tokens=0))
+            freed = [world.cache.evict(EvictParams(num_tokens=40)).num_tokens_evicted for world in worlds]
+            assert freed[0] == freed[1]
+            evicted += freed[0]
         assert worlds[0].state() == worlds[1].state()
-    assert splits > 20
+    assert splits > 20 and evicted > 0
 
 
 def copied_tokens(kind, chunks, monkeypatch):
