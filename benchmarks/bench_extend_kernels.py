@@ -16,6 +16,7 @@ import statistics
 import cuda_only
 import torch
 
+from sglang.mini.bench_common import measure_peaks
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
@@ -46,14 +47,6 @@ def milliseconds(launch, repeats: int) -> tuple[float, float]:
         end.synchronize()
         times.append(begin.elapsed_time(end))
     return statistics.median(times), max(times) - min(times)
-
-
-def product_flops() -> float:
-    """Operations per second of a large product of matrices in bfloat16."""
-    n = 8192
-    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    ms, _ = milliseconds(lambda: a @ b, 10)
-    return 2 * n**3 / ms * 1e3
 
 
 def rows_of(lists: PageLists, row: int, kv_heads: int) -> torch.Tensor:
@@ -175,7 +168,7 @@ def main() -> None:
     parser.add_argument("--strategy", default=HSAConfig.selection_strategy, choices=SELECTION_STRATEGIES)
     parser.add_argument("--repeats", type=int, default=10)
     args = cuda_only.parse_args(parser)
-    peak = product_flops()
+    peak = measure_peaks(torch.device("cuda"), torch.bfloat16)["flops"]
     rows = []
     for heads, kv_heads, dim in ((16, 2, 64), (32, 8, 128), (16, 16, 64)):
         for prefix in args.prefixes:

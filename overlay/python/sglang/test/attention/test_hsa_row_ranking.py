@@ -26,10 +26,10 @@ SETS = 128  # of a row's keys, each with a peak
 @triton.jit
 def _rank_kernel(
     keys, peaks, kept, lengths, thresholds, reached, rows, most, stride,
-    TOPK: tl.constexpr, TOPK_BLOCK: tl.constexpr, ROWS: tl.constexpr, WIDTHS: tl.constexpr, PEAKS: tl.constexpr,
+    TOPK: tl.constexpr, TOPK_BLOCK: tl.constexpr, ROWS: tl.constexpr, WIDTHS: tl.constexpr, RANKED: tl.constexpr, PEAKS: tl.constexpr,
 ):  # fmt: skip
     row_ranking.rank_rows(
-        keys, peaks, kept, lengths, thresholds, reached, rows, most, stride, TOPK, TOPK_BLOCK, ROWS, WIDTHS, PEAKS
+        keys, peaks, kept, lengths, thresholds, reached, rows, most, stride, TOPK, TOPK_BLOCK, ROWS, WIDTHS, RANKED, PEAKS
     )  # fmt: skip
 
 
@@ -57,6 +57,7 @@ def check(keys, lengths, topk):
         TOPK_BLOCK=triton.next_power_of_2(topk),
         ROWS=ROWS,
         WIDTHS=WIDTHS,
+        RANKED=(ROWS,) * len(WIDTHS),
         PEAKS=peaks.shape[1],
     )
     if lengths.max() <= topk:  # all are selected

@@ -30,6 +30,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     WIDTHS,
     ordered_keys,
     rank_rows,
+    rows_at_a_time,
 )
 
 SHARED_BYTES = 230_000  # for features and the pages in flight
@@ -143,6 +144,7 @@ def _select_pages_extend_kernel(
     BLOCK_H: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTHS: tl.constexpr,
+    RANKED: tl.constexpr,
     PEAKS: tl.constexpr,
     LIST_ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -252,7 +254,7 @@ def _select_pages_extend_kernel(
         tl.debug_barrier()
         rank_rows(
             keys, peaks, kept, row_lengths, thresholds, reached, rows, most, stride_keys,
-            TOPK, TOPK_BLOCK, ROWS, WIDTHS, PEAKS,
+            TOPK, TOPK_BLOCK, ROWS, WIDTHS, RANKED, PEAKS,
         )  # fmt: skip
         tl.debug_barrier()
         selected = tl.zeros((), tl.int32)
@@ -369,6 +371,7 @@ def select_pages_extend(
         BLOCK_H=block_h,
         ROWS=plan.tiling.tile_rows,
         WIDTHS=WIDTHS,
+        RANKED=rows_at_a_time(plan.tiling.tile_rows),
         PEAKS=workspace.peaks.shape[1],
         LIST_ROWS=out.list_rows,
         HEAD_DIM=head_dim,
@@ -387,6 +390,6 @@ def select_pages_extend(
         PAGES_CANDIDATE=INDEX["pages_candidate"],
         PAGES_SELECTED=INDEX["pages_selected"],
         num_warps=4 if two else 8,
-        num_stages=3 if not two and features + 4 * step <= SHARED_BYTES else 1,
+        num_stages=1,  # shared memory holds no second step
     )
     return out

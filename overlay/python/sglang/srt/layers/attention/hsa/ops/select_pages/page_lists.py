@@ -16,7 +16,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     rows_at_a_time,
 )
 
-# Pages that a matrix product takes, half of it above 128 dimensions; a row of scratch is a multiple of it.
+# Pages that a matrix product takes, unless features of very many heads leave no room; a row of scratch is a multiple of it.
 PAGES_PER_STEP = 128
 
 
@@ -77,5 +77,5 @@ class ExtendSelectWorkspace:
         sieved = plan.max_candidates > WIDTHS[-1]
         self.peaks = scratch(rows * sieved, num_peaks(topk))
         self.kept = scratch(
-            self.programs * sieved, rows_at_a_time(tile_rows) * WIDTHS[-1]
+            self.programs * sieved, rows_at_a_time(tile_rows)[-1] * WIDTHS[-1]
         )

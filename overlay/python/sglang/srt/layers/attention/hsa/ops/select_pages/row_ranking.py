@@ -19,12 +19,12 @@ import triton.language as tl
 LANES: tl.constexpr = tl.constexpr(128)
 # Pages of a row that registers are laid out for, and keys of all rows together.
 WIDTHS = (256, 512, 1024, 2048)
-MAX_KEYS: tl.constexpr = tl.constexpr(8192)
+MAX_KEYS = 8192
 
 
-def rows_at_a_time(rows: int, width: int = WIDTHS[-1]) -> int:
-    """Rows of a tile that a program ranks together if each has up to ``width`` pages."""
-    return min(rows, MAX_KEYS.value // width)
+def rows_at_a_time(rows: int) -> tuple[int, ...]:
+    """Rows of a tile that a program ranks together, for each of WIDTHS; the last for longer rows as well."""
+    return tuple(min(rows, MAX_KEYS // width) for width in WIDTHS)
 
 
 def num_peaks(topk: int) -> int:
@@ -209,6 +209,7 @@ def rank_rows(
     TOPK_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTHS: tl.constexpr,
+    RANKED: tl.constexpr,
     PEAKS: tl.constexpr,
 ):
     """Find a threshold for each of ``rows`` rows: a row selects its keys above 0 that reach it.
@@ -219,13 +220,15 @@ def rank_rows(
     Args:
         keys: ``[ROWS, stride_keys]`` uint32, written by this program before a barrier and readable up to a multiple of LANES.
         peaks: maxima of disjoint sets of each row's keys ``[ROWS, PEAKS]`` uint32; read above WIDTHS[-1] keys only.
-        kept: scratch of as many rows as are ranked at a time, of WIDTHS[-1] keys uint32; only then needed as well.
+        kept: scratch ``[RANKED[-1], WIDTHS[-1]]`` uint32; only then needed as well.
         lengths: keys of each row ``[ROWS]`` int32, 0 past ``rows``.
         thresholds, reached: ``[ROWS]`` int32, written; a threshold holds the bits of a uint32.
         most: the largest length.
         TOPK_BLOCK: the power of two from TOPK on.
+        RANKED: ``rows_at_a_time`` of ROWS.
     """
-    WIDE: tl.constexpr = WIDTHS[len(WIDTHS) - 1]
+    LAST: tl.constexpr = len(WIDTHS) - 1
+    WIDE: tl.constexpr = WIDTHS[LAST]
     if most <= TOPK:
         m = tl.arange(0, ROWS)
         tl.store(thresholds + m, tl.zeros_like(m))
@@ -233,12 +236,12 @@ def rank_rows(
     elif most > WIDE:
         _rank_sieved(
             keys, peaks, kept, lengths, thresholds, reached, rows, most, stride_keys, TOPK, TOPK_BLOCK,
-            ROWS if ROWS * WIDE <= MAX_KEYS else MAX_KEYS // WIDE, WIDE, WIDTHS[0], PEAKS,
+            RANKED[LAST], WIDE, WIDTHS[0], PEAKS,
         )  # fmt: skip
     else:
         for i in tl.static_range(len(WIDTHS)):
             if (most <= WIDTHS[i]) & (most > (WIDTHS[i - 1] if i > 0 else 0)):
                 _rank_in_registers(
                     keys, lengths, thresholds, reached, rows, most, stride_keys, TOPK, TOPK_BLOCK,
-                    ROWS if ROWS * WIDTHS[i] <= MAX_KEYS else MAX_KEYS // WIDTHS[i], WIDTHS[i],
+                    RANKED[i], WIDTHS[i],
                 )  # fmt: skip
