@@ -7,7 +7,7 @@ import math
 from html import escape
 from typing import Any
 
-COLORS = {"mean": "#1b9e77", "mean_var": "#d95f02", "min_max": "#7570b3", "landmark": "#e7298a"}
+COLORS = {"mean": "#1b9e77", "mean_std": "#d95f02", "mean_std": "#7570b3", "landmark": "#e7298a"}
 WIDTH, HEIGHT, LEFT, TOP, GAP = 260, 170, 60, 50, 60
 
 

@@ -96,8 +96,8 @@ def test_two_replicas(run_engine, path, prompts, expected):
     "options,oracle",
     [
         (
-            dict(hsa_selection_strategy="softmax_head", hsa_chunk_repr="min_max", hsa_weight_mode="score"),
-            dict(strategy="softmax_head", kind="min_max", mode="score"),
+            dict(hsa_selection_strategy="softmax_head", hsa_chunk_repr="mean_std", hsa_weight_mode="score"),
+            dict(strategy="softmax_head", kind="mean_std", mode="score"),
         ),
         (
             dict(hsa_selection_strategy="head", hsa_chunk_repr="landmark", hsa_sink_pages=0, page_size=32),

@@ -23,9 +23,9 @@ EVERY = HSAConfig(topk=1000, window_size=40)
     (
         {},
         {"chunk_repr": "landmark", "selection_strategy": "softmax_head", "sink_pages": 0},
-        {"chunk_repr": "min_max", "selection_strategy": "head", "enable_swa_fusion": False, "layers": "1"},
+        {"chunk_repr": "mean_std", "selection_strategy": "head", "enable_swa_fusion": False, "layers": "1"},
     ),
-    ids=("defaults", "landmark", "min_max"),
+    ids=("defaults", "landmark", "mean_std"),
 )
 def test_with_every_page_it_is_dense(world, shape, changes, check_books):
     w = world(shape)
@@ -83,7 +83,7 @@ def test_page_sizes(world):
 @pytest.mark.parametrize(
     "shape, hsa, words",
     (
-        ("qwen3", dict(chunk_repr="prior"), "use mean, mean_var, min_max, landmark"),
+        ("qwen3", dict(chunk_repr="prior"), "use mean, mean_std, landmark, slow_keys"),
         ("qwen3", dict(strict=True), "options of SGLang's runtime"),
         ("qwen3", dict(layers="0,7"), "the model has layers 0-1"),
         ("mistral", {}, "leaves no layer for HSA"),
@@ -114,7 +114,7 @@ def _main(path):
     for options in (
         dict(topk=2),
         dict(topk=1000),
-        dict(topk=2, selection_strategy="softmax_head", weight_mode="score"),
+        dict(topk=2, selection_strategy="softmax_head", weight_mode="score", chunk_repr="mean"),
     ):
         hsa = HSAConfig(window_size=20, **options)
         engine = MiniEngine(path, backend="hsa", page_size=16, hsa=hsa)

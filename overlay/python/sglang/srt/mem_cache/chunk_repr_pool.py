@@ -66,11 +66,12 @@ class ChunkReprMixin:
     Attributes:
         hsa_layer_ids: layers that keep representations, ascending; a layer's place in it is its ordinal.
         chunk_repr_kind: kind of representation, an entry of ``chunk_repr.KINDS``.
-        chunk_repr_buffer: per ordinal ``[num_pages, H_kv, repr_dim]`` in ``repr_dtype``; empty for a kind
+        chunk_repr_buffer: per ordinal ``[num_pages, H_kv, repr_dim]`` in the kind's storage dtype; empty for a kind
             that is read from the keys.
-        chunk_repr_bias: per ordinal ``[num_pages, H_kv]`` float32; empty unless the kind has a bias.
         chunk_repr_version: per ordinal ``[num_pages]`` int64, the page version each representation was written for.
         page_versions: which hand-out each page belongs to.
+        all_repr_channels: channels that representations are taken from, by ordinal ``[L, R]`` int32; None for a kind
+            that takes all.
     """
 
     def __init__(
@@ -80,37 +81,39 @@ class ChunkReprMixin:
         chunk_repr_kind: str,
         repr_dtype: Optional[torch.dtype] = None,
         page_versions: Optional[PageVersions] = None,
+        repr_channels: Optional[torch.Tensor] = None,
         **kwargs,
     ):
         """
         Args:
             repr_dtype: dtype of the representations; None for the keys' dtype, which must not be an 8-bit one.
             page_versions: of the pool whose allocator hands out this pool's pages as well; None if it has its own.
+            repr_channels: channels that representations are taken from, by ordinal ``[L, R]`` int32; needed by a kind
+                that keeps some of them.
         """
         self.hsa_layer_ids = tuple(hsa_layer_ids)
         self.chunk_repr_kind = KINDS[chunk_repr_kind]
         self.repr_dtype = repr_dtype
         self.page_versions = page_versions
+        self.all_repr_channels = repr_channels
         self._ordinal = {layer: i for i, layer in enumerate(self.hsa_layer_ids)}
         super().__init__(*args, **kwargs)
 
     def _create_chunk_repr_buffers(self) -> None:
         num_pages = self.size // self.page_size + 1  # page 0 takes the padding
         stored = self.hsa_layer_ids if self.chunk_repr_kind.stored else ()
-        biased = stored if self.chunk_repr_kind.biased else ()
-        repr_dim = self.chunk_repr_kind.width * self.head_dim
+        kind = self.chunk_repr_kind
+        repr_dim = kind.repr_dim(self.head_dim, self.page_size)
+        if self.all_repr_channels is not None:
+            self.all_repr_channels = self.all_repr_channels.to(self.device)
         with self._chunk_repr_region():
             self.chunk_repr_buffer = [
                 torch.zeros(
                     (num_pages, self.head_num, repr_dim),
-                    dtype=self.repr_dtype or self.dtype,
+                    dtype=kind.storage_dtype(self.repr_dtype or self.dtype),
                     device=self.device,
                 )
                 for _ in stored
-            ]
-            self.chunk_repr_bias = [
-                torch.zeros((num_pages, self.head_num), device=self.device)
-                for _ in biased
             ]
         # Outside the region: what is released and resumed there comes back with any bytes.
         self.chunk_repr_version = [
@@ -153,7 +156,6 @@ class ChunkReprMixin:
         """Bytes of representations and versions on the device."""
         tensors = [
             *self.chunk_repr_buffer,
-            *self.chunk_repr_bias,
             *self.chunk_repr_version,
             self.page_version,
         ]
@@ -173,6 +175,12 @@ class ChunkReprMixin:
         keys = self.get_key_buffer(layer_id)
         return keys.view(-1, self.page_size, *keys.shape[1:])[:, -1]
 
+    def chunk_repr_channels(self, layer_id: int) -> Optional[torch.Tensor]:
+        """Channels of a layer that representations are taken from ``[R]`` int32; None for a kind that takes all."""
+        if self.all_repr_channels is None:
+            return None
+        return self.all_repr_channels[self._ordinal[layer_id]]
+
     def chunk_repr_stamp(self, layer_id: int) -> torch.Tensor:
         """Version that each representation of a layer was written for ``[num_pages]`` int32."""
         return self.chunk_repr_version[self._ordinal[layer_id]]
@@ -183,7 +191,6 @@ class ChunkReprMixin:
         page_ids: torch.Tensor,
         repr: torch.Tensor,
         page_version: Optional[torch.Tensor] = None,
-        bias: Optional[torch.Tensor] = None,
     ) -> None:
         """Write representations and stamp their versions.
 
@@ -192,7 +199,6 @@ class ChunkReprMixin:
             page_ids: physical pages ``[N]``, distinct.
             repr: ``[N, H_kv, repr_dim]``, cast to the buffer's dtype.
             page_version: versions the representations were made for ``[N]``; None for the current ones.
-            bias: ``[N, H_kv]``; given exactly when the kind has one.
         """
         ordinal = self._ordinal[layer_id]
         page_ids = page_ids.long()
@@ -200,8 +206,6 @@ class ChunkReprMixin:
             page_version = self.page_version[page_ids]
         buffer = self.chunk_repr_buffer[ordinal]
         buffer[page_ids] = repr.to(buffer.dtype)
-        if self.chunk_repr_kind.biased:
-            self.chunk_repr_bias[ordinal][page_ids] = bias.float()
         self.chunk_repr_version[ordinal][page_ids] = page_version
 
     def get_chunk_repr(
@@ -210,7 +214,7 @@ class ChunkReprMixin:
         page_ids: torch.Tensor,
         page_version: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """Representations of physical pages, NaN where a page has none for that version.
+        """Representations of physical pages, NaN (of bytes: 255) where a page has none for that version.
 
         Args:
             page_ids: physical pages ``[...]``.
@@ -221,8 +225,11 @@ class ChunkReprMixin:
         """
         valid = self.chunk_repr_valid(layer_id, page_ids, page_version)
         found = take(self.chunk_repr_pages(layer_id), page_ids.long())
-        found = found.to(self.repr_dtype or self.dtype)
-        return found.masked_fill(~valid[..., None, None], float("nan"))
+        found = found.to(
+            self.chunk_repr_kind.storage_dtype(self.repr_dtype or self.dtype)
+        )
+        nothing = float("nan") if found.is_floating_point() else 255
+        return found.masked_fill(~valid[..., None, None], nothing)
 
     def chunk_repr_valid(
         self,
@@ -278,7 +285,7 @@ class HSATokenToKVPool(ChunkReprMixin, MHATokenToKVPool):
 
     def _clear_buffers(self):
         super()._clear_buffers()
-        del self.chunk_repr_buffer, self.chunk_repr_bias
+        del self.chunk_repr_buffer
         del self.chunk_repr_version, self.page_versions
 
     def _finalize_allocation_log(self, num_tokens: int):

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Callable, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Callable, Iterator, Optional, Tuple, Type
 
 import torch
 
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
+from sglang.srt.layers.attention.hsa.rotary_channels import layer_channels
 from sglang.srt.layers.dp_attention import get_attention_tp_size
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache.allocator import (
@@ -37,7 +38,6 @@ KV_CACHE_DTYPES = (
     torch.float8_e5m2,
 )
 VERSION_BYTES = 8
-BIAS_BYTES = 4
 
 _HSA_POOLS = {MHATokenToKVPool: HSATokenToKVPool, SWAKVPool: HSASWAKVPool}
 _HSA_ALLOCATORS = {
@@ -63,12 +63,14 @@ def kv_pool_class(
         )
     layer_ids = hsa_layer_ids(runner)
     _refuse_unreadable_keys(runner, layer_ids)
+    kind = runner.server_args.hsa_chunk_repr
     return functools.partial(
         _HSA_POOLS[default],
         hsa_layer_ids=layer_ids,
-        chunk_repr_kind=runner.server_args.hsa_chunk_repr,
+        chunk_repr_kind=kind,
         repr_dtype=_repr_dtype(runner),
         page_versions=_shared_page_versions(runner),
+        repr_channels=_channels(runner, layer_ids) if KINDS[kind].slow else None,
     )
 
 
@@ -89,14 +91,20 @@ def chunk_repr_bytes_per_token(runner: ModelRunner) -> int:
         num_layers=len(hsa_layer_ids(runner)),
         num_kv_heads=runner.model_config.get_num_kv_heads(get_attention_tp_size()),
         head_dim=runner.model_config.head_dim,
+        page_size=config.page_size,
         kind=config.chunk_repr,
-        itemsize=_repr_dtype(runner).itemsize,
+        dtype=_repr_dtype(runner),
     )
     return -(-bytes_per_page // config.page_size)
 
 
 def repr_bytes_per_page(
-    num_layers: int, num_kv_heads: int, head_dim: int, kind: str, itemsize: int
+    num_layers: int,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    kind: str,
+    dtype: torch.dtype,
 ) -> int:
     """Bytes of one page's representations over all HSA layers, versions included.
 
@@ -104,14 +112,15 @@ def repr_bytes_per_page(
         num_layers: layers that use HSA.
         num_kv_heads: KV heads on this rank.
         head_dim: dimensions of a key.
+        page_size: tokens per page.
         kind: a name in ``chunk_repr.KINDS``.
-        itemsize: bytes of an element of the representation.
+        dtype: of the keys, or of the model if the keys are quantised to 8 bits.
     """
-    if not KINDS[kind].stored:
+    entry = KINDS[kind]
+    if not entry.stored:
         return VERSION_BYTES
-    per_head = KINDS[kind].width * head_dim * itemsize
-    if KINDS[kind].biased:
-        per_head += BIAS_BYTES
+    itemsize = entry.storage_dtype(dtype).itemsize
+    per_head = entry.repr_dim(head_dim, page_size) * itemsize
     per_layer = num_kv_heads * per_head + VERSION_BYTES
     return num_layers * per_layer + VERSION_BYTES
 
@@ -125,9 +134,7 @@ def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
         ValueError: for attention that is not causal, or when ``--hsa-layers`` leaves nothing.
     """
     eligible = set()
-    for name, module in runner.model.named_modules():
-        if not isinstance(module, RadixAttention):
-            continue
+    for name, module in _attentions(runner.model):
         # Bidirectional decoders (Gemma 3) are causal but for the tokens of an image.
         causal = module.attn_type == AttentionType.DECODER or (
             module.attn_type == AttentionType.DECODER_BIDIRECTIONAL
@@ -143,6 +150,20 @@ def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
     # --hsa-layers names layers of the served model, not of a draft model beside it.
     named = "all" if runner.is_draft_worker else runner.server_args.hsa_layers
     return select_layers(named, eligible, runner.model_config.num_hidden_layers)
+
+
+def _attentions(model: torch.nn.Module) -> Iterator[Tuple[str, RadixAttention]]:
+    """The attentions of a model and their names in it."""
+    for name, module in model.named_modules():
+        if isinstance(module, RadixAttention):
+            yield name, module
+
+
+def _channels(runner: ModelRunner, layer_ids: Tuple[int, ...]) -> torch.Tensor:
+    """Channels that each HSA layer keeps of its keys ``[L, R]`` int32."""
+    names = {module.layer_id: name for name, module in _attentions(runner.model)}
+    head_dim = runner.model_config.head_dim
+    return layer_channels(runner.model, [names[i] for i in layer_ids], head_dim)
 
 
 def _shared_page_versions(runner: ModelRunner) -> Optional[PageVersions]:

@@ -10,6 +10,8 @@ from typing import List, NamedTuple, Sequence
 import numpy as np
 import torch
 
+from sglang.srt.layers.attention.hsa.chunk_repr import slow_channels
+
 # An engine of a test on a CUDA device: prompts of some hundred tokens have more pages than it selects.
 GPU_ENGINE = dict(
     attention_backend="hsa",
@@ -64,6 +66,12 @@ def assert_same_up_to_near_ties(
         assert near, (i, tokens[i], first, second)
         ties += 1
     assert 3 * ties <= len(references)
+
+
+def rotary_channels(head_dim: int) -> torch.Tensor:
+    """Channels that slow_keys keeps of a head turned by an ordinary rotary embedding ``[R]`` int32."""
+    pairs = 10000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)
+    return slow_channels(torch.cat([pairs, pairs]))
 
 
 class PagedBatch(NamedTuple):

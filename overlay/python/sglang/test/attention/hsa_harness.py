@@ -27,6 +27,7 @@ from sglang.srt.mem_cache.chunk_repr_pool import (
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.test.attention import hsa_oracle as oracle
+from sglang.test.attention.hsa_fixtures import rotary_channels
 
 
 @dataclasses.dataclass
@@ -78,6 +79,8 @@ class Harness:
         **options,
     ):
         options = {"page_size": 16, "window_size": 40, "topk": 3, **options}
+        if options.get("weight_mode") == "score":  # slow_keys weighs no pages
+            options.setdefault("chunk_repr", "mean_std")
         self.config = HSAConfig(**{"dense_backend": "torch_native", **options})
         self.device, self.dtype = device, dtype
         self.kv_cache_dtype, self.kv_scales = kv_cache_dtype or dtype, kv_scales
@@ -100,6 +103,7 @@ class Harness:
                 hsa_layer_ids=range(layers) if hsa_layer_ids is None else hsa_layer_ids,
                 chunk_repr_kind=self.config.chunk_repr,
                 repr_dtype=dtype,
+                repr_channels=self._channels(layers, hsa_layer_ids),
             )
             for buffer in (*pool.k_buffer, *pool.v_buffer):
                 buffer.copy_(
@@ -169,10 +173,17 @@ class Harness:
             scale=head_dim**-0.5,
             cap=logit_cap,
             mask_last=mask_last_slot,
+            channels=tuple(rotary_channels(head_dim).tolist()),
         )
         self.layer_inputs = {"hsa_mask_last_slot": True} if mask_last_slot else {}
         self.rng = torch.Generator().manual_seed(seed)
         self.rows = list(range(16))
+
+    def _channels(self, layers: int, hsa_layer_ids) -> torch.Tensor | None:
+        if self.config.chunk_repr != "slow_keys":
+            return None
+        rows = layers if hsa_layer_ids is None else len(hsa_layer_ids)
+        return rotary_channels(self.head_dim).repeat(rows, 1)
 
     def _install_kernels(self, decode: bool, extend: bool) -> None:
         """Kernels under the Triton interpreter, which takes its time: only those that a test is about."""

@@ -19,7 +19,8 @@ class Options:
     window_size: int = 512
     sink_pages: int = 1
     topk: int = 32
-    kind: str = "min_max"
+    kind: str = "mean_std"
+    channels: Tuple[int, ...] = ()
     strategy: str = "group"
     mode: str = "mass"
     scale: float = 1.0
@@ -60,14 +61,28 @@ def raw_score(q: np.ndarray, keys: np.ndarray, opt: Options) -> float:
     """Score of a page with ``keys [P, D]`` for one query head ``q [D]``."""
     if opt.kind == "mean":
         return opt.scale * float(q @ keys.mean(0))
-    if opt.kind == "mean_var":
-        second = float((q**2) @ keys.var(0))
-        return opt.scale * float(q @ keys.mean(0)) + 0.5 * opt.scale**2 * second
-    if opt.kind == "min_max":
-        return opt.scale * float(np.maximum(q * keys.min(0), q * keys.max(0)).sum())
+    if opt.kind == "mean_std":
+        return opt.scale * float(q @ keys.mean(0) + np.abs(q) @ keys.std(0))
+    if opt.kind == "slow_keys":
+        kept = list(opt.channels)
+        return opt.scale * float((four_bits(keys[:, kept]) @ q[kept]).max())
     if opt.kind == "landmark":
         return opt.scale * float(q @ keys[-1])
     raise ValueError(opt.kind)
+
+
+def four_bits(keys: np.ndarray) -> np.ndarray:
+    """Keys ``[P, R]`` as slow_keys keeps them: 16 equal steps per channel from its lowest value on, both in bfloat16."""
+    low = _bfloat16(keys.min(0))
+    step = _bfloat16(np.maximum((keys.max(0) - low) / 15, 2.0**-100))
+    code = np.clip(np.floor((keys - low) / step + 0.5), 0, 15)
+    return low + step * code
+
+
+def _bfloat16(x: np.ndarray) -> np.ndarray:
+    """Nearest number with 8 significant bits, ties to even."""
+    fraction, exponent = np.frexp(x.astype(np.float32))
+    return np.ldexp(np.rint(fraction * 256) / 256, exponent).astype(np.float64)
 
 
 def _logits(q: np.ndarray, keys: np.ndarray, opt: Options) -> np.ndarray:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.config import NOT_WEIGHTS, SELECTION_STRATEGIES
 from sglang.srt.layers.attention.hsa.reference_pass import ReferencePass
 from sglang.test.attention.hsa_harness import Harness
 
@@ -25,8 +26,11 @@ def complete_pages(harness, sequence):
 
 
 @pytest.mark.parametrize("strategy", SELECTION_STRATEGIES)
-@pytest.mark.parametrize("chunk_repr", ["mean", "mean_var", "min_max", "landmark"])
-@pytest.mark.parametrize("weight_mode", ["mass", "score"])
+@pytest.mark.parametrize(
+    "chunk_repr,weight_mode",
+    [(kind, "mass") for kind in KINDS]
+    + [(kind, "score") for kind in KINDS if kind not in NOT_WEIGHTS],
+)
 def test_prefill_and_decode(strategy, chunk_repr, weight_mode):
     h = Harness(
         selection_strategy=strategy,

@@ -89,7 +89,7 @@ def test_command_line_sets_every_field(model_path):
     ServerArgs.add_cli_args(parser)
     given = dict(
         topk="7", page_size="32", selection_strategy="head", layers="0,2-3", window_size="100",
-        chunk_repr="min_max", weight_mode="score", sink_pages="2", dense_backend="triton",
+        chunk_repr="mean_std", weight_mode="score", sink_pages="2", dense_backend="triton",
     )  # fmt: skip
     argv = ["--model-path", model_path, "--device", "cpu", "--attention-backend", "hsa"]
     for name, value in given.items():
@@ -99,7 +99,7 @@ def test_command_line_sets_every_field(model_path):
         ServerArgs.from_cli_args(parser.parse_args(argv))
     )
     assert config == HSAConfig(
-        7, 32, "head", "0,2-3", 100, False, "min_max", "score", 2, "triton", True
+        7, 32, "head", "0,2-3", 100, False, "mean_std", "score", 2, "triton", True
     )
     assert config.effective_window == 0
 
@@ -144,9 +144,10 @@ def test_page_size_and_its_alias(model_path, asked, alias, expected):
         (dict(hsa_window_size=-1), r"--hsa-window-size -1"),
         (dict(hsa_sink_pages=-1), r"--hsa-sink-pages -1"),
         (dict(hsa_selection_strategy="best"), r"--hsa-selection-strategy best .*group, head, softmax_head"),
-        (dict(hsa_chunk_repr="max"), r"--hsa-chunk-repr max .*mean_var"),
+        (dict(hsa_chunk_repr="max"), r"--hsa-chunk-repr max .*mean_std"),
         (dict(hsa_weight_mode="both"), r"--hsa-weight-mode both .*mass, score"),
         (dict(hsa_dense_backend="nsa"), r"--hsa-dense-backend nsa .*fa3"),
+        (dict(hsa_weight_mode="score"), r"--hsa-weight-mode score .*slow_keys.*mass"),
         (dict(hsa_layers="3-1"), r"--hsa-layers '3-1'"),
     ],
 )  # fmt: skip
@@ -201,7 +202,9 @@ def test_cuda_graphs_are_for_decode_on_the_kernels(model_path):
         return not stand_in.disable_cuda_graph
 
     assert graphs_after()
-    assert graphs_after(hsa_selection_strategy="softmax_head", hsa_weight_mode="score")
+    assert graphs_after(
+        hsa_selection_strategy="softmax_head", hsa_weight_mode="score", hsa_chunk_repr="mean"
+    )  # fmt: skip
     assert graphs_after(kv_cache_dtype="fp8_e4m3")
     assert not graphs_after(hsa_strict=True)
     assert not graphs_after(disable_cuda_graph=True)

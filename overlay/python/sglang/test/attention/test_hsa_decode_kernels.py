@@ -32,7 +32,7 @@ def check(h, sequences, **kwargs):
     np.testing.assert_allclose(o.float().numpy(), expected, atol=ATOL)
 
 
-@pytest.mark.parametrize("chunk_repr", ["mean", "mean_var", "min_max", "landmark"])
+@pytest.mark.parametrize("chunk_repr", ["mean", "mean_std", "slow_keys", "landmark"])
 @pytest.mark.parametrize("strategy", ["group", "head", "softmax_head"])
 def test_every_kind_and_strategy(chunk_repr, strategy):
     h = harness(chunk_repr=chunk_repr, selection_strategy=strategy)
@@ -99,8 +99,8 @@ def test_odd_lengths(length):
     "page_size,chunk_repr,strategy,weights,cap",
     [
         (16, "landmark", "group", "mass", 5.0),
-        (64, "mean_var", "head", "mass", 0.0),
-        (16, "min_max", "softmax_head", "score", 0.0),
+        (64, "slow_keys", "head", "mass", 0.0),
+        (16, "mean_std", "softmax_head", "score", 0.0),
     ],
 )
 def test_masked_last_slots(page_size, chunk_repr, strategy, weights, cap):

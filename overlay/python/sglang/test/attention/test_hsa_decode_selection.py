@@ -54,7 +54,7 @@ def test_programs_share_the_pages_of_a_row(strategy, dim, programs):
     version = torch.ones(num_pages, dtype=torch.int64, device=DEVICE)
     stamps = version - (torch.rand(num_pages, device=DEVICE) < 0.1).long()
     layout = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS)
-    shape = dict(kind="min_max", strategy=strategy, sm_scale=dim**-0.5)
+    shape = dict(kind="mean_std", strategy=strategy, sm_scale=dim**-0.5)
     _, lse = decode_local_fwd(q, k, v, table, lens, sm_scale=dim**-0.5, **layout)
     expected, _ = select_pages(
         q, reprs, (stamps == version)[table.long()], table,

@@ -133,7 +133,8 @@ class Drafts(Harness):
             assert not valid[s.length // PAGE :].any()
             complete = pages[: count // PAGE]
             expected = chunk_repr_fwd(
-                self.pool.get_key_buffer(0), complete, page_size=PAGE, kind=self.config.chunk_repr
+                self.pool.get_key_buffer(0), complete, page_size=PAGE, kind=self.config.chunk_repr,
+                channels=self.pool.chunk_repr_channels(0),
             )  # fmt: skip
             torch.testing.assert_close(
                 self.pool.chunk_repr_pages(0)[complete.long()], expected, atol=1e-5, rtol=1e-5
@@ -143,10 +144,10 @@ class Drafts(Harness):
 @pytest.mark.parametrize(
     "options",
     [
-        dict(chunk_repr="mean_var", selection_strategy="group"),
-        dict(chunk_repr="min_max", selection_strategy="head", logit_cap=5.0),
+        dict(chunk_repr="mean_std", selection_strategy="group"),
+        dict(chunk_repr="slow_keys", selection_strategy="head", logit_cap=5.0),
         dict(selection_strategy="softmax_head"),
-        dict(weight_mode="score", window_size=STEPS + 1),
+        dict(weight_mode="score", chunk_repr="mean", window_size=STEPS + 1),
     ],
     ids=["group", "head", "softmax_head", "score"],
 )

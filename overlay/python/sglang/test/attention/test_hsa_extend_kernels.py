@@ -37,7 +37,7 @@ def check(h, sequences, new, **kwargs):
     )
 
 
-@pytest.mark.parametrize("chunk_repr", ["mean", "mean_var", "min_max", "landmark"])
+@pytest.mark.parametrize("chunk_repr", ["mean", "mean_std", "slow_keys", "landmark"])
 @pytest.mark.parametrize("strategy", ["group", "head", "softmax_head"])
 def test_every_kind_and_strategy(chunk_repr, strategy):
     h = harness(chunk_repr=chunk_repr, selection_strategy=strategy)
@@ -49,7 +49,7 @@ def test_every_kind_and_strategy(chunk_repr, strategy):
     assert counts["reprs_healed"] == 0
 
 
-@pytest.mark.parametrize("chunk_repr", ["mean", "mean_var", "landmark"])
+@pytest.mark.parametrize("chunk_repr", ["mean", "mean_std", "landmark"])
 @pytest.mark.parametrize("page_size,cap", [(16, 0.0), (64, 5.0)])
 def test_score_weights(chunk_repr, page_size, cap):
     h = harness(
@@ -63,11 +63,11 @@ def test_score_weights(chunk_repr, page_size, cap):
 @pytest.mark.parametrize(
     "page_size,chunk_repr,strategy,weights,cap",
     [
-        (16, "min_max", "group", "mass", 5.0),  # a step is four pages
+        (16, "slow_keys", "group", "mass", 5.0),  # a step is four pages
         (64, "landmark", "head", "mass", 0.0),  # a page
         (128, "mean", "group", "mass", 0.0),  # half a page
         (16, "landmark", "softmax_head", "score", 0.0),
-        (64, "mean_var", "group", "score", 5.0),
+        (64, "mean_std", "group", "score", 5.0),
     ],
 )
 def test_masked_last_slots(page_size, chunk_repr, strategy, weights, cap):
@@ -124,7 +124,7 @@ def test_shapes(heads, kv_heads, head_dim, page_size, window, sinks, topk, cap):
 
 @pytest.mark.parametrize(
     "dtype,chunk_repr",
-    [(torch.float8_e4m3fn, "mean_var"), (torch.float8_e5m2, "landmark")],
+    [(torch.float8_e4m3fn, "mean_std"), (torch.float8_e5m2, "landmark")],
 )
 def test_8_bit_cache(dtype, chunk_repr):
     """Extend and both ways to decode see the keys as they come back from the cache. # trap 25"""

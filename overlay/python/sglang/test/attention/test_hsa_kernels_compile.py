@@ -10,6 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, num_channels
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr import kernel as chunk_repr
 from sglang.srt.layers.attention.hsa.ops.decode import kernel as decode
@@ -23,6 +24,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages import (
 HOPPER = GPUTarget("cuda", 90, 32)
 SHARED_BYTES = 227 * 1024  # of a program on Hopper
 TYPES = {
+    torch.uint8: "*u8",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.float32: "*fp32",
@@ -108,22 +110,34 @@ def test_kernels_call_nothing_of_the_host():
 B, HQ, HKV = 3, 8, 2
 
 
+def reprs(kind, head_dim, dtype):
+    """(representations of nine pages of 64, kept channels of four layers)."""
+    entry = KINDS[kind]
+    shape = 9, HKV, entry.repr_dim(head_dim, 64)
+    kept = torch.zeros(4, num_channels(head_dim), dtype=torch.int32)
+    buffer = torch.empty(shape, dtype=entry.storage_dtype(dtype))
+    return buffer, kept if entry.slow else None
+
+
 @pytest.mark.parametrize(
     "kind,strategy,max_pages",
     [
         ("mean", "group", 100),
-        ("mean_var", "group", 5000),
-        ("min_max", "head", 100),
+        ("mean_std", "group", 5000),
+        ("mean_std", "head", 100),
         ("landmark", "head", 5000),
-        ("min_max", "softmax_head", 1024),
+        ("mean_std", "softmax_head", 1024),
+        ("slow_keys", "head", 5000),
+        ("slow_keys", "softmax_head", 1024),
     ],
 )
 def test_select_pages_decode(record, kind, strategy, max_pages):
     recorder = record(decode_kernel, "_select_pages_kernel")
+    buffer, channels = reprs(kind, 64, torch.bfloat16)
     versions = torch.zeros(9, dtype=torch.int64)
     decode_kernel.select_pages_decode(
         torch.empty(B, HQ, 64, dtype=torch.bfloat16),
-        torch.empty(9, HKV, 128, dtype=torch.bfloat16),
+        buffer,
         None if kind == "landmark" else versions,
         versions,
         torch.zeros(B, max_pages, dtype=torch.int32),
@@ -143,6 +157,7 @@ def test_select_pages_decode(record, kind, strategy, max_pages):
         keys=torch.empty(640, HKV, 64, dtype=torch.bfloat16),
         key_scale=0.1,
         logit_cap=0.0,
+        channels=channels,
     )
     assert "atom" in recorder.compiled[0]
 
@@ -183,31 +198,36 @@ def test_decode(record, dtype, head_dim, cap, masked):
     assert dtype == torch.float32 or "mma" in recorder.compiled[0]
 
 
-def plan(group, head_dim, strategy="group"):
+def plan(group, head_dim, strategy="group", kind="mean"):
     return plan_extend(
-        [0, 5000], [700, 1], tiling=choose_tiling(group, head_dim, strategy), page_size=64, window_size=512, sink_pages=1, device="cpu"
+        [0, 5000], [700, 1], tiling=choose_tiling(group, head_dim, strategy, kind), page_size=64, window_size=512, sink_pages=1, device="cpu"
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "kind,strategy,dtype,heads,head_dim",
     [
-        ("mean_var", "group", torch.bfloat16, 16, 64),
-        ("mean_var", "group", torch.bfloat16, 8, 256),
+        ("mean_std", "group", torch.bfloat16, 16, 64),
+        ("mean_std", "group", torch.bfloat16, 8, 256),
         ("mean", "group", torch.float16, 2, 128),
-        ("min_max", "head", torch.bfloat16, 6, 80),
-        ("mean_var", "head", torch.bfloat16, 8, 256),
-        ("mean_var", "softmax_head", torch.bfloat16, 32, 128),
+        ("mean_std", "head", torch.bfloat16, 6, 80),
+        ("mean_std", "head", torch.bfloat16, 8, 256),
+        ("mean_std", "softmax_head", torch.bfloat16, 32, 128),
         ("landmark", "group", torch.float8_e4m3fn, 8, 64),
+        ("slow_keys", "head", torch.bfloat16, 16, 64),
+        ("slow_keys", "head", torch.bfloat16, 8, 128),
+        ("slow_keys", "softmax_head", torch.bfloat16, 6, 80),
+        ("slow_keys", "group", torch.bfloat16, 2, 256),
     ],
 )
 def test_select_pages_extend(record, kind, strategy, dtype, heads, head_dim):
     recorder = record(extend_kernel, "_select_pages_extend_kernel")
     versions = torch.zeros(9, dtype=torch.int64)
-    p = plan(heads // HKV, head_dim, strategy)
+    p = plan(heads // HKV, head_dim, strategy, kind)
+    buffer, channels = reprs(kind, head_dim, dtype)
     extend_kernel.select_pages_extend(
         torch.empty(p.rows, heads, head_dim, dtype=torch.bfloat16),
-        torch.empty(9, HKV, 2 * head_dim, dtype=dtype),
+        buffer,
         None if kind == "landmark" else versions,
         versions,
         torch.zeros(2, 80, dtype=torch.int32),
@@ -223,6 +243,7 @@ def test_select_pages_extend(record, kind, strategy, dtype, heads, head_dim):
         strategy=strategy,
         sm_scale=0.1,
         local_lse=torch.empty(p.rows, heads) if strategy == "softmax_head" else None,
+        channels=channels,
     )
     assert "mma" in recorder.compiled[0]
 
@@ -258,19 +279,20 @@ def test_extend(record, dtype, head_dim, heads, cap, masked, by_score):
         sm_scale=0.1,
         logit_cap=cap,
         repr_buffer=torch.empty(9, HKV, head_dim * 2, dtype=wide) if by_score else None,
-        kind="mean_var",
+        kind="mean_std",
         mask_last_slot=masked,
     )
     assert "mma" in recorder.compiled[0]
 
 
-@pytest.mark.parametrize("kind", ["mean", "mean_var", "min_max"])
+@pytest.mark.parametrize("kind", ["mean", "mean_std", "slow_keys"])
 def test_write_pages(record, kind):
     recorder = record(chunk_repr, "_write_pages_kernel")
+    buffer, channels = reprs(kind, 80, torch.bfloat16)
     versions = torch.zeros(9, dtype=torch.int64)
     chunk_repr.write_pages(
         torch.empty(640, HKV, 80, dtype=torch.bfloat16),
-        torch.empty(9, HKV, 160, dtype=torch.bfloat16),
+        buffer,
         versions,
         versions,
         versions[:1],
@@ -279,6 +301,7 @@ def test_write_pages(record, kind):
         torch.zeros(6, dtype=torch.int64),
         page_size=64,
         kind=kind,
+        channels=channels,
     )
     assert "atom" in recorder.compiled[0]
 
@@ -287,12 +310,14 @@ def test_write_pages(record, kind):
     "kind,dtype,new_lens",
     [
         ("mean", torch.bfloat16, 1),
-        ("mean_var", torch.float8_e4m3fn, 0),
-        ("min_max", torch.float8_e5m2, torch.ones(B, dtype=torch.int32)),
+        ("mean_std", torch.float8_e4m3fn, 0),
+        ("mean_std", torch.float8_e5m2, torch.ones(B, dtype=torch.int32)),
+        ("slow_keys", torch.bfloat16, 1),
     ],
 )
 def test_write_committed_page(record, kind, dtype, new_lens):
     recorder = record(chunk_repr, "_write_committed_page_kernel")
+    buffer, channels = reprs(kind, 80, torch.bfloat16)
     addresses = torch.zeros(4, dtype=torch.uint64)
     versions = torch.zeros(9, dtype=torch.int64)
     chunk_repr.write_committed_page(
@@ -300,7 +325,7 @@ def test_write_committed_page(record, kind, dtype, new_lens):
         addresses,
         addresses,
         torch.empty(640, HKV, 80, dtype=dtype),
-        torch.empty(9, HKV, 160, dtype=torch.bfloat16),
+        buffer,
         versions,
         versions[:1],
         torch.zeros(4, 640, dtype=torch.int32),
@@ -312,6 +337,7 @@ def test_write_committed_page(record, kind, dtype, new_lens):
         recent=4,
         page_size=64,
         kind=kind,
+        channels=channels,
     )
     assert recorder.compiled
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Page representations and versions in the KV pool, the allocator that bumps them, and their price."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -23,17 +24,19 @@ from sglang.srt.model_executor import model_runner_kv_cache_mixin as kv_cache_mi
 from sglang.srt.model_executor.model_runner_kv_cache_mixin import (
     ModelRunnerKVCacheMixin,
 )
+from sglang.test.attention.hsa_fixtures import rotary_channels
 
 PAGE = 16
 PAGES = 10
 
 
 def make_pool(
-    kind="mean_var", layers=4, hsa_layers=(1, 3), dtype=torch.float32, pages=PAGES
+    kind="mean_std", layers=4, hsa_layers=(1, 3), dtype=torch.float32, pages=PAGES
 ):
     return HSATokenToKVPool(
         pages * PAGE, page_size=PAGE, dtype=dtype, head_num=2, head_dim=8, layer_num=layers,
         device="cpu", enable_memory_saver=False, hsa_layer_ids=hsa_layers, chunk_repr_kind=kind,
+        repr_channels=rotary_channels(8).repeat(len(hsa_layers), 1) if kind == "slow_keys" else None,
     )  # fmt: skip
 
 
@@ -66,7 +69,7 @@ def test_buffers_exist_for_hsa_layers_only():
     assert [layer for layer in range(4) if pool.has_chunk_repr(layer)] == [1, 3]
 
 
-@pytest.mark.parametrize("kind,dim", [("mean", 8), ("mean_var", 16), ("min_max", 16)])
+@pytest.mark.parametrize("kind,dim", [("mean", 8), ("mean_std", 16)])
 def test_save_and_get(kind, dim):
     pool = make_pool(kind)
     pages = torch.tensor([7, 2, 5])
@@ -204,7 +207,7 @@ def fake_runner(attention_backend="hsa", layers="all", sliding=(), **kwargs):
         ),
         server_args=SimpleNamespace(
             attention_backend=attention_backend,
-            hsa_layers=layers, hsa_chunk_repr="mean_var", hsa_topk=32, hsa_page_size=64,
+            hsa_layers=layers, hsa_chunk_repr="mean_std", hsa_topk=32, hsa_page_size=64,
             hsa_selection_strategy="group", hsa_window_size=512, hsa_enable_swa_fusion=True,
             hsa_weight_mode="mass", hsa_sink_pages=1, hsa_dense_backend=None, hsa_strict=False,
         ),
@@ -278,12 +281,13 @@ def test_checkpoints_with_four_bit_keys_are_refused():
 # Price
 
 
-@pytest.mark.parametrize("kind", ["mean", "mean_var", "min_max", "landmark"])
+@pytest.mark.parametrize("kind", ["mean", "mean_std", "slow_keys", "landmark"])
 def test_the_price_is_what_the_pool_allocates(kind):
     """# trap 8"""
     pages = 1000
     pool = make_pool(kind, pages=pages)
-    price = repr_bytes_per_page(2, num_kv_heads=2, head_dim=8, kind=kind, itemsize=4)
+    shape = dict(num_kv_heads=2, head_dim=8, page_size=PAGE)
+    price = repr_bytes_per_page(2, **shape, kind=kind, dtype=torch.float32)
     assert pool.get_chunk_repr_size_bytes() == price * (pages + 1)
     plain = MHATokenToKVPool(
         pages * PAGE, page_size=PAGE, dtype=torch.float32, head_num=2, head_dim=8, layer_num=4,
@@ -302,12 +306,18 @@ def test_price_per_token_is_rounded_up(monkeypatch):
 
 
 def test_bytes_of_a_7b_model_at_a_million_tokens():
-    """32 layers, 32 KV heads of 128 in bf16: mean_var is 1/64 of K + V, 7.6 GiB beside 488 GiB. # trap 8"""
+    """32 layers, 32 KV heads of 128 in bf16: mean_std is 1/64 of K + V, slow_keys 9/128."""
     pages = 1_000_000 // 64
-    size = repr_bytes_per_page(32, 32, 128, "mean_var", itemsize=2) * pages
+    shape = dict(num_kv_heads=32, head_dim=128, page_size=64)
+    price = partial(repr_bytes_per_page, 32, **shape, dtype=torch.bfloat16)
+    size = price(kind="mean_std") * pages
     kv = 1_000_000 * 32 * 32 * 128 * 2 * 2
     assert size == pages * (32 * (32 * 256 * 2 + 8) + 8)
     assert size / kv == pytest.approx(1 / 64, rel=1e-3)
+    # 64 of 128 channels: two bfloat16 numbers each, and half a byte per key.
+    size = price(kind="slow_keys") * pages
+    assert size == pages * (32 * (32 * (64 * 4 + 64 * 32) + 8) + 8)
+    assert size / kv == pytest.approx(9 / 128, rel=1e-3)
 
 
 # What sizes the pool includes the price

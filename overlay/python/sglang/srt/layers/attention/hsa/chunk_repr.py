@@ -1,31 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kinds of page representation E_i and how a query scores against them.
 
-Every kind is bilinear: ``raw[h, c] = query_features(q[h]) . E[c]``, so one matrix product serves all of
-them, whatever the kind. E_i is a pure function of the page's keys as attention reads them (rotated,
-dequantised), computed in float32.
+E_i is a pure function of the page's keys as attention reads them (rotated, dequantised), computed in float32.
 
-    kind      E_i per page and KV head      raw score of query q, softmax scale s
-    mean      mu                            s q.mu
-    mean_var  mu, var                       s q.mu + s^2/2 sum_d q_d^2 var_d
-    min_max   lo, hi                        s sum_d max(q_d lo_d, q_d hi_d)
-    landmark  key of the page's last slot   s q.K_last
+    kind       E_i per page and KV head         raw score of query q, softmax scale s
+    mean       mu                               s q.mu
+    mean_std   mu, sigma                        s sum_d (q_d mu_d + abs(q_d) sigma_d)
+    landmark   key of the page's last slot      s q.K_last
+    slow_keys  every key, 4 bits per channel,   s max_j q.K'_j
+               slowest half of the channels
 
-mean_var is the second cumulant expansion of log mean exp(s q.K_j) over the page. min_max is the upper bound
-of Quest (arXiv 2406.10774). landmark stores nothing: it is read from the K cache.
+The first three are linear: ``raw[h, c] = query_features(q[h]) . E[c]``, one matrix product. landmark stores nothing: it is
+read from the K cache.
+
+slow_keys approximates the largest logit of the page. Rotary embedding turns each pair of channels at a frequency of its
+own; a query far from the page meets the fast pairs at what is in effect a random angle, and the slow ones say what the
+token is. Each kept channel of a page has its own lowest value and step, so that outlying channels cost the others nothing.
+docs/quality.md has the measurements behind it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Optional
 
 import torch
 
+LEVELS = 15  # largest 4-bit code
+SMALLEST_STEP = 2.0**-100
+
 
 @dataclass(frozen=True)
-class ChunkReprKind:
-    """One kind of page representation.
+class LinearKind:
+    """A representation of ``width * head_dim`` numbers that scores by one product.
 
     Attributes:
         name: value of ``--hsa-chunk-repr``.
@@ -33,7 +40,6 @@ class ChunkReprKind:
         stored: False when E_i is a view of the K cache and needs no buffer.
         from_keys: keys ``[N, page_size, H_kv, D]`` float32 -> ``[N, H_kv, width * D]`` float32.
         query_features: (q ``[..., D]`` float32, softmax scale) -> ``[..., width * D]`` float32.
-        biased: whether each KV head also has a float32 bias that is added to its scores.
     """
 
     name: str
@@ -41,37 +47,141 @@ class ChunkReprKind:
     stored: bool
     from_keys: Callable[[torch.Tensor], torch.Tensor]
     query_features: Callable[[torch.Tensor, float], torch.Tensor]
-    biased: bool = False
+    slow: bool = False
+
+    def repr_dim(self, head_dim: int, page_size: int) -> int:
+        """Elements of a page's representation per KV head."""
+        return self.width * head_dim
+
+    def storage_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Dtype of stored representations of keys in ``dtype``, which is not an 8-bit one."""
+        return dtype
+
+    def represent(
+        self, keys: torch.Tensor, channels: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
+        """Keys ``[N, page_size, H_kv, D]`` float32 -> representations ``[N, H_kv, repr_dim]`` float32."""
+        return self.from_keys(keys)
+
+    def raw_scores(
+        self,
+        q: torch.Tensor,
+        reprs: torch.Tensor,
+        scale: float,
+        channels: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """Scores of pages ``[T, H_kv, G, C]`` float32.
+
+        Args:
+            q: queries by KV head ``[T, H_kv, G, D]``.
+            reprs: ``[C, H_kv, repr_dim]``.
+            scale: softmax scale.
+        """
+        features = self.query_features(q.float(), scale)
+        return torch.einsum("tgnr,cgr->tgnc", features, reprs.float())
+
+
+@dataclass(frozen=True)
+class SlowKeys:
+    """Every key of the page in 4 bits per channel, of the channels that rotate slowest.
+
+    A representation is bytes: for each of the R channels its lowest value, then its step (both bfloat16), then for each
+    key R / 2 bytes, of which byte i holds the codes of channels i (low bits) and i + R / 2.
+
+    The arguments ``channels`` are the kept channels of the layer ``[R]`` int32, see ``slow_channels``.
+    """
+
+    name: str = "slow_keys"
+    stored: bool = True
+    slow: bool = True
+
+    def repr_dim(self, head_dim: int, page_size: int) -> int:
+        """Bytes of a page's representation per KV head."""
+        kept = num_channels(head_dim)
+        return 4 * kept + page_size * kept // 2
+
+    def storage_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Bytes, whatever the dtype of the keys."""
+        return torch.uint8
+
+    def represent(self, keys: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+        """Keys ``[N, page_size, H_kv, D]`` float32 -> representations ``[N, H_kv, repr_dim]`` uint8."""
+        kept = keys[..., channels.long()].transpose(1, 2)  # [N, H_kv, P, R]
+        low, high = kept.amin(dim=2), kept.amax(dim=2)
+        low = low.to(torch.bfloat16)
+        step = ((high - low.float()) / LEVELS).clamp(min=SMALLEST_STEP)
+        step = step.to(torch.bfloat16)
+        code = (kept - low.float().unsqueeze(2)) / step.float().unsqueeze(2)
+        code = (code + 0.5).floor().clamp(0, LEVELS).to(torch.uint8)
+        first, second = code.chunk(2, dim=-1)
+        parts = (
+            low.view(torch.uint8),
+            step.view(torch.uint8),
+            (first | second << 4).flatten(2),
+        )
+        return torch.cat(parts, dim=-1)
+
+    def keys(self, reprs: torch.Tensor, num_kept: int) -> torch.Tensor:
+        """The kept channels of the keys ``[..., page_size, R]`` float32 that representations ``[..., repr_dim]`` stand for."""
+        low, step = (
+            reprs[..., start : start + 2 * num_kept].contiguous().view(torch.bfloat16)
+            for start in (0, 2 * num_kept)
+        )
+        packed = reprs[..., 4 * num_kept :].unflatten(-1, (-1, num_kept // 2))
+        code = torch.cat([packed & LEVELS, packed >> 4], dim=-1)
+        return low.float().unsqueeze(-2) + step.float().unsqueeze(-2) * code
+
+    def raw_scores(
+        self,
+        q: torch.Tensor,
+        reprs: torch.Tensor,
+        scale: float,
+        channels: torch.Tensor,
+    ) -> torch.Tensor:
+        """Scores of pages ``[T, H_kv, G, C]`` float32; arguments as of ``LinearKind.raw_scores``."""
+        # As the kernels multiply them: in the dtype of the queries.
+        keys = self.keys(reprs, len(channels)).to(q.dtype).float()  # [C, H_kv, P, R]
+        logits = torch.einsum("tgnr,cgjr->tgncj", q[..., channels.long()].float(), keys)
+        return scale * logits.amax(dim=-1)
+
+
+def num_channels(head_dim: int) -> int:
+    """Channels that slow_keys keeps: half of a head's, up to a power of two."""
+    return max(2, 1 << ((head_dim + 1) // 2 - 1).bit_length())
+
+
+def slow_channels(frequencies: torch.Tensor) -> torch.Tensor:
+    """Channels that slow_keys keeps, ascending ``[R]`` int32.
+
+    Args:
+        frequencies: angle per position by which rotary embedding turns each channel of a head ``[D]``, 0 where it
+            turns none.
+    """
+    kept = num_channels(len(frequencies))
+    order = torch.sort(frequencies.abs().float().cpu(), stable=True).indices
+    return order[:kept].sort().values.int()
 
 
 def _linear_features(q: torch.Tensor, scale: float) -> torch.Tensor:
     return scale * q
 
 
-def _mean_var(keys: torch.Tensor) -> torch.Tensor:
+def _mean_std(keys: torch.Tensor) -> torch.Tensor:
     mean = keys.mean(dim=1)
-    var = (keys - mean.unsqueeze(1)).square().mean(dim=1)
-    return torch.cat([mean, var], dim=-1)
+    std = (keys - mean.unsqueeze(1)).square().mean(dim=1).sqrt()
+    return torch.cat([mean, std], dim=-1)
 
 
-def _mean_var_features(q: torch.Tensor, scale: float) -> torch.Tensor:
-    return torch.cat([scale * q, 0.5 * scale * scale * q.square()], dim=-1)
-
-
-def _min_max(keys: torch.Tensor) -> torch.Tensor:
-    return torch.cat([keys.amin(dim=1), keys.amax(dim=1)], dim=-1)
-
-
-def _min_max_features(q: torch.Tensor, scale: float) -> torch.Tensor:
-    return torch.cat([scale * q.clamp(max=0), scale * q.clamp(min=0)], dim=-1)
+def _mean_std_features(q: torch.Tensor, scale: float) -> torch.Tensor:
+    return torch.cat([scale * q, scale * q.abs()], dim=-1)
 
 
 KINDS = {
     kind.name: kind
     for kind in (
-        ChunkReprKind("mean", 1, True, lambda keys: keys.mean(dim=1), _linear_features),
-        ChunkReprKind("mean_var", 2, True, _mean_var, _mean_var_features),
-        ChunkReprKind("min_max", 2, True, _min_max, _min_max_features),
-        ChunkReprKind("landmark", 1, False, lambda keys: keys[:, -1], _linear_features),
+        LinearKind("mean", 1, True, lambda keys: keys.mean(dim=1), _linear_features),
+        LinearKind("mean_std", 2, True, _mean_std, _mean_std_features),
+        LinearKind("landmark", 1, False, lambda keys: keys[:, -1], _linear_features),
+        SlowKeys(),
     )
 }

@@ -16,6 +16,7 @@ PAGE_SIZES = (16, 32, 64, 128)
 SELECTION_STRATEGIES = ("group", "head", "softmax_head")
 CHUNK_REPR_KINDS = (*KINDS, "prior")
 WEIGHT_MODES = ("mass", "score")
+NOT_WEIGHTS = tuple(name for name, kind in KINDS.items() if kind.slow)
 DENSE_BACKENDS = ("fa3", "flashinfer", "triton", "torch_native")
 
 FIELD_PREFIX = "hsa_"
@@ -42,11 +43,11 @@ class HSAConfig:
 
     topk: int = 32
     page_size: int = 64
-    selection_strategy: str = "group"
+    selection_strategy: str = "head"
     layers: str = "all"
     window_size: int = 512
     enable_swa_fusion: bool = True
-    chunk_repr: str = "min_max"
+    chunk_repr: str = "slow_keys"
     weight_mode: str = "mass"
     sink_pages: int = 1
     dense_backend: Optional[str] = None
@@ -81,6 +82,11 @@ class HSAConfig:
             value = getattr(self, name)
             allowed = ", ".join(choice for choice in choices if choice)
             _require(value in choices, option(name), value, f"one of {allowed}")
+        if self.weight_mode == "score" and self.chunk_repr in NOT_WEIGHTS:
+            raise ValueError(
+                f"--hsa-weight-mode score does not go with --hsa-chunk-repr {self.chunk_repr}, whose scores are largest "
+                "logits and not the weight of a page; use --hsa-weight-mode mass or --hsa-chunk-repr mean."
+            )
         parse_layers(self.layers)
 
     @property

@@ -87,7 +87,10 @@ class DecodeKernels:
         self.num_draft_tokens, self.draft_steps = num_draft_tokens, draft_steps
         self.rows_per_request = 1 if draft_steps else num_draft_tokens
         self.tiling = choose_tiling(
-            num_heads // pool.head_num, pool.head_dim, config.selection_strategy
+            num_heads // pool.head_num,
+            pool.head_dim,
+            config.selection_strategy,
+            config.chunk_repr,
         )
         self.req_to_token = req_to_token_pool.req_to_token
         device = self.req_to_token.device
@@ -214,6 +217,7 @@ class DecodeKernels:
             recent=self.num_draft_tokens,
             page_size=self.config.page_size,
             kind=self.config.chunk_repr,
+            channels=self.pool.all_repr_channels,
         )
 
     def attend(

@@ -100,6 +100,7 @@ class ExtendKernels:
             page_size=self.config.page_size,
             kind=self.config.chunk_repr,
             k_scale=scales.k,
+            channels=self.pool.chunk_repr_channels(layer.layer_id),
         )
 
     def attend(

@@ -14,6 +14,7 @@ from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
 ROWS = {128: 64, 256: 32}
 MAX_LIST_ROWS = 32  # one bit of an int32 each
 SELECT_ROWS = 32  # of selection for group, with a second program beside it; at least MAX_LIST_ROWS
+SLOW_ROWS = 128  # of selection by slow_keys
 MIN_ROWS = 16  # of a matrix product
 
 
@@ -35,8 +36,8 @@ class Tiling(NamedTuple):
         )
 
 
-def choose_tiling(group: int, head_dim: int, strategy: str) -> Tiling:
-    """Tiling for query heads per KV head, head dimension and selection strategy.
+def choose_tiling(group: int, head_dim: int, strategy: str, kind: str) -> Tiling:
+    """Tiling for query heads per KV head, head dimension, selection strategy and kind of representation.
 
     Raises:
         ValueError: for a head dimension above 256.
@@ -49,6 +50,8 @@ def choose_tiling(group: int, head_dim: int, strategy: str) -> Tiling:
         )
     heads = 1 << (group - 1).bit_length()
     list_rows = min(MAX_LIST_ROWS, max(1, rows // heads))
+    if kind == "slow_keys":  # a row of the selection's product is a query head
+        return Tiling(max(list_rows, SLOW_ROWS // heads), list_rows)
     # The strategy group adds up the heads first: a row of the selection's product is a token.
     return Tiling(SELECT_ROWS if strategy == "group" else list_rows, list_rows)
 

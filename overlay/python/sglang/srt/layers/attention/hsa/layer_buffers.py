@@ -27,6 +27,7 @@ class LayerBuffers(NamedTuple):
         logit_cap: soft cap of the logits, 0 for none.
         scales: of cached keys and values.
         mask_last_slot: the last slot of a page is no key of attention (see ``layout``).
+        channels: that representations are taken from ``[R]`` int32; None for a kind that takes all.
     """
 
     keys: torch.Tensor
@@ -38,6 +39,7 @@ class LayerBuffers(NamedTuple):
     logit_cap: float
     scales: KVScales
     mask_last_slot: bool = False
+    channels: Optional[torch.Tensor] = None
 
 
 def pool_buffers(
@@ -60,4 +62,5 @@ def pool_buffers(
         layer.logit_cap,
         scales,
         mask_last_slot,
+        pool.chunk_repr_channels(layer.layer_id),
     )

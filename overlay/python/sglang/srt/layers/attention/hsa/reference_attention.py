@@ -75,6 +75,7 @@ def attend_reference(
         seq_lens,
         layer.scaling * scales.score,
         lse if selector.needs_local_lse else None,
+        layer.channels,
     )
     if not selected.shape[-1]:  # no row has a candidate page
         return o, selected

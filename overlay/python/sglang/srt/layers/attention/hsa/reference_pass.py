@@ -84,6 +84,7 @@ class ReferencePass:
             page_size=md.page_size,
             kind=self.config.chunk_repr,
             k_scale=scales.k,
+            channels=self.pool.chunk_repr_channels(layer.layer_id),
         )
         self.pool.save_chunk_repr(layer.layer_id, page_ids, reprs, versions)
         self.counters.add("reprs_written", (~healed).sum())

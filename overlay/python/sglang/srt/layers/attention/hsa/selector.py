@@ -33,6 +33,7 @@ class HSASelector:
         candidate: torch.Tensor,
         sm_scale: float,
         local_lse: Optional[torch.Tensor] = None,
+        channels: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Page scores of one sequence's queries; see ``select_pages.reference.compute_logits``."""
         return reference.compute_logits(
@@ -43,6 +44,7 @@ class HSASelector:
             strategy=self.config.selection_strategy,
             sm_scale=sm_scale,
             local_lse=local_lse,
+            channels=channels,
         )
 
     def topk_transform(
@@ -61,6 +63,7 @@ class HSASelector:
         seq_lens: torch.Tensor,
         sm_scale: float,
         local_lse: Optional[torch.Tensor] = None,
+        channels: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Selected physical pages ``[T, H_kv, K]`` int32 and their raw scores ``[T, H_q, K]`` float32.
 
@@ -71,6 +74,7 @@ class HSASelector:
             page_table, cu_seqlens_q, seq_lens: as in ``select_pages.reference.select_pages``.
             sm_scale: softmax scale of the layer.
             local_lse: log-sum-exp of window and sinks ``[T, H_q]``; needed if ``needs_local_lse``.
+            channels: that the kind of representation keeps ``[R]`` int32; None if it takes all.
         """
         return reference.select_pages(
             q,
@@ -87,4 +91,5 @@ class HSASelector:
             strategy=self.config.selection_strategy,
             sm_scale=sm_scale,
             local_lse=local_lse,
+            channels=channels,
         )

@@ -142,6 +142,7 @@ class SplitDecode:
             keys=layer.keys,
             key_scale=layer.scaling * layer.scales.k,
             logit_cap=layer.logit_cap,
+            channels=layer.channels,
             **layout,
         )
         out = q.new_empty((batch, q.shape[1], layer.values.shape[-1]))

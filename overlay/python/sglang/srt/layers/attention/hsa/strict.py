@@ -79,6 +79,7 @@ def check_representations(
         page_size=md.page_size,
         kind=pool.chunk_repr_kind.name,
         k_scale=k_scale,
+        channels=pool.chunk_repr_channels(layer_id),
     )
     stored = pool.chunk_repr_pages(layer_id)[pages.long()]
     same_bits = torch.equal(

@@ -97,6 +97,7 @@ class TileAttention:
             strategy=config.selection_strategy,
             sm_scale=layer.scaling * layer.scales.score,
             local_lse=local_lse,
+            channels=layer.channels,
         )
         return self._attend_pages(q, layer, page_table, self.lists, out)
 

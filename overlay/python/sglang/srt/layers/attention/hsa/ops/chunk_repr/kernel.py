@@ -3,28 +3,117 @@
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Optional, Union
 
 import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa import chunk_repr
+from sglang.srt.layers.attention.hsa.chunk_repr import num_channels
 from sglang.srt.layers.attention.hsa.counters import INDEX
+
+LEVELS: tl.constexpr = tl.constexpr(float(chunk_repr.LEVELS))
+SMALLEST_STEP: tl.constexpr = tl.constexpr(chunk_repr.SMALLEST_STEP)
 
 
 @triton.jit
-def _represent(keys, KIND: tl.constexpr, PAGE_SIZE: tl.constexpr):
-    """Both halves of E of one page and head from its keys ``[P, D]`` float32."""
-    first = tl.sum(keys, axis=0) / PAGE_SIZE
-    second = first
-    if KIND == "mean_var":
-        centred = keys - first[None, :]
-        second = tl.sum(centred * centred, axis=0) / PAGE_SIZE
-    if KIND == "min_max":
-        first = tl.min(keys, axis=0)
-        second = tl.max(keys, axis=0)
-    return first, second
+def _upper_half(x):
+    """Upper 16 bits of the float32 ``x``, rounded to nearest even: the bits of a bfloat16."""
+    bits = x.to(tl.uint32, bitcast=True)
+    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+
+
+@triton.jit
+def _store_bounds(keys, bounds, kept, KEPT: tl.constexpr):
+    """Store lowest values and steps of keys ``[P, C]`` float32 at ``bounds`` ``[C]``; returns their codes ``[P, C]`` uint8."""
+    low_bits = _upper_half(tl.min(keys, axis=0))
+    low = (low_bits << 16).to(tl.float32, bitcast=True)
+    step = tl.div_rn(tl.max(keys, axis=0) - low, LEVELS)
+    step_bits = _upper_half(tl.maximum(step, SMALLEST_STEP))
+    step = (step_bits << 16).to(tl.float32, bitcast=True)
+    tl.store(bounds, low_bits.to(tl.uint16), mask=kept)
+    tl.store(bounds + KEPT, step_bits.to(tl.uint16), mask=kept)
+    shape: tl.constexpr = keys.shape
+    code = tl.div_rn(keys - low[None, :], tl.broadcast_to(step[None, :], shape))
+    code = tl.floor(code + 0.5)
+    return tl.minimum(tl.maximum(code, 0.0), LEVELS).to(tl.uint8)
+
+
+@triton.jit
+def _store_slow_keys(
+    keys_ptr,
+    target,
+    channels,
+    k_scale,
+    stride_k_slot,
+    PAGE_SIZE: tl.constexpr,
+    KEPT: tl.constexpr,
+):
+    """``SlowKeys.represent`` of one page and head, whose first key is at ``keys_ptr``, into the bytes at ``target``."""
+    HALF: tl.constexpr = KEPT // 2
+    slot = tl.arange(0, PAGE_SIZE)[:, None]
+    c = tl.arange(0, HALF)
+    row = keys_ptr + slot * stride_k_slot
+    bounds = target.to(tl.pointer_type(tl.uint16)) + c
+    first = tl.load(row + tl.load(channels + c)[None, :]).to(tl.float32) * k_scale
+    code = _store_bounds(first, bounds, c < HALF, KEPT)
+    second = tl.load(row + tl.load(channels + HALF + c)[None, :])
+    second = second.to(tl.float32) * k_scale
+    code |= _store_bounds(second, bounds + HALF, c < HALF, KEPT) << 4
+    tl.store(target + 4 * KEPT + slot * HALF + c[None, :], code)
+
+
+@triton.jit
+def _store_linear(
+    keys_ptr,
+    target,
+    k_scale,
+    stride_k_slot,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    """A linear kind's representation of one page and head, whose first key is at ``keys_ptr``, at ``target``."""
+    d = tl.arange(0, BLOCK_D)
+    in_head = d < HEAD_DIM
+    slot = tl.arange(0, PAGE_SIZE)[:, None]
+    keys = tl.load(
+        keys_ptr + slot * stride_k_slot + d[None, :], mask=in_head[None, :], other=0.0
+    )
+    keys = keys.to(tl.float32) * k_scale
+    mean = tl.sum(keys, axis=0) / PAGE_SIZE
+    dtype: tl.constexpr = target.dtype.element_ty
+    tl.store(target + d, mean.to(dtype), mask=in_head)
+    if KIND == "mean_std":
+        centred = keys - mean[None, :]
+        std = tl.sqrt(tl.sum(centred * centred, axis=0) / PAGE_SIZE)
+        tl.store(target + HEAD_DIM + d, std.to(dtype), mask=in_head)
+
+
+@triton.jit
+def _store_representation(
+    keys_ptr,
+    target,
+    channels,
+    k_scale,
+    stride_k_slot,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    KIND: tl.constexpr,
+    KEPT: tl.constexpr,
+):
+    """E of one page and head, whose first key is at ``keys_ptr``, at ``target``."""
+    if KIND == "slow_keys":
+        _store_slow_keys(
+            keys_ptr, target, channels, k_scale, stride_k_slot, PAGE_SIZE, KEPT
+        )
+    else:
+        _store_linear(
+            keys_ptr, target, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND
+        )
 
 
 @triton.jit
@@ -39,6 +128,7 @@ def _write_committed_page_kernel(
     seq_lens,
     new_lens,
     k_scales,
+    channels,
     written,
     stride_k_slot,
     stride_k_head,
@@ -51,7 +141,7 @@ def _write_committed_page_kernel(
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KIND: tl.constexpr,
-    WIDTH: tl.constexpr,
+    KEPT: tl.constexpr,
     NEW: tl.constexpr,
     RECENT: tl.constexpr,
 ):
@@ -80,21 +170,21 @@ def _write_committed_page_kernel(
         k = tl.load(k_ptrs + layer).to(tl.pointer_type(K_DTYPE))
         e = tl.load(repr_ptrs + layer).to(tl.pointer_type(REPR_DTYPE))
         stamp = tl.load(stamp_ptrs + layer).to(tl.pointer_type(tl.int64))
-        d = tl.arange(0, BLOCK_D)
-        in_head = d < HEAD_DIM
-        slot = page * PAGE_SIZE + tl.arange(0, PAGE_SIZE)
-        keys = tl.load(
-            k + slot[:, None] * stride_k_slot + g * stride_k_head + d[None, :],
-            mask=in_head[None, :],
-            other=0.0,
+        layer_channels = channels
+        if KIND == "slow_keys":
+            layer_channels += layer * KEPT
+        _store_representation(
+            k + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
+            e + page * stride_repr_page + g * stride_repr_head,
+            layer_channels,
+            tl.load(k_scales + layer),
+            stride_k_slot,
+            HEAD_DIM,
+            BLOCK_D,
+            PAGE_SIZE,
+            KIND,
+            KEPT,
         )
-        first, second = _represent(
-            keys.to(tl.float32) * tl.load(k_scales + layer), KIND, PAGE_SIZE
-        )
-        target = e + page * stride_repr_page + g * stride_repr_head + d
-        tl.store(target, first.to(REPR_DTYPE), mask=in_head)
-        if WIDTH == 2:
-            tl.store(target + HEAD_DIM, second.to(REPR_DTYPE), mask=in_head)
         # Written once more while the page is recent, and by every sequence that shares it: the same bytes, one count.
         if g == 0:
             if tl.atomic_xchg(stamp + page, version) != version:
@@ -111,6 +201,7 @@ def _write_pages_kernel(
     page_table,
     pages,
     counters,
+    channels,
     k_scale,
     stride_k_slot,
     stride_k_head,
@@ -122,7 +213,7 @@ def _write_pages_kernel(
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KIND: tl.constexpr,
-    WIDTH: tl.constexpr,
+    KEPT: tl.constexpr,
     WRITTEN: tl.constexpr,
     HEALED: tl.constexpr,
 ):
@@ -135,24 +226,19 @@ def _write_pages_kernel(
     if (version <= tl.load(built_at)) & (
         completed_now | (tl.load(stamps + page) != version)
     ):
-        d = tl.arange(0, BLOCK_D)
-        in_head = d < HEAD_DIM
-        slot = page * PAGE_SIZE + tl.arange(0, PAGE_SIZE)
         for g in range(KV_HEADS):
-            keys = tl.load(
-                k_buffer
-                + slot[:, None] * stride_k_slot
-                + g * stride_k_head
-                + d[None, :],
-                mask=in_head[None, :],
-                other=0.0,
+            _store_representation(
+                k_buffer + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
+                repr_buffer + page * stride_repr_page + g * stride_repr_head,
+                channels,
+                k_scale,
+                stride_k_slot,
+                HEAD_DIM,
+                BLOCK_D,
+                PAGE_SIZE,
+                KIND,
+                KEPT,
             )
-            first, second = _represent(keys.to(tl.float32) * k_scale, KIND, PAGE_SIZE)
-            target = repr_buffer + page * stride_repr_page + g * stride_repr_head + d
-            tl.store(target, first.to(repr_buffer.dtype.element_ty), mask=in_head)
-            if WIDTH == 2:
-                target += HEAD_DIM
-                tl.store(target, second.to(repr_buffer.dtype.element_ty), mask=in_head)
         # Sequences that share the page write the same bytes; the first to stamp it counts it.
         if tl.atomic_xchg(stamps + page, version) != version:
             tl.atomic_add(
@@ -167,6 +253,7 @@ TL_DTYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float8_e4m3fn: tl.float8e4nv,
     torch.float8_e5m2: tl.float8e5,
+    torch.uint8: tl.uint8,
 }
 
 
@@ -188,6 +275,7 @@ def write_committed_page(
     recent: int,
     page_size: int,
     kind: str,
+    channels: Optional[torch.Tensor] = None,
 ) -> None:
     """Represent the page that each request completed in its previous pass, for all layers in one launch.
 
@@ -210,6 +298,7 @@ def write_committed_page(
         written: count of representations written, one int64, added to.
         recent: most tokens that a pass commits, at most ``page_size``; a page is looked at while fewer than that
             many tokens follow it.
+        channels: that a kind which keeps some of them takes of each layer ``[L, R]`` int32.
     """
     head_dim = k_like.shape[-1]
     per_request = isinstance(new_lens, torch.Tensor)
@@ -224,6 +313,7 @@ def write_committed_page(
         seq_lens,
         new_lens if per_request else None,
         k_scales,
+        channels,
         written,
         k_like.stride(0),
         k_like.stride(1),
@@ -236,7 +326,7 @@ def write_committed_page(
         BLOCK_D=triton.next_power_of_2(head_dim),
         PAGE_SIZE=page_size,
         KIND=kind,
-        WIDTH=KINDS[kind].width,
+        KEPT=num_channels(head_dim),
         NEW=None if per_request else new_lens,
         RECENT=recent,
     )
@@ -255,6 +345,7 @@ def write_pages(
     page_size: int,
     kind: str,
     k_scale: float = 1.0,
+    channels: Optional[torch.Tensor] = None,
 ) -> None:
     """Represent one layer's pages that an extend pass completes, and heal those whose stamp is not theirs.
 
@@ -266,6 +357,7 @@ def write_pages(
         pages: ``ExtendPlan.pages``.
         counters: ``HSACounters.values``, added to.
         k_scale: dequantisation factor of the keys.
+        channels: that a kind which keeps some of them takes ``[R]`` int32.
     """
     if len(pages) == 0:
         return
@@ -279,6 +371,7 @@ def write_pages(
         page_table,
         pages,
         counters,
+        channels,
         k_scale,
         k_buffer.stride(0),
         k_buffer.stride(1),
@@ -290,7 +383,7 @@ def write_pages(
         BLOCK_D=triton.next_power_of_2(head_dim),
         PAGE_SIZE=page_size,
         KIND=kind,
-        WIDTH=KINDS[kind].width,
+        KEPT=num_channels(head_dim),
         WRITTEN=INDEX["reprs_written"],
         HEALED=INDEX["reprs_healed"],
     )

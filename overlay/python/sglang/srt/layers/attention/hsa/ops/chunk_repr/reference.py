@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
@@ -16,6 +18,7 @@ def chunk_repr_fwd(
     page_size: int,
     kind: str,
     k_scale: float = 1.0,
+    channels: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Representations of complete physical pages.
 
@@ -25,10 +28,11 @@ def chunk_repr_fwd(
         page_size: slots per page.
         kind: a name in ``chunk_repr.KINDS``.
         k_scale: dequantisation factor of the keys.
+        channels: that a kind which keeps some of them takes ``[R]`` int32.
 
     Returns:
-        ``[N, H_kv, repr_dim]`` float32.
+        ``[N, H_kv, repr_dim]``, float32 or the bytes of a kind that is stored as such.
     """
     pages = k_buffer.view(-1, page_size, *k_buffer.shape[1:])  # [num_pages, P, H_kv, D]
     keys = take(pages, page_ids.long()).float() * k_scale
-    return KINDS[kind].from_keys(keys)
+    return KINDS[kind].represent(keys, channels)

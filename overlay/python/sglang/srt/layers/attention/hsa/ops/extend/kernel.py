@@ -163,7 +163,7 @@ def _extend_hsa_kernel(
                     e += page * stride_repr_page
                     e_first = tl.load(e, mask=d < HEAD_DIM, other=0.0).to(tl.float32)
                     score = tl.sum(first_feature * e_first[None, :], axis=1)
-                    if KIND == "mean_var" or KIND == "min_max":
+                    if KIND == "mean_std":
                         e += HEAD_DIM
                         e_second = tl.load(e, mask=d < HEAD_DIM, other=0.0)
                         e_second = e_second.to(tl.float32)[None, :]

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.attention.hsa.chunk_repr import num_channels
 from sglang.srt.layers.attention.hsa.counters import INDEX
 from sglang.srt.layers.attention.hsa.ops.select_pages.decode_scores import (
     add_to_norm,
@@ -26,8 +27,10 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
     ranking_widths,
     store_best,
 )
+from sglang.srt.layers.attention.hsa.ops.select_pages.slow_scores import load_halves
 
 PAGES_PER_STEP = 8  # and warp
+KEYS_PER_WARP = 64  # and step, of slow_keys
 MAX_PROGRAMS_PER_ROW = 32
 
 
@@ -45,6 +48,7 @@ def _select_pages_kernel(
     arrivals,
     counters,
     k_buffer,
+    channels,
     sm_scale,
     key_scale,
     logit_cap,
@@ -74,6 +78,9 @@ def _select_pages_kernel(
     CAP: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
     SHARES: tl.constexpr,
     WIDTHS: tl.constexpr,
     ROWS_DENSE: tl.constexpr,
@@ -104,8 +111,12 @@ def _select_pages_kernel(
     # The strategy group: the heads' features add up before they meet E.
     first = tl.zeros((BLOCK_D,), tl.float32)
     second = tl.zeros((BLOCK_D,), tl.float32)
-    if STRATEGY == "group":
-        head = tl.arange(0, BLOCK_G)
+    head = tl.arange(0, BLOCK_G)
+    if KIND == "slow_keys":
+        first, second = load_halves(
+            q_row + head * stride_q_head, channels, head < GROUP, HALF, BLOCK_HALF
+        )
+    elif STRATEGY == "group":
         heads = tl.load(
             q_row + head[:, None] * stride_q_head + d[None, :],
             mask=(head < GROUP)[:, None] & in_head[None, :],
@@ -116,8 +127,8 @@ def _select_pages_kernel(
         second = tl.sum(features[1], axis=0)
     index = share * PAGES + tl.arange(0, PAGES)
     score = score_pages(
-        index,
-        index < table_width - SINKS,
+        share * PAGES,
+        table_width - SINKS,
         repr_buffer,
         repr_version,
         page_version,
@@ -138,6 +149,9 @@ def _select_pages_kernel(
         STRATEGY,
         HAS_VERSIONS,
         PAGES,
+        PAGE_SIZE,
+        HALF,
+        PRECISION,
     )
     mask = in_plane & (index < count)[None, :]
     tl.store(plane_ptr + index[None, :], score, mask=mask)
@@ -149,8 +163,8 @@ def _select_pages_kernel(
     for lo in range((share + shares) * PAGES, count, shares * PAGES):
         index = lo + tl.arange(0, PAGES)
         score = score_pages(
-            index,
-            index < count,
+            lo,
+            count,
             repr_buffer,
             repr_version,
             page_version,
@@ -171,6 +185,9 @@ def _select_pages_kernel(
             STRATEGY,
             HAS_VERSIONS,
             PAGES,
+            PAGE_SIZE,
+            HALF,
+            PRECISION,
         )
         mask = in_plane & (index < count)[None, :]
         tl.store(plane_ptr + index[None, :], score, mask=mask)
@@ -297,6 +314,7 @@ def select_pages_decode(
     keys: torch.Tensor,
     key_scale: float,
     logit_cap: float,
+    channels: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Select pages for one new token per sequence.
 
@@ -314,6 +332,7 @@ def select_pages_decode(
         programs_per_row: programs that share one sequence and KV head, 1 to MAX_PROGRAMS_PER_ROW.
         keys: cached keys ``[num_slots, H_kv, D]``, of which ``softmax_head`` reads sinks and window.
         key_scale, logit_cap: softmax scale times that of the cached keys, and soft cap, of their logits.
+        channels: that the representations are taken from ``[R]`` int32; None for a kind that takes all.
 
     Returns:
         ``out``.
@@ -323,6 +342,11 @@ def select_pages_decode(
     topk = out.shape[-1]
     widths = ranking_widths(workspace.max_pages)
     warps = 4 if widths[-1] <= 4096 else 8
+    block_g = triton.next_power_of_2(num_heads // num_kv_heads)
+    pages = PAGES_PER_STEP * warps
+    if kind == "slow_keys":  # a matrix product: 16 rows at least, so many keys a step
+        block_g, pages = max(block_g, 16), max(1, KEYS_PER_WARP * warps // page_size)
+    half = num_channels(head_dim) // 2
     _select_pages_kernel[(batch * num_kv_heads, programs_per_row)](
         q,
         repr_buffer,
@@ -336,6 +360,7 @@ def select_pages_decode(
         workspace.arrivals,
         counters,
         keys,
+        channels,
         sm_scale,
         key_scale,
         logit_cap,
@@ -352,7 +377,7 @@ def select_pages_decode(
         workspace.scores.stride(0),
         KV_HEADS=num_kv_heads,
         GROUP=num_heads // num_kv_heads,
-        BLOCK_G=triton.next_power_of_2(num_heads // num_kv_heads),
+        BLOCK_G=block_g,
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
         PAGE_SIZE=page_size,
@@ -364,7 +389,10 @@ def select_pages_decode(
         STRATEGY=strategy,
         CAP=logit_cap > 0,
         HAS_VERSIONS=repr_version is not None,
-        PAGES=PAGES_PER_STEP * warps,
+        PAGES=pages,
+        HALF=half,
+        BLOCK_HALF=max(half, 16),
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         SHARES=triton.next_power_of_2(programs_per_row),
         WIDTHS=widths,
         ROWS_DENSE=INDEX["rows_dense"],

@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
+from sglang.srt.layers.attention.hsa.ops.select_pages.slow_scores import (
+    score_page_block,
+)
 
 
 @triton.jit
@@ -37,7 +40,7 @@ def load_reprs(
     )
     mask = reachable[:, None] & (d < HEAD_DIM)[None, :]
     first = tl.load(e_ptr, mask=mask, other=0.0).to(tl.float32)
-    if KIND == "mean_var" or KIND == "min_max":
+    if KIND == "mean_std":
         second = tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0).to(tl.float32)
     else:
         second = tl.zeros((PAGES, BLOCK_D), tl.float32)
@@ -72,8 +75,8 @@ def head_scores(
 
 @triton.jit
 def score_pages(
-    index,
-    reachable,
+    lo,
+    bound,
     repr_buffer,
     repr_version,
     page_version,
@@ -94,43 +97,70 @@ def score_pages(
     STRATEGY: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """Scores of the pages ``index`` ``[PLANES, PAGES]``, -inf for a page without a valid representation.
+    """Scores of the pages from number ``lo`` on ``[PLANES, PAGES]``; -inf for a page without a valid representation.
 
-    A plane per head for ``softmax_head``, else one plane.
+    A plane per head for ``softmax_head``, else one plane. Undefined from ``bound`` on. ``first`` and ``second`` are both
+    halves of what the query has for E: tiles of queries for slow_keys, summed features for ``group``, else not read.
     """
-    page, e_first, e_second = load_reprs(
-        index,
-        reachable,
-        repr_buffer,
-        table_row,
-        stride_repr_page,
-        stride_repr_head,
-        g,
-        HEAD_DIM,
-        BLOCK_D,
-        KIND,
-        PAGES,
-    )
-    if STRATEGY == "group":
-        score = tl.sum(e_first * first[None, :] + e_second * second[None, :], axis=1)
-        score = score[None, :]
+    index = lo + tl.arange(0, PAGES)
+    reachable = index < bound
+    if KIND == "slow_keys":
+        page = tl.load(table_row + index, mask=reachable, other=0).to(tl.int64)
+        score = sm_scale * score_page_block(
+            lo,
+            bound,
+            first,
+            second,
+            repr_buffer + g * stride_repr_head,
+            table_row,
+            stride_repr_page,
+            PAGES,
+            PAGE_SIZE,
+            HALF,
+            PRECISION,
+        )
+        in_group = (tl.arange(0, BLOCK_G) < GROUP)[:, None]
+        if STRATEGY == "group":
+            score = tl.sum(tl.where(in_group, score, 0.0), axis=0)[None, :]
+        else:
+            score = tl.where(in_group, score, float("-inf"))
     else:
-        score = head_scores(
-            e_first,
-            e_second,
-            q_row,
-            sm_scale,
-            stride_q_head,
-            GROUP,
-            BLOCK_G,
+        page, e_first, e_second = load_reprs(
+            index,
+            reachable,
+            repr_buffer,
+            table_row,
+            stride_repr_page,
+            stride_repr_head,
+            g,
             HEAD_DIM,
             BLOCK_D,
             KIND,
             PAGES,
         )
-        if STRATEGY == "head":
-            score = tl.max(score, axis=0)[None, :]
+        if STRATEGY == "group":
+            score = tl.sum(e_first * first[None, :] + e_second * second[None, :], axis=1)
+            score = score[None, :]
+        else:
+            score = head_scores(
+                e_first,
+                e_second,
+                q_row,
+                sm_scale,
+                stride_q_head,
+                GROUP,
+                BLOCK_G,
+                HEAD_DIM,
+                BLOCK_D,
+                KIND,
+                PAGES,
+            )
+    if STRATEGY == "head":
+        score = tl.max(score, axis=0)[None, :]
     if HAS_VERSIONS:
         stamp = tl.load(repr_version + page, mask=reachable, other=0)
         current = tl.load(page_version + page, mask=reachable, other=0)

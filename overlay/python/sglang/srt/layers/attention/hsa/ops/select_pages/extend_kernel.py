@@ -10,12 +10,13 @@ the batch, not the number of new tokens.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.attention.hsa.chunk_repr import num_channels
 from sglang.srt.layers.attention.hsa.counters import INDEX
 from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_scores import raw_scores
@@ -32,8 +33,10 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     rank_rows,
     rows_at_a_time,
 )
+from sglang.srt.layers.attention.hsa.ops.select_pages.slow_scores import load_halves
 
 SHARED_BYTES = 230_000  # for features and the pages in flight
+PAGES_IN_TURN = 16  # of slow_keys, whose scores are kept until they are stored together
 LISTED_KEYS: tl.constexpr = tl.constexpr(4096)  # rows times pages per step of a union
 
 
@@ -128,6 +131,7 @@ def _select_pages_extend_kernel(
     kept,
     ranks,
     counters,
+    channels,
     sm_scale,
     items,
     stride_q_row,
@@ -158,12 +162,16 @@ def _select_pages_extend_kernel(
     STRATEGY: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
     ROWS_DENSE: tl.constexpr,
     ROWS_SPARSE: tl.constexpr,
     PAGES_CANDIDATE: tl.constexpr,
     PAGES_SELECTED: tl.constexpr,
 ):
     LISTS: tl.constexpr = ROWS // LIST_ROWS
+    SLOW: tl.constexpr = KIND == "slow_keys"
     FEATURE_ROWS: tl.constexpr = ROWS * BLOCK_H
     # A set whose best key is a peak: pages that lie a multiple of PAGES apart, in one part of a row's pages.
     PARTS: tl.constexpr = PEAKS // PAGES
@@ -193,25 +201,28 @@ def _select_pages_extend_kernel(
         table_row = page_table + b * stride_table + SINKS
         repr_head = repr_buffer + g * stride_repr_head
 
-        # The strategy group adds up the features of the heads before they meet E.
-        heads = GROUP if STRATEGY == "group" else 1
-        q_ptr = (
+        # Of a linear kind the strategy group adds up the features of the heads before they meet E.
+        q_row = (
             q
-            + (row + r // BLOCK_H)[:, None] * stride_q_row
-            + (g * GROUP + h)[:, None] * stride_q_head
-            + d[None, :]
+            + (row + r // BLOCK_H) * stride_q_row
+            + (g * GROUP + h) * stride_q_head
         )
         real = (r // BLOCK_H < rows) & (h < GROUP)
-        q_mask = real[:, None] & (d[None, :] < HEAD_DIM)
-        first = tl.zeros((FEATURE_ROWS, BLOCK_D), tl.float32)
-        second = tl.zeros((FEATURE_ROWS, BLOCK_D), tl.float32)
-        for _ in range(heads):
-            query = tl.load(q_ptr, mask=q_mask, other=0.0).to(tl.float32)
-            one, two = query_features(query, sm_scale, KIND)
-            first += one
-            second += two
-            q_ptr += stride_q_head
-        first, second = tl.trans(first), tl.trans(second)
+        if SLOW:
+            first, second = load_halves(q_row, channels, real, HALF, BLOCK_HALF)
+        else:
+            heads = GROUP if STRATEGY == "group" else 1
+            q_ptr = q_row[:, None] + d[None, :]
+            q_mask = real[:, None] & (d[None, :] < HEAD_DIM)
+            first = tl.zeros((FEATURE_ROWS, BLOCK_D), tl.float32)
+            second = tl.zeros((FEATURE_ROWS, BLOCK_D), tl.float32)
+            for _ in range(heads):
+                query = tl.load(q_ptr, mask=q_mask, other=0.0).to(tl.float32)
+                one, two = query_features(query, sm_scale, KIND)
+                first += one
+                second += two
+                q_ptr += stride_q_head
+            first, second = tl.trans(first), tl.trans(second)
         norm = tl.zeros((FEATURE_ROWS,), tl.float32)
         if STRATEGY == "softmax_head":
             lse_ptr = local_lse + (row + r // BLOCK_H) * stride_lse_row
@@ -222,8 +233,8 @@ def _select_pages_extend_kernel(
             for lo in range(0, most, PAGES):
                 index = lo + tl.arange(0, PAGES)
                 raw = raw_scores(
-                    index, most, repr_head, repr_version, page_version, table_row, first, second,
-                    stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS,
+                    lo, most, repr_head, repr_version, page_version, table_row, first, second, sm_scale,
+                    stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS, PAGES, PAGE_SIZE, HALF, PRECISION,
                 )  # fmt: skip
                 raw = tl.where(index[None, :] < last[:, None], raw, float("-inf"))
                 top = tl.maximum(norm, tl.max(raw, axis=1))
@@ -237,13 +248,16 @@ def _select_pages_extend_kernel(
             for lo in range(part * part_pages, part_end, PAGES):
                 index = lo + tl.arange(0, PAGES)
                 score = raw_scores(
-                    index, most, repr_head, repr_version, page_version, table_row, first, second,
-                    stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS,
+                    lo, most, repr_head, repr_version, page_version, table_row, first, second, sm_scale,
+                    stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS, PAGES, PAGE_SIZE, HALF, PRECISION,
                 )  # fmt: skip
                 if STRATEGY != "group":
                     score -= norm[:, None]
                     score = tl.where((h < GROUP)[:, None], score, float("-inf"))
                     score = tl.max(tl.reshape(score, (ROWS, BLOCK_H, PAGES)), axis=1)
+                elif SLOW:
+                    score = tl.where((h < GROUP)[:, None], score, 0.0)
+                    score = tl.sum(tl.reshape(score, (ROWS, BLOCK_H, PAGES)), axis=1)
                 key = ordered_keys(score)
                 key = tl.where(index[None, :] < lengths[:, None], key, 0)
                 tl.store(keys + m[:, None] * stride_keys + index[None, :], key)
@@ -284,6 +298,24 @@ def _select_pages_extend_kernel(
             tl.atomic_add(counters + ROWS_DENSE, rows.to(tl.int64) - sparse)
 
 
+def _shape_of_product(
+    kind: str, strategy: str, group: int, block_d: int, tile_rows: int
+) -> Tuple[int, int, bool]:
+    """(feature rows of a token, pages of a step, whether two programs fit on a multiprocessor)."""
+    heads = triton.next_power_of_2(group)
+    if kind == "slow_keys":
+        return heads, PAGES_IN_TURN, True
+    block_h = 1 if strategy == "group" else heads
+    # Three terms of either half of the features, and two halves of each page's representation.
+    features = 3 * 2 * tile_rows * block_h * block_d * 2
+    pages, step = PAGES_PER_STEP, 2 * PAGES_PER_STEP * block_d * 2
+    # Two programs on a multiprocessor: one scores while the other ranks.
+    two = features + step <= SHARED_BYTES // 2
+    while features + step > SHARED_BYTES:
+        pages, step = pages // 2, step // 2
+    return block_h, pages, two
+
+
 def select_pages_extend(
     q: torch.Tensor,
     repr_buffer: torch.Tensor,
@@ -303,6 +335,7 @@ def select_pages_extend(
     strategy: str,
     sm_scale: float,
     local_lse: Optional[torch.Tensor] = None,
+    channels: Optional[torch.Tensor] = None,
 ) -> PageLists:
     """Select pages for all new tokens of a batch.
 
@@ -318,6 +351,7 @@ def select_pages_extend(
         counters: ``HSACounters.values``, added to.
         strategy: ``group``, ``head`` or ``softmax_head``.
         local_lse: log-sum-exp of window and sinks ``[T, H_q]`` float32; needed by ``softmax_head``.
+        channels: that the representations are taken from ``[R]`` int32; None for a kind that takes all.
 
     Returns:
         ``out``.
@@ -327,15 +361,10 @@ def select_pages_extend(
     group = num_heads // num_kv_heads
     items = len(plan.tiles) * num_kv_heads
     block_d = triton.next_power_of_2(head_dim)
-    # Feature rows of a token.
-    block_h = 1 if strategy == "group" else triton.next_power_of_2(group)
-    # Three terms of either half of the features, and two halves of each page's representation.
-    features = 3 * 2 * plan.tiling.tile_rows * block_h * block_d * 2
-    pages, step = PAGES_PER_STEP, 2 * PAGES_PER_STEP * block_d * 2
-    # Two programs on a multiprocessor: one scores while the other ranks.
-    two = features + step <= SHARED_BYTES // 2
-    while features + step > SHARED_BYTES:
-        pages, step = pages // 2, step // 2
+    half = num_channels(head_dim) // 2
+    block_h, pages, two = _shape_of_product(
+        kind, strategy, group, block_d, plan.tiling.tile_rows
+    )
     programs = min(items, workspace.programs)
     if not two:
         programs = min(programs, workspace.processors)
@@ -355,6 +384,7 @@ def select_pages_extend(
         workspace.kept,
         workspace.ranks,
         counters,
+        channels,
         sm_scale,
         items,
         q.stride(0),
@@ -385,6 +415,9 @@ def select_pages_extend(
         STRATEGY=strategy,
         HAS_VERSIONS=repr_version is not None,
         PAGES=pages,
+        HALF=half,
+        BLOCK_HALF=max(half, 16),
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         ROWS_DENSE=INDEX["rows_dense"],
         ROWS_SPARSE=INDEX["rows_sparse"],
         PAGES_CANDIDATE=INDEX["pages_candidate"],

@@ -6,6 +6,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.attention.hsa.ops.select_pages.slow_scores import (
+    score_pages_in_turn,
+)
+
 
 @triton.jit
 def _dot_terms(e, f):
@@ -38,6 +42,44 @@ def _exact_dot(e, f):
 
 @triton.jit
 def raw_scores(
+    lo,
+    most,
+    repr_head,
+    repr_version,
+    page_version,
+    table_row,
+    first,
+    second,
+    sm_scale,
+    stride_repr_page,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_VERSIONS: tl.constexpr,
+    PAGES: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Scores ``[R, PAGES]`` of the candidate pages from number ``lo`` on; -inf if not valid or from ``most`` on.
+
+    ``first`` and ``second`` are both halves of what the queries have for E: features ``[D, R]`` of a linear kind, queries
+    of slow_keys.
+    """
+    if KIND == "slow_keys":
+        return sm_scale * score_pages_in_turn(
+            lo, most, first, second, repr_head, repr_version, page_version, table_row,
+            stride_repr_page, PAGES, PAGE_SIZE, HALF, HAS_VERSIONS, PRECISION,
+        )  # fmt: skip
+    else:
+        return _linear_scores(
+            lo + tl.arange(0, PAGES), most, repr_head, repr_version, page_version, table_row, first, second,
+            stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _linear_scores(
     index,
     most,
     repr_head,
@@ -52,7 +94,7 @@ def raw_scores(
     KIND: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
 ):
-    """Scores of candidate pages ``index`` ``[C]`` for features ``[D, R]``: ``[R, C]``, -inf if not valid."""
+    """``raw_scores`` of pages ``index`` ``[C]`` for a linear kind."""
     d = tl.arange(0, BLOCK_D)
     inside = index < most
     page = tl.load(table_row + index, mask=inside, other=0).to(tl.int64)
@@ -65,6 +107,6 @@ def raw_scores(
     # What is not valid may hold anything, NaN included: it never enters a score that counts.
     mask = inside[:, None] & (d[None, :] < HEAD_DIM)
     raw = _exact_dot(tl.load(e_ptr, mask=mask, other=0.0), first)
-    if KIND == "mean_var" or KIND == "min_max":
+    if KIND == "mean_std":
         raw += _exact_dot(tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0), second)
     return tl.trans(tl.where(valid[:, None], raw, float("-inf")))

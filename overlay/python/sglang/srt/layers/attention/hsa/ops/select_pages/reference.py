@@ -25,6 +25,7 @@ def compute_logits(
     strategy: str,
     sm_scale: float,
     local_lse: Optional[torch.Tensor] = None,
+    channels: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Scores of one sequence's pages for some of its queries.
 
@@ -37,15 +38,17 @@ def compute_logits(
             maximum, ``softmax_head`` the maximum of raw minus the head's log normaliser.
         sm_scale: softmax scale of the layer.
         local_lse: log-sum-exp of window and sinks ``[T, H_q]`` float32; needed by ``softmax_head``.
+        channels: that a kind which keeps some of them takes ``[R]`` int32.
 
     Returns:
         (logits ``[T, H_kv, C]``, raw ``[T, H_q, C]``), float32, -inf where ``candidate`` is False.
     """
-    num_tokens, num_heads, _ = q.shape
+    num_tokens, num_heads, head_dim = q.shape
     num_pages, num_kv_heads, _ = chunk_repr.shape
-    features = KINDS[kind].query_features(q.float(), sm_scale)
-    features = features.view(num_tokens, num_kv_heads, num_heads // num_kv_heads, -1)
-    raw = torch.einsum("tgnr,cgr->tgnc", features, chunk_repr.float())
+    grouped = q.reshape(
+        num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim
+    )
+    raw = KINDS[kind].raw_scores(grouped, chunk_repr, sm_scale, channels)
     # A page without a representation may hold anything, NaN included: mask before any arithmetic.
     raw = raw.masked_fill(~candidate[:, None, None, :], NEG_INF)
 
@@ -106,6 +109,7 @@ def select_pages(
     strategy: str,
     sm_scale: float,
     local_lse: Optional[torch.Tensor] = None,
+    channels: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Select pages for a batch of sequences whose queries are packed one after another.
 
@@ -117,7 +121,7 @@ def select_pages(
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         cu_seqlens_q: ``[B + 1]`` int32.
         seq_lens: keys of each sequence, its new ones included ``[B]`` int32.
-        local_lse: see ``compute_logits``, ``[T, H_q]``.
+        local_lse, channels: see ``compute_logits``; ``[T, H_q]``, ``[R]``.
 
     Returns:
         selected physical pages ``[T, H_kv, K]`` int32, ascending by logical page, padded with -1, and their
@@ -162,6 +166,7 @@ def select_pages(
                 strategy=strategy,
                 sm_scale=sm_scale,
                 local_lse=None if local_lse is None else local_lse[lo:hi],
+                channels=channels,
             )
             logical, physical = topk_transform(logits, topk, pages)
             k = logical.shape[-1]
