@@ -16,6 +16,8 @@ import statistics
 import cuda_only
 import torch
 
+from representations import represent
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS, DecodeWorkspace, decode_hsa
@@ -26,6 +28,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
     SelectPagesWorkspace,
     select_pages_decode,
 )
+from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
 from sglang.srt.layers.attention.hsa.split_decode import programs_per_row
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
@@ -106,14 +109,14 @@ def copy_bandwidth() -> float:
 
 
 def bench(
-    length: int, batch: int, heads: int, kv_heads: int, dim: int, strategy: str, bandwidth: float, others
+    length: int, batch: int, heads: int, kv_heads: int, dim: int, kind: str, strategy: str, bandwidth: float, others
 ) -> dict:
     torch.manual_seed(0)
     pages = length // PAGE
     num_pages = batch * pages + 1
     k, v = (torch.randn(num_pages * PAGE, kv_heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     table = (torch.randperm(num_pages - 1, device="cuda") + 1).view(batch, pages).int()
-    reprs = torch.randn(num_pages, kv_heads, 2 * dim, device="cuda", dtype=torch.bfloat16)
+    reprs, channels = represent(kind, k, PAGE)
     version = torch.ones(num_pages, dtype=torch.int64, device="cuda")
     lens = torch.full((batch,), length, dtype=torch.int64, device="cuda")
     q = torch.randn(batch, heads, dim, device="cuda", dtype=torch.bfloat16)
@@ -130,7 +133,7 @@ def bench(
     def select():
         select_pages_decode(
             q, reprs, version, version, table, lens, selected, select_workspace, counters.values,
-            kind=HSAConfig.chunk_repr, strategy=strategy, keys=k, key_scale=dim**-0.5, logit_cap=0.0,
+            kind=kind, strategy=strategy, keys=k, key_scale=dim**-0.5, logit_cap=0.0, channels=channels,
             programs_per_row=programs_per_row(processors, rows, MAX_PROGRAMS_PER_ROW), **shape,
         )  # fmt: skip
 
@@ -149,18 +152,25 @@ def bench(
     local = decode_local_fwd(q, k, v, table, lens, window_size=WINDOW, sink_pages=SINKS, **math)
     expected, _ = merge_state(*local, *decode_hsa_fwd(q, k, v, selected, table, lens, **math))
     error = float((out.float() - expected).norm() / expected.norm())
-    if not error < 1e-2:
-        raise SystemExit(f"bench_decode_kernels: wrong result at {length=} {batch=}: relative error {error}")
+    one = slice(0, 1)  # the references take long for more
+    wanted, _ = select_pages(
+        q[one], reprs, torch.ones_like(table[one], dtype=torch.bool), table[one], torch.tensor([0, 1]), lens[one],
+        topk=TOPK, kind=kind, strategy=strategy, local_lse=local[1][one], channels=channels, **shape,
+    )  # fmt: skip
+    equal = float((selected[one] == wanted).float().mean())
+    if not (error < 1e-2 and equal > 0.9):
+        raise SystemExit(f"bench_decode_kernels: wrong result at {length=} {batch=}: relative error {error}, {equal=}")
 
     attended = SINKS + TOPK + WINDOW // PAGE + 1
     attend_bytes = batch * kv_heads * attended * PAGE * dim * 2 * 2
-    select_bytes = batch * kv_heads * pages * 2 * dim * 2
+    select_bytes = batch * pages * reprs[0].numel() * reprs.element_size()
     select_us, _ = microseconds(select)
     attend_us, _ = microseconds(attend)
     both_us, spread = microseconds(both)
     cold = cold_microseconds(both, others)
     return dict(
-        length=length, batch=batch, heads=heads, kv_heads=kv_heads, dim=dim, error=round(error, 5),
+        length=length, batch=batch, heads=heads, kv_heads=kv_heads, dim=dim, kind=kind, strategy=strategy,
+        error=round(error, 5), equal=round(equal, 3),
         select_us=round(select_us, 2), attend_us=round(attend_us, 2), both_us=round(both_us, 2),
         spread_us=round(spread, 2), **cold, launches=cuda_only.launches(both),
         select_share=round(select_bytes / select_us * 1e6 / bandwidth, 3),
@@ -171,6 +181,7 @@ def bench(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", nargs="+", type=int, default=[8192, 32768, 65536, 131072, 524288])
+    parser.add_argument("--kinds", nargs="+", default=[HSAConfig.chunk_repr], choices=KINDS)
     parser.add_argument("--strategy", default=HSAConfig.selection_strategy, choices=SELECTION_STRATEGIES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     args = cuda_only.parse_args(parser)
@@ -181,8 +192,9 @@ def main() -> None:
             for length in args.lengths:
                 if batch * length * kv_heads * dim > 1 << 32:
                     continue
-                rows.append(bench(length, batch, heads, kv_heads, dim, args.strategy, bandwidth, others))
-                print(rows[-1], flush=True)
+                for kind in args.kinds:
+                    rows.append(bench(length, batch, heads, kv_heads, dim, kind, args.strategy, bandwidth, others))
+                    print(rows[-1], flush=True)
     print(json.dumps(dict(gpu=torch.cuda.get_device_name(), copy_tb_s=round(bandwidth / 1e12, 2), rows=rows)))
 
 

@@ -16,7 +16,9 @@ import statistics
 import cuda_only
 import torch
 
+from representations import empty_representations, kept_channels
 from sglang.mini.bench_common import measure_peaks
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
@@ -62,7 +64,7 @@ def rows_of(lists: PageLists, row: int, kv_heads: int) -> torch.Tensor:
     return out
 
 
-def check(q, k, v, reprs, table, lists, out, prefix: int, scale: float, strategy: str) -> tuple[float, float]:
+def check(q, k, v, reprs, channels, table, lists, out, prefix, scale, kind, strategy) -> tuple[float, float]:
     """(largest relative error of the output, share of equal selections) of some rows."""
     new, kv_heads = len(q), k.shape[1]
     errors, equal = [], []
@@ -74,7 +76,7 @@ def check(q, k, v, reprs, table, lists, out, prefix: int, scale: float, strategy
         local = decode_local_fwd(*one, table, length, window_size=WINDOW, sink_pages=SINKS, **math)
         expected, _ = select_pages(
             q[row : row + 1], reprs, valid, table, torch.tensor([0, 1]), length,
-            topk=TOPK, kind=HSAConfig.chunk_repr, strategy=strategy, sm_scale=scale, local_lse=local[1], **LAYOUT,
+            topk=TOPK, kind=kind, strategy=strategy, sm_scale=scale, local_lse=local[1], channels=channels, **LAYOUT,
         )  # fmt: skip
         chosen = rows_of(lists, row, kv_heads)
         width = expected.shape[-1]
@@ -91,6 +93,7 @@ def bench(
     kv_heads: int,
     dim: int,
     agreement: float,
+    kind: str,
     strategy: str,
     repeats: int,
     peak: float,
@@ -100,7 +103,7 @@ def bench(
     pages = (prefix + new) // PAGE
     k, v = (torch.randn((pages + 1) * PAGE, kv_heads, dim, **bf16) for _ in range(2))
     table = (torch.randperm(pages, device="cuda") + 1).int().view(1, -1)
-    reprs = torch.zeros(pages + 1, kv_heads, 2 * dim, **bf16)
+    reprs, channels = empty_representations(kind, k, PAGE), kept_channels(kind, dim)
     version = torch.ones(pages + 1, dtype=torch.int64, device="cuda")
     stamps = torch.zeros_like(version)
     # Queries that share a direction with their neighbours choose alike; agreement 0 is independent noise.
@@ -109,7 +112,8 @@ def bench(
     q = (agreement * shared + (1 - agreement**2) ** 0.5 * noise).mul(4).to(torch.bfloat16)
     counters = HSACounters("cuda")
     group, scale = heads // kv_heads, dim**-0.5
-    plan = plan_extend([prefix], [new], tiling=choose_tiling(group, dim, strategy), device="cuda", **LAYOUT)
+    tiling = choose_tiling(group, dim, strategy, kind)
+    plan = plan_extend([prefix], [new], tiling=tiling, device="cuda", **LAYOUT)
     lists = PageLists.empty(plan, kv_heads, TOPK)
     workspace = ExtendSelectWorkspace(plan, kv_heads, TOPK, num_processors("cuda"))
     out = torch.empty_like(q)
@@ -118,7 +122,7 @@ def bench(
     def write():
         write_pages(
             k, reprs, stamps, version, version[:1], table, plan.pages, counters.values,
-            page_size=PAGE, kind=HSAConfig.chunk_repr,
+            page_size=PAGE, kind=kind, channels=channels,
         )  # fmt: skip
 
     def select():
@@ -126,7 +130,7 @@ def bench(
             extend_hsa(q, k, v, None, table, plan, out, sm_scale=scale, lse=local_lse, **LAYOUT)
         select_pages_extend(
             q, reprs, stamps, version, table, plan, lists, workspace, counters.values,
-            topk=TOPK, kind=HSAConfig.chunk_repr, strategy=strategy, sm_scale=scale, local_lse=local_lse, **LAYOUT,
+            topk=TOPK, kind=kind, strategy=strategy, sm_scale=scale, local_lse=local_lse, channels=channels, **LAYOUT,
         )  # fmt: skip
 
     def attend():
@@ -138,7 +142,7 @@ def bench(
         attend()
 
     layer()
-    error, equal = check(q, k, v, reprs, table, lists, out, prefix, scale, strategy)
+    error, equal = check(q, k, v, reprs, channels, table, lists, out, prefix, scale, kind, strategy)
     if not (error < 2e-2 and equal > 0.9 and counters.snapshot()["pages_selected"]):
         raise SystemExit(f"bench_extend_kernels: wrong result at {prefix=} {new=}: {error=} {equal=}")
     snapshot = counters.snapshot()
@@ -149,7 +153,7 @@ def bench(
     listed = int(lists.lengths.sum())
     flops = 4 * group * dim * (chosen * PAGE + new * kv_heads * (WINDOW + 2 * PAGE))
     return dict(
-        prefix=prefix, new=new, heads=heads, kv_heads=kv_heads, dim=dim, agreement=agreement,
+        prefix=prefix, new=new, heads=heads, kv_heads=kv_heads, dim=dim, agreement=agreement, kind=kind, strategy=strategy,
         error=round(error, 5), equal=round(equal, 3), rows_sparse=snapshot["rows_sparse"], pages_selected=chosen,
         listed_per_selected=round(listed / max(chosen, 1), 3), write_ms=round(write_ms, 4), select_ms=round(select_ms, 4),
         select_spread_ms=round(select_spread, 4), attend_ms=round(attend_ms, 4),
@@ -165,6 +169,7 @@ def main() -> None:
     parser.add_argument("--prefixes", nargs="+", type=int, default=[0, 24576, 57344, 122880, 516096])
     parser.add_argument("--new", type=int, default=8192, help="tokens of the chunk (default: %(default)s)")
     parser.add_argument("--agreement", nargs="+", type=float, default=[0.0, 0.9])
+    parser.add_argument("--kinds", nargs="+", default=[HSAConfig.chunk_repr], choices=KINDS)
     parser.add_argument("--strategy", default=HSAConfig.selection_strategy, choices=SELECTION_STRATEGIES)
     parser.add_argument("--repeats", type=int, default=10)
     args = cuda_only.parse_args(parser)
@@ -173,8 +178,10 @@ def main() -> None:
     for heads, kv_heads, dim in ((16, 2, 64), (32, 8, 128), (16, 16, 64)):
         for prefix in args.prefixes:
             for agreement in args.agreement:
-                rows.append(bench(prefix, args.new, heads, kv_heads, dim, agreement, args.strategy, args.repeats, peak))
-                print(rows[-1], flush=True)
+                for kind in args.kinds:
+                    shape = prefix, args.new, heads, kv_heads, dim, agreement
+                    rows.append(bench(*shape, kind, args.strategy, args.repeats, peak))
+                    print(rows[-1], flush=True)
     provenance = dict(gpu=torch.cuda.get_device_name(), torch=torch.__version__, triton=triton.__version__)
     print(json.dumps(dict(provenance, product_tflops=round(peak / 1e12), rows=rows)))
 

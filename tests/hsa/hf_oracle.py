@@ -22,8 +22,10 @@ NAME = "hsa_oracle"
 def greedy(
     path: str | os.PathLike, ids: list[int], new_tokens: int, options: oracle.Options
 ) -> list[int]:
-    """Greedy tokens under HSA with the given options (scale and cap come from the model)."""
+    """Greedy tokens under HSA with the given options (scale, cap and rotary frequencies come from the model)."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    pairs = model.model.rotary_emb.inv_freq.argsort()[: len(model.model.rotary_emb.inv_freq) // 2].tolist()
+    channels = tuple(pairs + [pair + len(model.model.rotary_emb.inv_freq) for pair in pairs])
 
     def attention(module, query, key, value, mask, scaling, dropout=0.0, softcap=None, sliding_window=None, **_):
         if sliding_window is not None:
@@ -31,7 +33,7 @@ def greedy(
             return eager_attention_forward(
                 module, query, key, value, mask, scaling=scaling, softcap=softcap
             )
-        layer_options = oracle.dataclasses.replace(options, scale=scaling, cap=softcap or 0.0)
+        layer_options = oracle.dataclasses.replace(options, scale=scaling, cap=softcap or 0.0, channels=channels)
         q, k, v = (x[0].transpose(0, 1).double().numpy() for x in (query, key, value))
         first = len(k) - len(q)
         rows = [oracle.attend(q[i], k, v, first + i, layer_options) for i in range(len(q))]

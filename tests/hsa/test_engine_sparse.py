@@ -15,7 +15,7 @@ LENGTHS = (700, 1500, 130, 64, 1, 333)
 SPARSE = dict(
     attention_backend="hsa", hsa_topk=2, hsa_window_size=128, hsa_strict=True, max_total_tokens=16384
 )  # fmt: skip
-ORACLE = Options(topk=2, window_size=128)
+ORACLE = Options(topk=2, window_size=128, kind="slow_keys", strategy="head")
 SCHEDULES = {
     "whole": dict(chunked_prefill_size=-1),
     "chunk-64": dict(chunked_prefill_size=64),

@@ -37,8 +37,8 @@ def test_chat_request_selects_pages_and_counts_them(server):
     assert counts["rows_sparse"] > 2 * 2000
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
     assert counts["reprs_written"] >= 2 * (reply["usage"]["prompt_tokens"] // 64)
-    # 257 pages of 2 layers of 2 KV heads: mean and variance of 16 dimensions in float32, and the versions.
-    assert info["internal_states"][0]["hsa_chunk_repr_bytes"] == 257 * (2 * (2 * 32 * 4 + 8) + 8)
+    # 257 pages of 2 layers of 2 KV heads: 8 channels with a lowest value, a step and 64 codes, and the versions.
+    assert info["internal_states"][0]["hsa_chunk_repr_bytes"] == 257 * (2 * (2 * 8 * (4 + 32) + 8) + 8)
     assert info["attention_backend"] == "hsa" and info["page_size"] == 64 and info["hsa_topk"] == 4
 
     metrics = get(url + "/metrics")
@@ -48,7 +48,7 @@ def test_chat_request_selects_pages_and_counts_them(server):
     # The scheduler publishes at its own pace: what is there was counted, and a prefill has been published.
     value = re.search(r"^sglang:hsa_rows_sparse_total{.*} ([0-9.e+]+)$", metrics, re.MULTILINE)
     assert 0 < float(value[1]) <= counts["rows_sparse"]
-    assert "Page representations are allocated. #pages: 256, kind: min_max, layers: 2" in log.read_text()
+    assert "Page representations are allocated. #pages: 256, kind: slow_keys, layers: 2" in log.read_text()
 
 
 @pytest.mark.parametrize(

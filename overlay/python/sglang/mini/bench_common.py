@@ -204,7 +204,11 @@ class Bench:
                 config = ops.config
                 chosen = (config.topk + config.sink_pages) * config.page_size
                 rows = 2 * min(length, config.effective_window + chosen)
-                rows += length // config.page_size * ops.kind.width
+                pages = length // config.page_size
+                row_bytes = spec.head_dim * model.dtype.itemsize
+                dtype = ops.kind.storage_dtype(model.dtype)
+                size = ops.kind.repr_dim(spec.head_dim, config.page_size)
+                rows += pages * size * dtype.itemsize / row_bytes
             elements += batch * rows * spec.num_kv_heads * spec.head_dim
         return elements * model.dtype.itemsize / self.peaks["bytes_per_s"]
 

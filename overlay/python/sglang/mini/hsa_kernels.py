@@ -27,7 +27,9 @@ class HSAKernels:
         config, kv, device = self.config, state.kv, state.page_table.device
         sizes = state.spec.num_heads, state.spec.num_kv_heads, state.spec.head_dim
         group = sizes[0] // sizes[1]
-        tiling = choose_tiling(group, sizes[2], config.selection_strategy)
+        tiling = choose_tiling(
+            group, sizes[2], config.selection_strategy, config.chunk_repr
+        )
         if not state.decode:
             plan = plan_extend(
                 [first for first, _ in state.spans],

@@ -15,7 +15,7 @@ import torch
 from sglang.mini.api import MiniError
 from sglang.mini.backend import torch_attention
 from sglang.mini.kv_cache import CacheState, LayerSpec
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.layer_buffers import LayerBuffers
@@ -67,6 +67,13 @@ class HSAOps:
                 "strict and dense_backend are options of SGLang's runtime: leave them out here."
             )
         self.config, self.kind = config, KINDS[config.chunk_repr]
+        self.channels = {}
+        if self.kind.slow:
+            self.channels = {
+                spec.layer: _slow_channels(spec, device)
+                for spec in specs
+                if spec.layer in self.layers
+            }
         self.counters = HSACounters(device)
         self.reprs, self.kernels = {}, None
         if device.type == "cuda":
@@ -89,6 +96,7 @@ class HSAOps:
             scaling=state.spec.scaling,
             logit_cap=state.spec.softcap,
             scales=KVScales(1.0, 1.0, 1.0),
+            channels=self.channels.get(state.spec.layer),
         )
         if self.kernels is not None:
             return self.kernels.attend(q, layer, state)
@@ -100,12 +108,15 @@ class HSAOps:
         if not self.kind.stored:
             return keys[:, -1]
         if layer not in self.reprs:
-            width = self.kind.width * keys.shape[-1]
-            self.reprs[layer] = keys.new_zeros((len(keys), keys.shape[2], width))
+            width = self.kind.repr_dim(keys.shape[-1], self.config.page_size)
+            dtype = self.kind.storage_dtype(keys.dtype)
+            shape = len(keys), keys.shape[2], width
+            self.reprs[layer] = keys.new_zeros(shape, dtype=dtype)
         if len(pages):
             layout = dict(page_size=self.config.page_size, kind=self.config.chunk_repr)
+            layout["channels"] = self.channels.get(layer)
             fresh = chunk_repr_fwd(keys.flatten(0, 1), pages, **layout)
-            self.reprs[layer][pages] = fresh.to(keys.dtype)
+            self.reprs[layer][pages] = fresh.to(self.reprs[layer].dtype)
             self.counters.add("reprs_written", len(pages))
         return self.reprs[layer]
 
@@ -124,3 +135,12 @@ class HSAOps:
         self.counters.add("pages_candidate", candidates.sum() * pages.shape[1])
         self.counters.add("pages_selected", (pages >= 0).sum())
         return out.to(q.dtype)
+
+
+def _slow_channels(spec: LayerSpec, device: torch.device) -> torch.Tensor:
+    """Channels that slow_keys keeps of a layer ``[R]`` int32."""
+    if spec.frequencies is None:
+        raise MiniError(
+            f"chunk_repr slow_keys needs a rotary embedding, and none was found for layer {spec.layer}: use mean_std."
+        )
+    return slow_channels(torch.tensor(spec.frequencies)).to(device)

@@ -114,7 +114,10 @@ class PagedKVCache:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What attention has to know of a layer; window and softcap are 0 for none."""
+    """What attention has to know of a layer; window and softcap are 0 for none.
+
+    ``frequencies``: angle per position by which rotary embedding turns each channel; None if that is not known.
+    """
 
     layer: int
     num_heads: int
@@ -123,6 +126,7 @@ class LayerSpec:
     scaling: float
     window: int = 0
     softcap: float = 0.0
+    frequencies: Optional[Tuple[float, ...]] = None
 
 
 class CacheState:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
@@ -13,6 +14,10 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from sglang.mini.api import MiniError
 from sglang.mini.backend import SglKernelAttentionBackend
 from sglang.mini.kv_cache import CacheState, LayerSpec, PagedKVCache
+from sglang.srt.layers.attention.hsa.rotary_channels import (
+    channel_frequencies,
+    find_rotary,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +156,15 @@ class ModelRunner:
         self.model.set_attn_implementation(ATTENTION)
         specs = []
 
+        names = {module: name for name, module in self.model.named_modules()}
+
         def attend(module, q, k, v, **options):
-            specs.append(layer_spec(module, q, k, v, **options))
+            spec = layer_spec(module, q, k, v, **options)
+            rotary = find_rotary(self.model, names[module])
+            if rotary is not None:
+                turned = channel_frequencies(rotary, spec.head_dim)
+                spec = replace(spec, frequencies=tuple(turned.tolist()))
+            specs.append(spec)
             return torch.zeros_like(q)
 
         tokens = torch.arange(2, device=self.device)

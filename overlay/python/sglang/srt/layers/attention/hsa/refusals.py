@@ -149,7 +149,7 @@ REFUSALS: Tuple[Refusal, ...] = (
         "--hsa-chunk-repr prior",
         lambda args, model: args.hsa_chunk_repr == "prior",
         "they come from a trained landmark query that ordinary checkpoints lack",
-        "use mean, mean_var, min_max or landmark",
+        "use slow_keys, mean_std, mean or landmark",
     ),
     Refusal(
         "4-bit KV cache",

@@ -11,6 +11,8 @@ from sglang.srt.layers.attention.hsa.chunk_repr import slow_channels
 
 # Buffers of [positions, rotary_dim]: the cosines of all pairs, then the sines.
 CACHES = ("cos_sin_cache", "long_cos_sin_cache")
+# Buffers of [rotary_dim / 2]; the second is of models that also have layers with sliding windows.
+FREQUENCIES = ("inv_freq", "full_attention_inv_freq")
 
 
 def channel_frequencies(rotary: torch.nn.Module, head_dim: int) -> torch.Tensor:
@@ -39,29 +41,30 @@ def _pair_frequencies(rotary: torch.nn.Module) -> Optional[torch.Tensor]:
         if isinstance(cache, torch.Tensor) and cache.dim() == 2 and len(cache) > 1:
             cos, sin = cache[1].float().cpu().chunk(2)
             return torch.atan2(sin, cos).abs()
-    frequencies = getattr(rotary, "inv_freq", None)
-    if isinstance(frequencies, torch.Tensor) and frequencies.dim() == 1:
-        return frequencies.float().cpu().abs()
+    for name in FREQUENCIES:
+        frequencies = getattr(rotary, name, None)
+        if isinstance(frequencies, torch.Tensor) and frequencies.dim() == 1:
+            return frequencies.float().cpu().abs()
     return None
 
 
 def find_rotary(model: torch.nn.Module, name: str) -> Optional[torch.nn.Module]:
-    """The rotary embedding of the attention called ``name`` in ``model``: the nearest one above it that is the only one
-    there, or None.
+    """The rotary embedding of the attention called ``name`` in ``model``: the nearest above it, or None.
 
-    A model keeps it beside its attention, or once for all layers.
+    A model keeps it beside its attention, or once for all layers. Of several in one place the one called ``rotary_emb``
+    is meant: the others are for layers with sliding windows.
     """
     modules: Dict[str, torch.nn.Module] = dict(model.named_modules())
     path = name.split(".")
     for depth in range(len(path) - 1, -1, -1):
-        parent = modules[".".join(path[:depth])]
         found = {
-            id(child): child
-            for child in parent.children()
+            child_name: child
+            for child_name, child in modules[".".join(path[:depth])].named_children()
             if _pair_frequencies(child) is not None
         }
         if found:
-            return next(iter(found.values())) if len(found) == 1 else None
+            only = next(iter(found.values())) if len(found) == 1 else None
+            return found.get("rotary_emb", only)
     return None
 
 
