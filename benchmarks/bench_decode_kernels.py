@@ -29,10 +29,16 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
     select_pages_decode,
 )
 from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
+from sglang.srt.layers.attention.hsa.ops.select_pages.slow_decode import select_slow_pages_decode
 from sglang.srt.layers.attention.hsa.split_decode import programs_per_row
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
-COLD_NAMES = {"_select_pages_kernel": "select_cold_us", "_decode_hsa_kernel": "attend_cold_us"}
+COLD_NAMES = {
+    "_select_pages_kernel": "select_cold_us",
+    "_score_slow_decode_kernel": "select_cold_us",
+    "_rank_slow_decode_kernel": "rank_cold_us",
+    "_decode_hsa_kernel": "attend_cold_us",
+}
 
 
 def captured(run, times: int) -> torch.cuda.CUDAGraph:
@@ -75,7 +81,7 @@ def cold_microseconds(launch, others, repeats: int = 40) -> dict[str, float]:
         graph.replay()
         torch.cuda.synchronize()
     times = {name: [event.device_time for event in profile.events() if event.name == name] for name in COLD_NAMES}
-    return {column: round(statistics.median(times[name]), 2) for name, column in COLD_NAMES.items()}
+    return {column: round(statistics.median(times[name]), 2) for name, column in COLD_NAMES.items() if times[name]}
 
 
 def other_kernels():
@@ -131,9 +137,13 @@ def bench(
     rows = batch * kv_heads
 
     def select():
-        select_pages_decode(
-            q, reprs, version, version, table, lens, selected, select_workspace, counters.values,
-            kind=kind, strategy=strategy, keys=k, key_scale=dim**-0.5, logit_cap=0.0, channels=channels,
+        common = (q, reprs, version, version, table, lens, selected, select_workspace, counters.values)
+        if kind == "slow_keys":
+            return select_slow_pages_decode(
+                *common, strategy=strategy, channels=channels, processors=processors, **shape
+            )
+        return select_pages_decode(
+            *common, kind=kind, strategy=strategy, keys=k, key_scale=dim**-0.5, logit_cap=0.0,
             programs_per_row=programs_per_row(processors, rows, MAX_PROGRAMS_PER_ROW), **shape,
         )  # fmt: skip
 

@@ -29,6 +29,10 @@ from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import select_pages_extend
 from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import ExtendSelectWorkspace, PageLists
 from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
+from sglang.srt.layers.attention.hsa.ops.select_pages.slow_extend import (
+    SlowSelectWorkspace,
+    select_slow_pages_extend,
+)
 from sglang.srt.layers.attention.hsa.processors import num_processors
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
@@ -115,7 +119,8 @@ def bench(
     tiling = choose_tiling(group, dim, strategy, kind)
     plan = plan_extend([prefix], [new], tiling=tiling, device="cuda", **LAYOUT)
     lists = PageLists.empty(plan, kv_heads, TOPK)
-    workspace = ExtendSelectWorkspace(plan, kv_heads, TOPK, num_processors("cuda"))
+    slow = kind == "slow_keys"
+    workspace = (SlowSelectWorkspace if slow else ExtendSelectWorkspace)(plan, kv_heads, TOPK, num_processors("cuda"))
     out = torch.empty_like(q)
     local_lse = q.new_empty(q.shape[:2], dtype=torch.float32) if strategy == "softmax_head" else None
 
@@ -128,10 +133,12 @@ def bench(
     def select():
         if local_lse is not None:  # the normaliser's share of sinks and window
             extend_hsa(q, k, v, None, table, plan, out, sm_scale=scale, lse=local_lse, **LAYOUT)
-        select_pages_extend(
-            q, reprs, stamps, version, table, plan, lists, workspace, counters.values,
-            topk=TOPK, kind=kind, strategy=strategy, sm_scale=scale, local_lse=local_lse, channels=channels, **LAYOUT,
-        )  # fmt: skip
+        common = (q, reprs, stamps, version, table, plan, lists, workspace, counters.values)
+        options = dict(topk=TOPK, strategy=strategy, sm_scale=scale, **LAYOUT)
+        if slow:
+            select_slow_pages_extend(*common, channels=channels, **options)
+        else:
+            select_pages_extend(*common, kind=kind, local_lse=local_lse, **options)
 
     def attend():
         extend_hsa(q, k, v, lists, table, plan, out, sm_scale=scale, **LAYOUT)

@@ -10,7 +10,8 @@ from typing import List, NamedTuple, Sequence
 import numpy as np
 import torch
 
-from sglang.srt.layers.attention.hsa.chunk_repr import slow_channels
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, slow_channels
+from sglang.srt.layers.attention.hsa.config import NOT_WEIGHTS, SELECTION_STRATEGIES
 
 # An engine of a test on a CUDA device: prompts of some hundred tokens have more pages than it selects.
 GPU_ENGINE = dict(
@@ -66,6 +67,15 @@ def assert_same_up_to_near_ties(
         assert near, (i, tokens[i], first, second)
         ties += 1
     assert 3 * ties <= len(references)
+
+
+# Kinds of representation and strategies that go together.
+KINDS_AND_STRATEGIES = [
+    (kind, strategy)
+    for kind in KINDS
+    for strategy in SELECTION_STRATEGIES
+    if strategy != "softmax_head" or kind not in NOT_WEIGHTS
+]
 
 
 def rotary_channels(head_dim: int) -> torch.Tensor:

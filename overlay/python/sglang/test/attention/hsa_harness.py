@@ -79,7 +79,8 @@ class Harness:
         **options,
     ):
         options = {"page_size": 16, "window_size": 40, "topk": 3, **options}
-        if options.get("weight_mode") == "score":  # slow_keys weighs no pages
+        if "score" in options.values() or "softmax_head" in options.values():
+            # slow_keys weighs no pages.
             options.setdefault("chunk_repr", "mean_std")
         self.config = HSAConfig(**{"dense_backend": "torch_native", **options})
         self.device, self.dtype = device, dtype

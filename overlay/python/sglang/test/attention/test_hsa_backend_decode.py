@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import NOT_WEIGHTS, SELECTION_STRATEGIES
 from sglang.srt.layers.attention.hsa.reference_pass import ReferencePass
+from sglang.test.attention.hsa_fixtures import KINDS_AND_STRATEGIES
 from sglang.test.attention.hsa_harness import Harness
 
 ATOL = 3e-5
@@ -25,12 +25,11 @@ def complete_pages(harness, sequence):
     return harness.pages_of(sequence)[: sequence.length // harness.config.page_size]
 
 
-@pytest.mark.parametrize("strategy", SELECTION_STRATEGIES)
-@pytest.mark.parametrize(
-    "chunk_repr,weight_mode",
-    [(kind, "mass") for kind in KINDS]
-    + [(kind, "score") for kind in KINDS if kind not in NOT_WEIGHTS],
-)
+OPTIONS = [(*pair, "mass") for pair in KINDS_AND_STRATEGIES]
+OPTIONS += [(*pair, "score") for pair in KINDS_AND_STRATEGIES if pair[0] not in NOT_WEIGHTS]
+
+
+@pytest.mark.parametrize("chunk_repr,strategy,weight_mode", OPTIONS)
 def test_prefill_and_decode(strategy, chunk_repr, weight_mode):
     h = Harness(
         selection_strategy=strategy,

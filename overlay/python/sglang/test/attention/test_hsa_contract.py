@@ -148,6 +148,7 @@ def test_page_size_and_its_alias(model_path, asked, alias, expected):
         (dict(hsa_weight_mode="both"), r"--hsa-weight-mode both .*mass, score"),
         (dict(hsa_dense_backend="nsa"), r"--hsa-dense-backend nsa .*fa3"),
         (dict(hsa_weight_mode="score"), r"--hsa-weight-mode score .*slow_keys.*mass"),
+        (dict(hsa_selection_strategy="softmax_head"), r"softmax_head .*slow_keys.*head"),
         (dict(hsa_layers="3-1"), r"--hsa-layers '3-1'"),
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.decode_kernels import unsupported
 from sglang.srt.layers.attention.hsa.split_decode import max_programs, programs_per_row
 from sglang.test.attention import hsa_oracle
+from sglang.test.attention.hsa_fixtures import KINDS_AND_STRATEGIES
 from sglang.test.attention.hsa_harness import Harness
 
 ON_GPU = torch.cuda.is_available()
@@ -32,8 +33,7 @@ def check(h, sequences, **kwargs):
     np.testing.assert_allclose(o.float().numpy(), expected, atol=ATOL)
 
 
-@pytest.mark.parametrize("chunk_repr", ["mean", "mean_std", "slow_keys", "landmark"])
-@pytest.mark.parametrize("strategy", ["group", "head", "softmax_head"])
+@pytest.mark.parametrize("chunk_repr,strategy", KINDS_AND_STRATEGIES)
 def test_every_kind_and_strategy(chunk_repr, strategy):
     h = harness(chunk_repr=chunk_repr, selection_strategy=strategy)
     sequences = [h.new_sequence() for _ in range(3)]

@@ -15,6 +15,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages import extend_kernel, refe
 from sglang.srt.layers.attention.hsa.scales import KVScales
 from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode
 from sglang.test.attention import hsa_oracle
+from sglang.test.attention.hsa_fixtures import KINDS_AND_STRATEGIES
 from sglang.test.attention.hsa_harness import Harness
 
 ON_GPU = torch.cuda.is_available()
@@ -37,8 +38,7 @@ def check(h, sequences, new, **kwargs):
     )
 
 
-@pytest.mark.parametrize("chunk_repr", ["mean", "mean_std", "slow_keys", "landmark"])
-@pytest.mark.parametrize("strategy", ["group", "head", "softmax_head"])
+@pytest.mark.parametrize("chunk_repr,strategy", KINDS_AND_STRATEGIES)
 def test_every_kind_and_strategy(chunk_repr, strategy):
     h = harness(chunk_repr=chunk_repr, selection_strategy=strategy)
     sequences = [h.new_sequence() for _ in range(3)]

@@ -19,6 +19,8 @@ from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
 from sglang.srt.layers.attention.hsa.ops.select_pages import (
     decode_kernel,
     extend_kernel,
+    slow_decode,
+    slow_extend,
 )
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -127,13 +129,11 @@ def reprs(kind, head_dim, dtype):
         ("mean_std", "head", 100),
         ("landmark", "head", 5000),
         ("mean_std", "softmax_head", 1024),
-        ("slow_keys", "head", 5000),
-        ("slow_keys", "softmax_head", 1024),
     ],
 )
 def test_select_pages_decode(record, kind, strategy, max_pages):
     recorder = record(decode_kernel, "_select_pages_kernel")
-    buffer, channels = reprs(kind, 64, torch.bfloat16)
+    buffer, _ = reprs(kind, 64, torch.bfloat16)
     versions = torch.zeros(9, dtype=torch.int64)
     decode_kernel.select_pages_decode(
         torch.empty(B, HQ, 64, dtype=torch.bfloat16),
@@ -157,9 +157,44 @@ def test_select_pages_decode(record, kind, strategy, max_pages):
         keys=torch.empty(640, HKV, 64, dtype=torch.bfloat16),
         key_scale=0.1,
         logit_cap=0.0,
-        channels=channels,
     )
     assert "atom" in recorder.compiled[0]
+
+
+@pytest.mark.parametrize(
+    "strategy,dtype,heads,head_dim,max_pages",
+    [
+        ("head", torch.bfloat16, 16, 64, 5000),
+        ("group", torch.float16, 6, 80, 100),
+        ("head", torch.float32, 2, 256, 100),
+    ],
+)
+def test_select_slow_pages_decode(record, strategy, dtype, heads, head_dim, max_pages):
+    score = record(slow_decode, "_score_slow_decode_kernel")
+    rank = record(slow_decode, "_rank_slow_decode_kernel")
+    buffer, channels = reprs("slow_keys", head_dim, dtype)
+    versions = torch.zeros(9, dtype=torch.int64)
+    slow_decode.select_slow_pages_decode(
+        torch.empty(B, heads, head_dim, dtype=dtype),
+        buffer,
+        versions,
+        versions,
+        torch.zeros(B, max_pages, dtype=torch.int32),
+        torch.ones(B, dtype=torch.int64),
+        torch.empty(B, HKV, 32, dtype=torch.int32),
+        decode_kernel.SelectPagesWorkspace(B, HKV, max_pages, "cpu"),
+        torch.zeros(6, dtype=torch.int64),
+        page_size=64,
+        window_size=512,
+        sink_pages=1,
+        strategy=strategy,
+        sm_scale=0.1,
+        channels=channels[0],
+        processors=132,
+    )
+    assert "bar.sync" not in score.compiled[0]  # a program is a warp
+    assert dtype == torch.float32 or "mma" in score.compiled[0]
+    assert "atom" in rank.compiled[0]
 
 
 @pytest.mark.parametrize(
@@ -214,17 +249,13 @@ def plan(group, head_dim, strategy="group", kind="mean"):
         ("mean_std", "head", torch.bfloat16, 8, 256),
         ("mean_std", "softmax_head", torch.bfloat16, 32, 128),
         ("landmark", "group", torch.float8_e4m3fn, 8, 64),
-        ("slow_keys", "head", torch.bfloat16, 16, 64),
-        ("slow_keys", "head", torch.bfloat16, 8, 128),
-        ("slow_keys", "softmax_head", torch.bfloat16, 6, 80),
-        ("slow_keys", "group", torch.bfloat16, 2, 256),
     ],
 )
 def test_select_pages_extend(record, kind, strategy, dtype, heads, head_dim):
     recorder = record(extend_kernel, "_select_pages_extend_kernel")
     versions = torch.zeros(9, dtype=torch.int64)
     p = plan(heads // HKV, head_dim, strategy, kind)
-    buffer, channels = reprs(kind, head_dim, dtype)
+    buffer, _ = reprs(kind, head_dim, dtype)
     extend_kernel.select_pages_extend(
         torch.empty(p.rows, heads, head_dim, dtype=torch.bfloat16),
         buffer,
@@ -243,9 +274,45 @@ def test_select_pages_extend(record, kind, strategy, dtype, heads, head_dim):
         strategy=strategy,
         sm_scale=0.1,
         local_lse=torch.empty(p.rows, heads) if strategy == "softmax_head" else None,
-        channels=channels,
     )
     assert "mma" in recorder.compiled[0]
+
+
+@pytest.mark.parametrize(
+    "strategy,dtype,heads,head_dim",
+    [
+        ("head", torch.bfloat16, 16, 64),
+        ("head", torch.float16, 6, 80),
+        ("group", torch.bfloat16, 2, 256),
+    ],
+)
+def test_select_slow_pages_extend(record, strategy, dtype, heads, head_dim):
+    expand = record(slow_extend, "_expand_slow_kernel")
+    score = record(slow_extend, "_score_slow_kernel")
+    rank = record(slow_extend, "_rank_slow_kernel")
+    versions = torch.zeros(9, dtype=torch.int64)
+    p = plan(heads // HKV, head_dim, strategy, "slow_keys")
+    buffer, channels = reprs("slow_keys", head_dim, dtype)
+    slow_extend.select_slow_pages_extend(
+        torch.empty(p.rows, heads, head_dim, dtype=dtype),
+        buffer,
+        versions,
+        versions,
+        torch.zeros(2, 80, dtype=torch.int32),
+        p,
+        extend_kernel.PageLists.empty(p, HKV, 32),
+        slow_extend.SlowSelectWorkspace(p, HKV, 32, 4),
+        torch.zeros(6, dtype=torch.int64),
+        page_size=64,
+        window_size=512,
+        sink_pages=1,
+        topk=32,
+        strategy=strategy,
+        sm_scale=0.1,
+        channels=channels[0],
+    )
+    assert "wgmma" in score.compiled[0] and "atom" in rank.compiled[0]
+    assert (dtype == torch.bfloat16) == ("fma.rn.bf16x2" in expand.compiled[0])
 
 
 @pytest.mark.parametrize("by_score", [False, True])

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Sequence
+from typing import NamedTuple, Sequence, Tuple
 
 import torch
 
@@ -69,6 +69,7 @@ class ExtendPlan:
         max_rows: largest number of rows of a tile (host int).
         rows: T.
         complete: every row is in a tile (host bool); a decode step in a CUDA graph leaves out those that pad it.
+        sequences: of each sequence with new tokens its number, its candidate pages, its first tile, its tiles (host ints).
     """
 
     tiles: torch.Tensor
@@ -78,6 +79,7 @@ class ExtendPlan:
     max_rows: int
     rows: int
     complete: bool
+    sequences: Tuple[Tuple[int, int, int, int], ...] = ()
 
 
 def plan_extend(
@@ -102,7 +104,8 @@ def plan_extend(
     total = prefix + new
 
     tile_rows = tiling.tile_rows
-    sequence, index = _enumerate((new + tile_rows - 1) // tile_rows)
+    tiles_of = (new + tile_rows - 1) // tile_rows
+    sequence, index = _enumerate(tiles_of)
     offset = index * tile_rows  # first row of the tile in its sequence
     first_row = torch.cumsum(new, 0) - new
     tiles = torch.stack(
@@ -128,6 +131,17 @@ def plan_extend(
         max_rows=min(tile_rows, int(new.max())),
         rows=int(new.sum()),
         complete=True,
+        sequences=tuple(
+            (b, count, first, tiles)
+            for b, (count, first, tiles) in enumerate(
+                zip(
+                    candidates.tolist(),
+                    (torch.cumsum(tiles_of, 0) - tiles_of).tolist(),
+                    tiles_of.tolist(),
+                )
+            )
+            if tiles > 0
+        ),
     )
 
 

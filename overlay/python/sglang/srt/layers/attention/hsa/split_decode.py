@@ -19,6 +19,9 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
     SelectPagesWorkspace,
     select_pages_decode,
 )
+from sglang.srt.layers.attention.hsa.ops.select_pages.slow_decode import (
+    select_slow_pages_decode,
+)
 from sglang.srt.layers.attention.hsa.processors import num_processors
 
 if TYPE_CHECKING:
@@ -123,7 +126,7 @@ class SplitDecode:
             window_size=config.effective_window,
             sink_pages=config.sink_pages,
         )
-        select_pages_decode(
+        common = (
             q,
             layer.reprs,
             layer.stamps,
@@ -133,18 +136,31 @@ class SplitDecode:
             selected,
             self.select_workspace,
             self.counters.values,
-            kind=config.chunk_repr,
+        )
+        options = dict(
+            layout,
             strategy=config.selection_strategy,
             sm_scale=layer.scaling * layer.scales.score,
-            programs_per_row=programs_per_row(
-                self.processors, rows, MAX_PROGRAMS_PER_ROW
-            ),
-            keys=layer.keys,
-            key_scale=layer.scaling * layer.scales.k,
-            logit_cap=layer.logit_cap,
-            channels=layer.channels,
-            **layout,
         )
+        if config.chunk_repr == "slow_keys":
+            select_slow_pages_decode(
+                *common,
+                channels=layer.channels,
+                processors=self.processors,
+                **options,
+            )
+        else:
+            select_pages_decode(
+                *common,
+                kind=config.chunk_repr,
+                programs_per_row=programs_per_row(
+                    self.processors, rows, MAX_PROGRAMS_PER_ROW
+                ),
+                keys=layer.keys,
+                key_scale=layer.scaling * layer.scales.k,
+                logit_cap=layer.logit_cap,
+                **options,
+            )
         out = q.new_empty((batch, q.shape[1], layer.values.shape[-1]))
         return decode_hsa(
             q,

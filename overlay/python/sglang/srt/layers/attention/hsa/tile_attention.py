@@ -20,6 +20,10 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
     ExtendSelectWorkspace,
     PageLists,
 )
+from sglang.srt.layers.attention.hsa.ops.select_pages.slow_extend import (
+    SlowSelectWorkspace,
+    select_slow_pages_extend,
+)
 from sglang.srt.layers.attention.hsa.processors import num_processors
 
 
@@ -36,7 +40,7 @@ class TileAttention:
     counters: HSACounters
     plan: ExtendPlan
     lists: Optional[PageLists]
-    workspace: Optional[ExtendSelectWorkspace]
+    workspace: Optional[ExtendSelectWorkspace | SlowSelectWorkspace]
 
     @classmethod
     def of(
@@ -49,7 +53,8 @@ class TileAttention:
         """For a plan, with fresh lists and scratch."""
         if not plan.max_candidates:
             return cls(config, counters, plan, None, None)
-        workspace = ExtendSelectWorkspace(
+        slow = config.chunk_repr == "slow_keys"
+        workspace = (SlowSelectWorkspace if slow else ExtendSelectWorkspace)(
             plan, num_kv_heads, config.topk, num_processors(plan.tiles.device)
         )
         lists = PageLists.empty(plan, num_kv_heads, config.topk)
@@ -75,11 +80,7 @@ class TileAttention:
         if self.lists is None:
             self.counters.add("rows_dense", self.plan.rows)
             return self._attend_pages(q, layer, page_table, None, out)
-        local_lse = None
-        if config.selection_strategy == "softmax_head":
-            local_lse = q.new_empty(q.shape[:2], dtype=torch.float32)
-            self._attend_pages(q, layer, page_table, None, out, local_lse)
-        select_pages_extend(
+        common = (
             q,
             layer.reprs,
             layer.stamps,
@@ -89,16 +90,25 @@ class TileAttention:
             self.lists,
             self.workspace,
             self.counters.values,
+        )
+        options = dict(
             page_size=config.page_size,
             window_size=config.effective_window,
             sink_pages=config.sink_pages,
             topk=config.topk,
-            kind=config.chunk_repr,
             strategy=config.selection_strategy,
             sm_scale=layer.scaling * layer.scales.score,
-            local_lse=local_lse,
-            channels=layer.channels,
         )
+        if config.chunk_repr == "slow_keys":
+            select_slow_pages_extend(*common, channels=layer.channels, **options)
+        else:
+            local_lse = None
+            if config.selection_strategy == "softmax_head":
+                local_lse = q.new_empty(q.shape[:2], dtype=torch.float32)
+                self._attend_pages(q, layer, page_table, None, out, local_lse)
+            select_pages_extend(
+                *common, kind=config.chunk_repr, local_lse=local_lse, **options
+            )
         return self._attend_pages(q, layer, page_table, self.lists, out)
 
     def _attend_pages(self, q, layer, page_table, lists, out, lse=None) -> torch.Tensor:

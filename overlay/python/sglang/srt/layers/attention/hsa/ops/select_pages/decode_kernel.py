@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernel of the select_pages op for decode: scores, top-k and logical-to-physical in one launch.
+"""Triton kernel of the select_pages op for decode and linear kinds: scores, top-k and logical-to-physical in one launch.
 
 Several programs share the candidate pages of one sequence and KV head. Each writes the scores of its pages; the
 one that finishes last ranks them all. Work follows the sequence's length: lengths are run-time values, and the
@@ -14,23 +14,20 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.chunk_repr import num_channels
 from sglang.srt.layers.attention.hsa.counters import INDEX
 from sglang.srt.layers.attention.hsa.ops.select_pages.decode_scores import (
     add_to_norm,
     local_logits,
     rank_by_share,
-    score_pages,
+    store_linear_scores,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
 from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
+    rank_and_count,
     ranking_widths,
-    store_best,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.slow_scores import load_halves
 
 PAGES_PER_STEP = 8  # and warp
-KEYS_PER_WARP = 64  # and step, of slow_keys
+LOCAL_KEYS: tl.constexpr = tl.constexpr(32)  # of sinks and window, per step
 MAX_PROGRAMS_PER_ROW = 32
 
 
@@ -48,7 +45,6 @@ def _select_pages_kernel(
     arrivals,
     counters,
     k_buffer,
-    channels,
     sm_scale,
     key_scale,
     logit_cap,
@@ -78,9 +74,6 @@ def _select_pages_kernel(
     CAP: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
-    PRECISION: tl.constexpr,
     SHARES: tl.constexpr,
     WIDTHS: tl.constexpr,
     ROWS_DENSE: tl.constexpr,
@@ -100,100 +93,12 @@ def _select_pages_kernel(
     out_row = out + b.to(tl.int64) * stride_out_row + g * stride_out_head
     PLANES: tl.constexpr = GROUP if STRATEGY == "softmax_head" else 1
     scores_row = scores + row.to(tl.int64) * PLANES * stride_scores
-    # Where the scores of a step go: a plane per head, or the only plane.
-    plane = tl.arange(0, BLOCK_G if STRATEGY == "softmax_head" else 1)
-    plane_ptr = scores_row + plane[:, None] * stride_scores
-    in_plane = (plane < PLANES)[:, None]
-
-    d = tl.arange(0, BLOCK_D)
-    in_head = d < HEAD_DIM
     q_row = q + b.to(tl.int64) * stride_q_row + (g * GROUP).to(tl.int64) * stride_q_head
-    # The strategy group: the heads' features add up before they meet E.
-    first = tl.zeros((BLOCK_D,), tl.float32)
-    second = tl.zeros((BLOCK_D,), tl.float32)
-    head = tl.arange(0, BLOCK_G)
-    if KIND == "slow_keys":
-        first, second = load_halves(
-            q_row + head * stride_q_head, channels, head < GROUP, HALF, BLOCK_HALF
-        )
-    elif STRATEGY == "group":
-        heads = tl.load(
-            q_row + head[:, None] * stride_q_head + d[None, :],
-            mask=(head < GROUP)[:, None] & in_head[None, :],
-            other=0.0,
-        )
-        features = query_features(heads.to(tl.float32), sm_scale, KIND)
-        first = tl.sum(features[0], axis=0)
-        second = tl.sum(features[1], axis=0)
-    index = share * PAGES + tl.arange(0, PAGES)
-    score = score_pages(
-        share * PAGES,
-        table_width - SINKS,
-        repr_buffer,
-        repr_version,
-        page_version,
-        table_row,
-        q_row,
-        first,
-        second,
-        sm_scale,
-        stride_q_head,
-        stride_repr_page,
-        stride_repr_head,
-        g,
-        GROUP,
-        BLOCK_G,
-        HEAD_DIM,
-        BLOCK_D,
-        KIND,
-        STRATEGY,
-        HAS_VERSIONS,
-        PAGES,
-        PAGE_SIZE,
-        HALF,
-        PRECISION,
-    )
-    mask = in_plane & (index < count)[None, :]
-    tl.store(plane_ptr + index[None, :], score, mask=mask)
-    if STRATEGY == "softmax_head":
-        top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
-        total = tl.zeros((BLOCK_G,), tl.float32)
-        score = tl.where(mask, score, float("-inf"))
-        top, total = add_to_norm(top, total, score)
-    for lo in range((share + shares) * PAGES, count, shares * PAGES):
-        index = lo + tl.arange(0, PAGES)
-        score = score_pages(
-            lo,
-            count,
-            repr_buffer,
-            repr_version,
-            page_version,
-            table_row,
-            q_row,
-            first,
-            second,
-            sm_scale,
-            stride_q_head,
-            stride_repr_page,
-            stride_repr_head,
-            g,
-            GROUP,
-            BLOCK_G,
-            HEAD_DIM,
-            BLOCK_D,
-            KIND,
-            STRATEGY,
-            HAS_VERSIONS,
-            PAGES,
-            PAGE_SIZE,
-            HALF,
-            PRECISION,
-        )
-        mask = in_plane & (index < count)[None, :]
-        tl.store(plane_ptr + index[None, :], score, mask=mask)
-        if STRATEGY == "softmax_head":
-            score = tl.where(mask, score, float("-inf"))
-            top, total = add_to_norm(top, total, score)
+    top, total = store_linear_scores(
+        share, shares, count, table_width - SINKS, scores_row, repr_buffer, repr_version, page_version, table_row,
+        q_row, sm_scale, stride_q_head, stride_repr_page, stride_repr_head, stride_scores, g,
+        GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, STRATEGY, HAS_VERSIONS, PAGES,
+    )  # fmt: skip
     if STRATEGY == "softmax_head":
         # Sinks and window count in the normaliser as their keys do. A row without candidates ranks nothing.
         table = page_table + b.to(tl.int64) * stride_table
@@ -201,9 +106,9 @@ def _select_pages_kernel(
             tl.minimum(start, SINKS) * PAGE_SIZE + position + 1 - start * PAGE_SIZE
         )
         local_keys = tl.where(count > 0, local_keys, 0)
-        for lo in range(share * PAGES, local_keys, shares * PAGES):
+        for lo in range(share * LOCAL_KEYS, local_keys, shares * LOCAL_KEYS):
             logits = local_logits(
-                lo + tl.arange(0, PAGES),
+                lo + tl.arange(0, LOCAL_KEYS),
                 position,
                 start,
                 q_row,
@@ -222,7 +127,7 @@ def _select_pages_kernel(
                 PAGE_SIZE,
                 SINKS,
                 CAP,
-                PAGES,
+                LOCAL_KEYS,
             )
             top, total = add_to_norm(top, total, logits)
         norms_row = norms + row.to(tl.int64) * shares * GROUP
@@ -247,18 +152,10 @@ def _select_pages_kernel(
                 WIDTHS[1] if len(WIDTHS) > 1 else WIDTHS[0],
             )
             tl.debug_barrier()
-        found = store_best(
-            scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, WIDTHS
-        )
-        if count > 0:
-            tl.atomic_add(counters + PAGES_CANDIDATE, count.to(tl.int64))
-            tl.atomic_add(counters + PAGES_SELECTED, found.to(tl.int64))
-        # Rows of length 1 pad the batch of a CUDA graph.
-        if (g == 0) & (position > 0):
-            tl.atomic_add(
-                counters + tl.where(count > 0, ROWS_SPARSE, ROWS_DENSE),
-                tl.full((), 1, tl.int64),
-            )
+        rank_and_count(
+            scores_row, table_row, out_row, counters, count, position, g, TOPK, TOPK_BLOCK, WIDTHS,
+            ROWS_DENSE, ROWS_SPARSE, PAGES_CANDIDATE, PAGES_SELECTED,
+        )  # fmt: skip
 
 
 class SelectPagesWorkspace:
@@ -314,7 +211,6 @@ def select_pages_decode(
     keys: torch.Tensor,
     key_scale: float,
     logit_cap: float,
-    channels: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Select pages for one new token per sequence.
 
@@ -332,7 +228,6 @@ def select_pages_decode(
         programs_per_row: programs that share one sequence and KV head, 1 to MAX_PROGRAMS_PER_ROW.
         keys: cached keys ``[num_slots, H_kv, D]``, of which ``softmax_head`` reads sinks and window.
         key_scale, logit_cap: softmax scale times that of the cached keys, and soft cap, of their logits.
-        channels: that the representations are taken from ``[R]`` int32; None for a kind that takes all.
 
     Returns:
         ``out``.
@@ -342,11 +237,6 @@ def select_pages_decode(
     topk = out.shape[-1]
     widths = ranking_widths(workspace.max_pages)
     warps = 4 if widths[-1] <= 4096 else 8
-    block_g = triton.next_power_of_2(num_heads // num_kv_heads)
-    pages = PAGES_PER_STEP * warps
-    if kind == "slow_keys":  # a matrix product: 16 rows at least, so many keys a step
-        block_g, pages = max(block_g, 16), max(1, KEYS_PER_WARP * warps // page_size)
-    half = num_channels(head_dim) // 2
     _select_pages_kernel[(batch * num_kv_heads, programs_per_row)](
         q,
         repr_buffer,
@@ -360,7 +250,6 @@ def select_pages_decode(
         workspace.arrivals,
         counters,
         keys,
-        channels,
         sm_scale,
         key_scale,
         logit_cap,
@@ -377,7 +266,7 @@ def select_pages_decode(
         workspace.scores.stride(0),
         KV_HEADS=num_kv_heads,
         GROUP=num_heads // num_kv_heads,
-        BLOCK_G=block_g,
+        BLOCK_G=triton.next_power_of_2(num_heads // num_kv_heads),
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
         PAGE_SIZE=page_size,
@@ -389,10 +278,7 @@ def select_pages_decode(
         STRATEGY=strategy,
         CAP=logit_cap > 0,
         HAS_VERSIONS=repr_version is not None,
-        PAGES=pages,
-        HALF=half,
-        BLOCK_HALF=max(half, 16),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        PAGES=PAGES_PER_STEP * warps,
         SHARES=triton.next_power_of_2(programs_per_row),
         WIDTHS=widths,
         ROWS_DENSE=INDEX["rows_dense"],

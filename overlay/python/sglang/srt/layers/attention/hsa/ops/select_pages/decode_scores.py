@@ -7,9 +7,6 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
-from sglang.srt.layers.attention.hsa.ops.select_pages.slow_scores import (
-    score_page_block,
-)
 
 
 @triton.jit
@@ -74,9 +71,9 @@ def head_scores(
 
 
 @triton.jit
-def score_pages(
-    lo,
-    bound,
+def _score_pages(
+    index,
+    reachable,
     repr_buffer,
     repr_version,
     page_version,
@@ -97,75 +94,126 @@ def score_pages(
     STRATEGY: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    HALF: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """Scores of the pages from number ``lo`` on ``[PLANES, PAGES]``; -inf for a page without a valid representation.
+    """Scores of the pages ``index`` ``[PLANES, PAGES]``, -inf for a page without a valid representation.
 
-    A plane per head for ``softmax_head``, else one plane. Undefined from ``bound`` on. ``first`` and ``second`` are both
-    halves of what the query has for E: tiles of queries for slow_keys, summed features for ``group``, else not read.
+    A plane per head for ``softmax_head``, else one plane.
     """
-    index = lo + tl.arange(0, PAGES)
-    reachable = index < bound
-    if KIND == "slow_keys":
-        page = tl.load(table_row + index, mask=reachable, other=0).to(tl.int64)
-        score = sm_scale * score_page_block(
-            lo,
-            bound,
-            first,
-            second,
-            repr_buffer + g * stride_repr_head,
-            table_row,
-            stride_repr_page,
-            PAGES,
-            PAGE_SIZE,
-            HALF,
-            PRECISION,
-        )
-        in_group = (tl.arange(0, BLOCK_G) < GROUP)[:, None]
-        if STRATEGY == "group":
-            score = tl.sum(tl.where(in_group, score, 0.0), axis=0)[None, :]
-        else:
-            score = tl.where(in_group, score, float("-inf"))
+    page, e_first, e_second = load_reprs(
+        index,
+        reachable,
+        repr_buffer,
+        table_row,
+        stride_repr_page,
+        stride_repr_head,
+        g,
+        HEAD_DIM,
+        BLOCK_D,
+        KIND,
+        PAGES,
+    )
+    if STRATEGY == "group":
+        score = tl.sum(e_first * first[None, :] + e_second * second[None, :], axis=1)
+        score = score[None, :]
     else:
-        page, e_first, e_second = load_reprs(
-            index,
-            reachable,
-            repr_buffer,
-            table_row,
-            stride_repr_page,
-            stride_repr_head,
-            g,
+        score = head_scores(
+            e_first,
+            e_second,
+            q_row,
+            sm_scale,
+            stride_q_head,
+            GROUP,
+            BLOCK_G,
             HEAD_DIM,
             BLOCK_D,
             KIND,
             PAGES,
         )
-        if STRATEGY == "group":
-            score = tl.sum(e_first * first[None, :] + e_second * second[None, :], axis=1)
-            score = score[None, :]
-        else:
-            score = head_scores(
-                e_first,
-                e_second,
-                q_row,
-                sm_scale,
-                stride_q_head,
-                GROUP,
-                BLOCK_G,
-                HEAD_DIM,
-                BLOCK_D,
-                KIND,
-                PAGES,
-            )
-    if STRATEGY == "head":
-        score = tl.max(score, axis=0)[None, :]
+        if STRATEGY == "head":
+            score = tl.max(score, axis=0)[None, :]
     if HAS_VERSIONS:
         stamp = tl.load(repr_version + page, mask=reachable, other=0)
         current = tl.load(page_version + page, mask=reachable, other=0)
         score = tl.where((stamp == current)[None, :], score, float("-inf"))
     return score
+
+
+@triton.jit
+def store_linear_scores(
+    share,
+    shares,
+    count,
+    table_end,
+    scores_row,
+    repr_buffer,
+    repr_version,
+    page_version,
+    table_row,
+    q_row,
+    sm_scale,
+    stride_q_head,
+    stride_repr_page,
+    stride_repr_head,
+    stride_scores,
+    g,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr,
+    STRATEGY: tl.constexpr,
+    HAS_VERSIONS: tl.constexpr,
+    PAGES: tl.constexpr,
+):
+    """Score this program's share of a row's ``count`` pages by a linear kind, PAGES at a time.
+
+    Stores a plane of scores per head for ``softmax_head``, else one, at ``scores_row``; returns the running log-sum-exp of
+    each plane as in ``add_to_norm``. The first loads are bounded by the table alone: they start while the length is read.
+    """
+    PLANES: tl.constexpr = GROUP if STRATEGY == "softmax_head" else 1
+    BLOCK_PLANES: tl.constexpr = BLOCK_G if STRATEGY == "softmax_head" else 1
+    plane = tl.arange(0, BLOCK_PLANES)
+    plane_ptr = scores_row + plane[:, None] * stride_scores
+    top = tl.full((BLOCK_PLANES,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_PLANES,), tl.float32)
+    # The strategy group: the heads' features add up before they meet E.
+    first = tl.zeros((BLOCK_D,), tl.float32)
+    second = tl.zeros((BLOCK_D,), tl.float32)
+    if STRATEGY == "group":
+        head = tl.arange(0, BLOCK_G)
+        d = tl.arange(0, BLOCK_D)
+        heads = tl.load(
+            q_row + head[:, None] * stride_q_head + d[None, :],
+            mask=(head < GROUP)[:, None] & (d < HEAD_DIM)[None, :],
+            other=0.0,
+        )
+        features = query_features(heads.to(tl.float32), sm_scale, KIND)
+        first = tl.sum(features[0], axis=0)
+        second = tl.sum(features[1], axis=0)
+    index = share * PAGES + tl.arange(0, PAGES)
+    score = _score_pages(
+        index, index < table_end, repr_buffer, repr_version, page_version, table_row, q_row, first, second, sm_scale,
+        stride_q_head, stride_repr_page, stride_repr_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, STRATEGY,
+        HAS_VERSIONS, PAGES,
+    )  # fmt: skip
+    mask = (plane < PLANES)[:, None] & (index < count)[None, :]
+    tl.store(plane_ptr + index[None, :], score, mask=mask)
+    if STRATEGY == "softmax_head":
+        score = tl.where(mask, score, float("-inf"))
+        top, total = add_to_norm(top, total, score)
+    for lo in range((share + shares) * PAGES, count, shares * PAGES):
+        index = lo + tl.arange(0, PAGES)
+        score = _score_pages(
+            index, index < count, repr_buffer, repr_version, page_version, table_row, q_row, first, second, sm_scale,
+            stride_q_head, stride_repr_page, stride_repr_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, STRATEGY,
+            HAS_VERSIONS, PAGES,
+        )  # fmt: skip
+        mask = (plane < PLANES)[:, None] & (index < count)[None, :]
+        tl.store(plane_ptr + index[None, :], score, mask=mask)
+        if STRATEGY == "softmax_head":
+            score = tl.where(mask, score, float("-inf"))
+            top, total = add_to_norm(top, total, score)
+    return top, total
 
 
 @triton.jit

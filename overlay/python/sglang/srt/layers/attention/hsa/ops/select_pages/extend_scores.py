@@ -6,10 +6,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.select_pages.slow_scores import (
-    score_pages_in_turn,
-)
-
 
 @triton.jit
 def _dot_terms(e, f):
@@ -42,44 +38,6 @@ def _exact_dot(e, f):
 
 @triton.jit
 def raw_scores(
-    lo,
-    most,
-    repr_head,
-    repr_version,
-    page_version,
-    table_row,
-    first,
-    second,
-    sm_scale,
-    stride_repr_page,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    KIND: tl.constexpr,
-    HAS_VERSIONS: tl.constexpr,
-    PAGES: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    HALF: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Scores ``[R, PAGES]`` of the candidate pages from number ``lo`` on; -inf if not valid or from ``most`` on.
-
-    ``first`` and ``second`` are both halves of what the queries have for E: features ``[D, R]`` of a linear kind, queries
-    of slow_keys.
-    """
-    if KIND == "slow_keys":
-        return sm_scale * score_pages_in_turn(
-            lo, most, first, second, repr_head, repr_version, page_version, table_row,
-            stride_repr_page, PAGES, PAGE_SIZE, HALF, HAS_VERSIONS, PRECISION,
-        )  # fmt: skip
-    else:
-        return _linear_scores(
-            lo + tl.arange(0, PAGES), most, repr_head, repr_version, page_version, table_row, first, second,
-            stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS,
-        )  # fmt: skip
-
-
-@triton.jit
-def _linear_scores(
     index,
     most,
     repr_head,
@@ -94,7 +52,7 @@ def _linear_scores(
     KIND: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
 ):
-    """``raw_scores`` of pages ``index`` ``[C]`` for a linear kind."""
+    """Scores of candidate pages ``index`` ``[C]`` for features ``[D, R]``: ``[R, C]``, -inf if not valid."""
     d = tl.arange(0, BLOCK_D)
     inside = index < most
     page = tl.load(table_row + index, mask=inside, other=0).to(tl.int64)

@@ -91,3 +91,33 @@ def store_best(
                 scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, WIDTHS[i]
             )
     return found
+
+
+@triton.jit
+def rank_and_count(
+    scores_row,
+    table_row,
+    out_row,
+    counters,
+    count,
+    position,
+    g,
+    TOPK: tl.constexpr,
+    TOPK_BLOCK: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    ROWS_DENSE: tl.constexpr,
+    ROWS_SPARSE: tl.constexpr,
+    PAGES_CANDIDATE: tl.constexpr,
+    PAGES_SELECTED: tl.constexpr,
+):
+    """``store_best`` of the row at ``position`` and KV head ``g``, and its counts."""
+    found = store_best(scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, WIDTHS)
+    if count > 0:
+        tl.atomic_add(counters + PAGES_CANDIDATE, count.to(tl.int64))
+        tl.atomic_add(counters + PAGES_SELECTED, found.to(tl.int64))
+    # Rows of length 1 pad the batch of a CUDA graph.
+    if (g == 0) & (position > 0):
+        tl.atomic_add(
+            counters + tl.where(count > 0, ROWS_SPARSE, ROWS_DENSE),
+            tl.full((), 1, tl.int64),
+        )

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton kernels of the select_pages op for decode and slow_keys: scores in one launch, rankings in another.
+
+A program of the first is a single warp that takes one page after another: it waits for no other warp, and many of them
+hide each other's latencies. The grid depends on neither length nor context limit, so a CUDA graph serves every batch of its
+size.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang.srt.layers.attention.hsa.chunk_repr import num_channels
+from sglang.srt.layers.attention.hsa.counters import INDEX
+from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
+    SelectPagesWorkspace,
+)
+from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
+    rank_and_count,
+    ranking_widths,
+)
+from sglang.srt.layers.attention.hsa.ops.select_pages.slow_codes import (
+    load_halves,
+    load_page,
+    unpack,
+)
+
+MAX_WARPS_PER_ROW = 512
+WARPS_PER_PROCESSOR = 24  # that registers leave room for
+
+
+@triton.jit
+def _score_slow_decode_kernel(
+    q,
+    repr_buffer,
+    repr_version,
+    page_version,
+    page_table,
+    seq_lens,
+    scores,
+    channels,
+    sm_scale,
+    table_width,
+    stride_q_row,
+    stride_q_head,
+    stride_repr_page,
+    stride_repr_head,
+    stride_table,
+    stride_scores,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    STRATEGY: tl.constexpr,
+    HAS_VERSIONS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row = tl.program_id(0)
+    share = tl.program_id(1)
+    shares = tl.num_programs(1)
+    b = row // KV_HEADS
+    g = row % KV_HEADS
+    table_row = page_table + b.to(tl.int64) * stride_table + SINKS
+    repr_head = repr_buffer + g * stride_repr_head
+    # Codes are loaded a page ahead, and their page's number two; the first ones before the length is known.
+    end = table_width - SINKS
+    page = tl.load(table_row + share, mask=share < end, other=0).to(tl.int64)
+    after = tl.load(table_row + share + shares, mask=share + shares < end, other=0)
+    packed, low, step, low_2, step_2 = load_page(
+        repr_head + page * stride_repr_page, PAGE_SIZE, HALF, BLOCK_HALF
+    )
+    position = tl.load(seq_lens + b).to(tl.int32) - 1
+    start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
+    count = tl.maximum(start - SINKS, 0)
+    head = tl.arange(0, BLOCK_G)
+    in_group = head < GROUP
+    q_row = q + b.to(tl.int64) * stride_q_row + (g * GROUP + head) * stride_q_head
+    query, query_2 = load_halves(q_row, channels, in_group, HALF, BLOCK_HALF)
+    query, query_2 = tl.trans(query), tl.trans(query_2)
+    scores_row = scores + row.to(tl.int64) * stride_scores
+    for i in range(share, count, shares):
+        key, key_2 = unpack(packed, low, step, low_2, step_2, query.dtype)
+        valid = True
+        if HAS_VERSIONS:
+            valid = tl.load(repr_version + page) == tl.load(page_version + page)
+        page = after.to(tl.int64)
+        ahead = i + 2 * shares
+        after = tl.load(table_row + ahead, mask=ahead < count, other=0)
+        packed, low, step, low_2, step_2 = load_page(
+            repr_head + page * stride_repr_page, PAGE_SIZE, HALF, BLOCK_HALF
+        )
+        logits = tl.dot(key, query, input_precision=PRECISION)
+        logits = tl.dot(key_2, query_2, logits, input_precision=PRECISION)
+        best = sm_scale * tl.max(logits, axis=0)  # [BLOCK_G]
+        if STRATEGY == "group":
+            score = tl.sum(tl.where(in_group, best, 0.0))
+        else:
+            score = tl.max(tl.where(in_group, best, float("-inf")))
+        tl.store(scores_row + i, tl.where(valid, score, float("-inf")))
+
+
+@triton.jit
+def _rank_slow_decode_kernel(
+    page_table,
+    seq_lens,
+    out,
+    scores,
+    counters,
+    stride_table,
+    stride_out_row,
+    stride_out_head,
+    stride_scores,
+    KV_HEADS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    TOPK: tl.constexpr,
+    TOPK_BLOCK: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    ROWS_DENSE: tl.constexpr,
+    ROWS_SPARSE: tl.constexpr,
+    PAGES_CANDIDATE: tl.constexpr,
+    PAGES_SELECTED: tl.constexpr,
+):
+    row = tl.program_id(0)
+    b = row // KV_HEADS
+    g = row % KV_HEADS
+    position = tl.load(seq_lens + b).to(tl.int32) - 1
+    start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
+    rank_and_count(
+        scores + row.to(tl.int64) * stride_scores,
+        page_table + b.to(tl.int64) * stride_table + SINKS,
+        out + b.to(tl.int64) * stride_out_row + g * stride_out_head,
+        counters, tl.maximum(start - SINKS, 0), position, g, TOPK, TOPK_BLOCK, WIDTHS,
+        ROWS_DENSE, ROWS_SPARSE, PAGES_CANDIDATE, PAGES_SELECTED,
+    )  # fmt: skip
+
+
+def select_slow_pages_decode(
+    q: torch.Tensor,
+    repr_buffer: torch.Tensor,
+    repr_version: Optional[torch.Tensor],
+    page_version: torch.Tensor,
+    page_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    out: torch.Tensor,
+    workspace: SelectPagesWorkspace,
+    counters: torch.Tensor,
+    *,
+    page_size: int,
+    window_size: int,
+    sink_pages: int,
+    strategy: str,
+    sm_scale: float,
+    channels: torch.Tensor,
+    processors: int,
+) -> torch.Tensor:
+    """Select pages for one new token per sequence by slow_keys.
+
+    Arguments as of ``select_pages_decode``, with ``strategy`` group or head, and:
+
+    Args:
+        channels: kept channels ``[R]`` int32.
+        processors: multiprocessors of the device.
+
+    Returns:
+        ``out``.
+    """
+    batch, num_heads, head_dim = q.shape
+    num_kv_heads = repr_buffer.shape[1]
+    rows = batch * num_kv_heads
+    half = num_channels(head_dim) // 2
+    layout = dict(
+        KV_HEADS=num_kv_heads,
+        PAGE_SIZE=page_size,
+        WINDOW=max(window_size, 1),
+        SINKS=sink_pages,
+    )
+    share = triton.next_power_of_2(
+        triton.cdiv(WARPS_PER_PROCESSOR * processors, rows)
+    )
+    group = num_heads // num_kv_heads
+    _score_slow_decode_kernel[(rows, min(share, MAX_WARPS_PER_ROW))](
+        q,
+        repr_buffer,
+        repr_version,
+        page_version,
+        page_table,
+        seq_lens,
+        workspace.scores,
+        channels,
+        sm_scale,
+        page_table.shape[1],
+        q.stride(0),
+        q.stride(1),
+        repr_buffer.stride(0),
+        repr_buffer.stride(1),
+        page_table.stride(0),
+        workspace.scores.stride(0),
+        **layout,
+        GROUP=group,
+        BLOCK_G=max(16, triton.next_power_of_2(group)),  # of a matrix product
+        STRATEGY=strategy,
+        HAS_VERSIONS=repr_version is not None,
+        HALF=half,
+        BLOCK_HALF=max(half, 16),
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=1,
+        num_stages=1,
+    )
+    topk = out.shape[-1]
+    widths = ranking_widths(workspace.max_pages)
+    _rank_slow_decode_kernel[(rows,)](
+        page_table,
+        seq_lens,
+        out,
+        workspace.scores,
+        counters,
+        page_table.stride(0),
+        out.stride(0),
+        out.stride(1),
+        workspace.scores.stride(0),
+        **layout,
+        TOPK=topk,
+        TOPK_BLOCK=triton.next_power_of_2(topk),
+        WIDTHS=widths,
+        ROWS_DENSE=INDEX["rows_dense"],
+        ROWS_SPARSE=INDEX["rows_sparse"],
+        PAGES_CANDIDATE=INDEX["pages_candidate"],
+        PAGES_SELECTED=INDEX["pages_selected"],
+        num_warps=4 if widths[-1] <= 4096 else 8,
+    )
+    return out
