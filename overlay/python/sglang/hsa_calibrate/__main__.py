@@ -27,24 +27,54 @@ def build_parser() -> argparse.ArgumentParser:
     add("--text", required=True, nargs="+", metavar="FILE", help="UTF-8 texts")
     add("--budgets", type=int, nargs="+", metavar="PAGES",
         help=f"pages that a query selects (default: {' '.join(map(str, DEFAULT_BUDGETS))})")  # fmt: skip
-    add("--kinds", nargs="+", metavar="KIND", help="page representations (default: HSA's default)")
+    add(
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="page representations (default: HSA's default)",
+    )
     add("--strategy", help="selection strategy (default: HSA's default)")
     add("--max-loss", type=float, default=0.003,
         help="relative perplexity that may be lost (default: 0.003)")  # fmt: skip
     add("--max-dense-layers", type=int,
         help="layers left out of HSA at most (default: an eighth; 0: none)")  # fmt: skip
-    add("--tokens", type=int, help=f"of each text, its first (default: {DEFAULT_TOKENS})")
-    add("--skip", type=int, help="first rows of each text that are not scored (default: the window)")
-    add("--window-size", type=int, help="recent tokens that are always attended (default: HSA's)")
+    add(
+        "--tokens",
+        type=int,
+        help=f"of each text, its first (default: {DEFAULT_TOKENS})",
+    )
+    add(
+        "--skip",
+        type=int,
+        help="first rows of each text that are not scored (default: the window)",
+    )
+    add(
+        "--window-size",
+        type=int,
+        help="recent tokens that are always attended (default: HSA's)",
+    )
     add("--page-size", type=int, help="tokens per page (default: HSA's)")
     add("--device", help="cpu or cuda (default: cuda if there is one)")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on a CPU")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="default: float32 on a CPU",
+    )
     add("--json", metavar="FILE", help="write everything that was measured")
     page = parser.add_argument_group("page of selections")
     page.add_argument("--html", metavar="FILE", help="write the page")
-    page.add_argument("--prompt", metavar="FILE", help="its prompt (default: the first text)")
-    page.add_argument("--answer", metavar="TEXT", help="its answer (default: the model's own)")
-    page.add_argument("--new-tokens", type=int, default=16, help="of the model's own answer (default: 16)")
+    page.add_argument(
+        "--prompt", metavar="FILE", help="its prompt (default: the first text)"
+    )
+    page.add_argument(
+        "--answer", metavar="TEXT", help="its answer (default: the model's own)"
+    )
+    page.add_argument(
+        "--new-tokens",
+        type=int,
+        default=16,
+        help="of the model's own answer (default: 16)",
+    )
     return parser
 
 
@@ -64,7 +94,13 @@ def make_config(args: argparse.Namespace):
             )
     if args.budgets and min(args.budgets) < 1:
         raise CalibrateError(f"--budgets {min(args.budgets)}: use 1 page or more.")
-    for name, least in (("max_loss", 0), ("max_dense_layers", 0), ("tokens", 2), ("skip", 0), ("new_tokens", 1)):
+    for name, least in (
+        ("max_loss", 0),
+        ("max_dense_layers", 0),
+        ("tokens", 2),
+        ("skip", 0),
+        ("new_tokens", 1),
+    ):
         value = getattr(args, name)
         if value is not None and not value >= least:
             option = name.replace("_", "-")
@@ -126,7 +162,11 @@ def calibrate(args: argparse.Namespace) -> int:
     def measure(setting: Setting) -> recommend.Outcome:
         clock = time.monotonic()
         m = measured[setting] = bench.sparse(setting)
-        layers = f", dense layers {recommend.ranges(setting.dense_layers)}" if setting.dense_layers else ""
+        layers = (
+            f", dense layers {recommend.ranges(setting.dense_layers)}"
+            if setting.dense_layers
+            else ""
+        )
         say(f"{setting.kind}, {setting.topk} pages{layers}: perplexity {m.perplexity:.3f}, "
             f"mass {report.percent(m.mean_mass)} ({time.monotonic() - clock:.0f} s)")  # fmt: skip
         return recommend.Outcome(setting, m.loss(dense), m.mass)
@@ -136,7 +176,14 @@ def calibrate(args: argparse.Namespace) -> int:
         limit = min(args.max_dense_layers, len(layers.full) - 1)
     found = recommend.recommend(kinds, budgets, measure, args.max_loss, limit)
 
-    rows = sorted(measured.values(), key=lambda m: (kinds.index(m.setting.kind), m.setting.topk, len(m.setting.dense_layers)))
+    rows = sorted(
+        measured.values(),
+        key=lambda m: (
+            kinds.index(m.setting.kind),
+            m.setting.topk,
+            len(m.setting.dense_layers),
+        ),
+    )
     best = measured[found.best.setting]
     print(report.mass_table(rows), end="\n\n")
     print(report.table(dense, rows), end="\n\n")
@@ -150,7 +197,9 @@ def calibrate(args: argparse.Namespace) -> int:
     if conversation:
         shown = [m for m in rows if not m.setting.dense_layers or m is best]
         traces = [trace.trace(bench, conversation, m.setting) for m in shown]
-        html = page.render(name, tokenizer, bench, conversation, dense, shown, traces, found)
+        html = page.render(
+            name, tokenizer, bench, conversation, dense, shown, traces, found
+        )
         write(args.html, html)
         say(f"page: {args.html}")
     print("\n".join(report.verdict(bench, found, dense, best, args.max_loss)))

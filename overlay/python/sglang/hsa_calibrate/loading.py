@@ -115,11 +115,7 @@ def read_text(file: str, tokenizer) -> Text:
         raise CalibrateError(f"{file} is empty: calibration needs text of your own.")
     fast = getattr(tokenizer, "is_fast", False)
     encoded = tokenizer(text, return_offsets_mapping=fast, verbose=False)
-    pieces = (
-        tuple(start for start, _ in encoded["offset_mapping"])
-        if fast
-        else None
-    )
+    pieces = tuple(start for start, _ in encoded["offset_mapping"]) if fast else None
     return Text(Path(file).name, tuple(encoded["input_ids"]), pieces, text)
 
 
@@ -135,9 +131,7 @@ def num_tokens(asked: Optional[int], default: int, model) -> int:
     Raises:
         CalibrateError: for more than the context.
     """
-    context = getattr(
-        model.config.get_text_config(), "max_position_embeddings", None
-    )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context and asked and asked > context:
         raise CalibrateError(
             f"--tokens {asked} is beyond the model's context of {context} tokens; use less."

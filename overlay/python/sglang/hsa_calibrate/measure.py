@@ -46,12 +46,14 @@ class Measurement:
         mass: exact attention mass of what is attended, by layer that uses HSA, averaged over scored rows with candidates
             and query heads.
         keys_read: attended share of the past of the scored rows, averaged over all layers.
+        rows_sparse: share of the scored rows that leave a page out.
     """
 
     setting: Optional[Setting]
     nll: torch.Tensor
     mass: Dict[int, float] = field(default_factory=dict)
     keys_read: float = 1.0
+    rows_sparse: float = 0.0
 
     @property
     def perplexity(self) -> float:
@@ -148,7 +150,11 @@ class Bench:
             with self.simulation(setting, observer).installed(self.model):
                 nll.append(self._nll(text))
         return Measurement(
-            setting, torch.cat(nll), observer.means(), self._keys_read(setting)
+            setting,
+            torch.cat(nll),
+            observer.means(),
+            self._keys_read(setting),
+            self._rows_sparse(setting),
         )
 
     def _nll(self, text: Text) -> torch.Tensor:
@@ -168,12 +174,19 @@ class Bench:
 
     def _keys_read(self, setting: Setting) -> float:
         config = configure(self.config, setting)
-        read = sum(
-            attended_keys(len(t.ids) - 1, self.skip, config) for t in self.texts
-        )
+        read = sum(attended_keys(len(t.ids) - 1, self.skip, config) for t in self.texts)
         past = sum(sum(range(self.skip + 1, len(t.ids))) for t in self.texts)
         share = len(self.sparse_layers(setting)) / self.layers.count
         return share * read / past + 1 - share
+
+    def _rows_sparse(self, setting: Setting) -> float:
+        config = configure(self.config, setting)
+        shape = (config.effective_window, config.page_size, config.sink_pages)
+        rows = torch.cat(
+            [torch.arange(self.skip, len(text.ids) - 1) for text in self.texts]
+        )
+        left_out = num_candidate_pages(rows, *shape) > config.topk
+        return left_out.double().mean().item()
 
 
 def configure(config: HSAConfig, setting: Setting) -> HSAConfig:

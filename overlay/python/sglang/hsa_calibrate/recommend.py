@@ -81,9 +81,7 @@ def recommend(
         tried.append(measure(setting))
         return tried[-1]
 
-    plain = {
-        topk: [run(Setting(kind, topk)) for kind in kinds] for topk in budgets
-    }
+    plain = {topk: [run(Setting(kind, topk)) for kind in kinds] for topk in budgets}
     for topk in budgets:
         passing = [outcome for outcome in plain[topk] if outcome.loss <= max_loss]
         if not passing and max_dense_layers:

@@ -40,8 +40,8 @@ def options_of(bench: Bench, setting: Setting) -> str:
 def table(dense: Measurement, measured: Sequence[Measurement]) -> str:
     """One row per measurement."""
     rows = [
-        ("kind", "pages", "dense layers", "perplexity", "loss", "+-", "mass", "worst layer", "keys read"),
-        ("dense", "all", "all", f"{dense.perplexity:.3f}", "", "", "100.0 %", "", "100 %"),
+        ("kind", "pages", "dense layers", "perplexity", "loss", "+-", "mass", "worst layer", "keys read", "rows sparse"),
+        ("dense", "all", "all", f"{dense.perplexity:.3f}", "", "", "100.0 %", "", "100 %", ""),
     ]  # fmt: skip
     for m in measured:
         worst = min(m.mass, key=m.mass.get)
@@ -56,6 +56,7 @@ def table(dense: Measurement, measured: Sequence[Measurement]) -> str:
                 percent(m.mean_mass),
                 f"{worst} ({percent(m.mass[worst])})",
                 percent(m.keys_read, 0),
+                percent(m.rows_sparse, 0),
             )
         )
     return columns(rows)
@@ -69,9 +70,13 @@ def mass_table(measured: Sequence[Measurement]) -> str:
     for m in measured:
         dense = len(m.setting.dense_layers)
         name = f"{m.setting.kind} " if kinds else ""
-        rows[0].append(f"{name}{m.setting.topk}" + (f" ({dense} dense)" if dense else ""))
+        rows[0].append(
+            f"{name}{m.setting.topk}" + (f" ({dense} dense)" if dense else "")
+        )
     for layer in layers:
-        cells = (percent(m.mass[layer]) if layer in m.mass else "dense" for m in measured)
+        cells = (
+            percent(m.mass[layer]) if layer in m.mass else "dense" for m in measured
+        )
         rows.append([str(layer), *cells])
     return columns(rows)
 
@@ -94,11 +99,18 @@ def verdict(
             f"None of the settings keeps a loss of {percent(max_loss, 2)}: {what} came nearest with {loss}. "
             "Try more --budgets, other --kinds or another --max-loss."
         ]
-    lines = [f"Cheapest with a loss of at most {percent(max_loss, 2)}: {what} ({loss})."]
+    lines = [
+        f"Cheapest with a loss of at most {percent(max_loss, 2)}: {what} ({loss})."
+    ]
     if best.loss(dense) + 2 * best.loss_error(dense) > max_loss:
         lines.append(
             f"Two standard errors ({percent(2 * best.loss_error(dense), 2)}) above that is more than the limit: more "
             "text would tell."
+        )
+    if best.rows_sparse < 0.5:
+        lines.append(
+            f"Only {percent(best.rows_sparse, 0)} of the scored rows left a page out, which dilutes the loss: use longer "
+            "texts, more --tokens or more --skip."
         )
     return [*lines, options_of(bench, setting)]
 
@@ -142,7 +154,9 @@ def as_json(
     }
 
 
-def _setting_json(bench: Bench, dense: Measurement, m: Measurement) -> Dict[str, object]:
+def _setting_json(
+    bench: Bench, dense: Measurement, m: Measurement
+) -> Dict[str, object]:
     return {
         **dataclasses.asdict(m.setting),
         "perplexity": m.perplexity,
@@ -151,6 +165,7 @@ def _setting_json(bench: Bench, dense: Measurement, m: Measurement) -> Dict[str,
         "mass": m.mean_mass,
         "mass_by_layer": {str(layer): mass for layer, mass in m.mass.items()},
         "keys_read": m.keys_read,
+        "rows_sparse": m.rows_sparse,
         "options": options_of(bench, m.setting),
     }
 
