@@ -199,6 +199,7 @@ TOOLS = {
     "scripts/source_map.py": ("scripts/source_map.py",),
     "scripts/support_matrix.py": ("scripts/support_matrix.py",),
     "-m benchmarks.retrieval": ("benchmarks/retrieval",),
+    "-m sglang.hsa_calibrate": ("overlay/python/sglang/hsa_calibrate",),
     "-m sglang.mini": ("overlay/python/sglang/mini",),
     "benchmarks/selection_recall.py": ("benchmarks/selection_recall.py",),
     "benchmarks/bench_": ("benchmarks",),

@@ -160,11 +160,12 @@ const pageNodes = D.pages.map((p, c) => {
   const strip = el("span", { class: "layers" }), cells = D.layers.map(() => el("i"));
   strip.append(...cells);
   const share = el("span", { class: "value" });
-  const text = el("span", {}, p.text), said = p.answer ? [el("span", { class: "said" }, p.answer)] : [];
+  const said = p.answer ? [el("span", { class: "said" }, p.answer)] : [];
+  const text = el("div", { class: "text" }, p.text, ...said);
   const node = el("article", { class: "page", on: { mouseenter: () => hover({ page: c, hoverRow: -1 }), mouseleave: () => hover({ page: -1, hoverRow: -1 }) } },
     el("div", { class: "number" }, String(c), el("small", {}, p.first + "–" + p.last)),
     el("div", { class: "meters" }, ...meters.flatMap(m => m.nodes), el("span", {}, "layers"), strip, share),
-    el("div", { class: "text" }, text, ...said));
+    text);
   list.append(node);
   return { node, meters, cells, text, share };
 });
@@ -204,7 +205,7 @@ function set(change) {
     n.meters[1].set(grow(p.mass, widest), small(p.mass));
     n.meters[2].set(grow(p.missed, widest), small(p.missed));
     n.share.textContent = p.of ? p.heads + " / " + p.of : "";
-    n.text.style.background = always ? "" : "color-mix(in srgb, var(--selected) " + Math.round(34 * Math.sqrt(Math.max(p.selected, 0))) + "%, transparent)";
+    n.text.style.backgroundColor = always ? "" : "color-mix(in srgb, var(--selected) " + Math.round(34 * Math.sqrt(Math.max(p.selected, 0))) + "%, transparent)";
     n.cells.forEach((cell, r) => {
       const x = s.selected[r][c], dense = isDense(s, r);
       cell.classList.toggle("all", x < 0 || dense); cell.classList.toggle("here", r === state.row);

@@ -29,9 +29,9 @@ button:hover { border-color: var(--soft); }
 :focus-visible { outline: 2px solid var(--selected); outline-offset: 2px; }
 .card { text-align: left; background: var(--card); padding: 12px 16px 14px; border-radius: 10px; display: flex; flex-direction: column; }
 .card[aria-pressed=true] { border-color: var(--ink); box-shadow: inset 0 0 0 1px var(--ink); }
-.card .name { display: flex; justify-content: space-between; align-items: baseline; gap: 8px; font-weight: 600; }
+.card .name { font-weight: 600; } .card .name span { display: inline-block; margin-left: 8px; vertical-align: 2px; }
 .card .tag { font-size: 11px; font-weight: 600; padding: 1px 8px; border-radius: 99px; background: var(--ink); color: var(--card); white-space: nowrap; }
-.card .split { margin-top: auto; } .card dl { padding-bottom: 10px; display: grid; grid-template-columns: 1fr auto; margin: 8px 0 0; gap: 1px 12px; font-size: 13px; }
+.card dl { padding-bottom: 10px; display: grid; grid-template-columns: 1fr auto; margin: 8px 0 0; gap: 1px 12px; font-size: 13px; }
 dt { color: var(--soft); } dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
 .split { height: 6px; border-radius: 3px; overflow: hidden; background: var(--missed); align-self: stretch; flex: none; }
 .split i { display: block; height: 100%; background: var(--mass); border-right: 2px solid var(--card); }
@@ -62,10 +62,10 @@ canvas { display: block; width: 100%; cursor: crosshair; touch-action: pan-y; }
 .layers i::before { content: ""; position: absolute; inset: 0; background: var(--selected); opacity: var(--s); }
 .layers i::after { content: ""; position: absolute; inset: auto 0 0 0; height: var(--m); background: var(--missed); }
 .layers i.all { background: var(--always); } .layers i.here { outline: 1.5px solid var(--ink); outline-offset: 0; overflow: visible; }
-.text { font: 13px/1.62 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; min-width: 0; }
-.text > span { box-decoration-break: clone; -webkit-box-decoration-break: clone; padding: 2px 3px; border-radius: 3px; }
+.text { font: 13px/1.62 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; min-width: 0;
+  padding: 3px 10px; border-radius: 5px; }
 .text > .said { box-shadow: inset 0 -2px 0 var(--ink); font-weight: 600; }
-.folded .text { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden; max-height: 6.6em; }
+.folded .text { white-space: normal; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden; max-height: 7em; align-self: start; }
 .status { position: fixed; left: 0; right: 0; bottom: 0; z-index: 4; background: var(--ink); color: var(--paper); font-size: 13px; padding: 8px 32px;
   font-variant-numeric: tabular-nums; min-height: 37px; }
 .status b { margin-right: 14px; } .status span { margin-right: 18px; white-space: nowrap; }
