@@ -43,6 +43,8 @@ function tops(s) {
   for (let r = 0; r < L; r++) for (let c = D.sinks; c < D.window; c++) mass = Math.max(mass, s.mass[r][c]);
   return mass;
 }
+// One scale of what was missed for all settings, so that they can be compared.
+const worst = Math.max(1e-4, ...D.settings.flatMap(s => s.missed.map(row => Math.max(...row))));
 const grow = (x, top) => Math.min(1, Math.sqrt(x / top));
 const role = c => c < D.sinks ? "sink, always attended" : c >= D.window ? "window, always attended" : "";
 
@@ -50,7 +52,7 @@ const role = c => c < D.sinks ? "sink, always attended" : c >= D.window ? "windo
 const missedOf = s => sum(s.missed.map(sum)) / L;
 const name = s => s.kind + ", " + s.topk + " pages" + (s.dense.length ? ", " + s.dense.length + (s.dense.length > 1 ? " dense layers" : " dense layer") : "");
 const cards = D.settings.map((s, i) => el("button", { class: "card", type: "button", on: { click: () => set({ setting: i }) } },
-  el("div", { class: "name" }, name(s), ...(s.best ? [el("span", { class: "tag" }, s.passed ? "recommended" : "nearest")] : [])),
+  el("div", { class: "name" }, name(s) + " ", ...(s.best ? [el("span", { class: "tag" }, s.passed ? "recommended" : "nearest")] : [])),
   el("dl", {},
     el("dt", {}, "loss on the texts"), el("dd", {}, pct(s.loss, 2)),
     el("dt", {}, "answer's perplexity"), el("dd", {}, s.answer_perplexity.toFixed(3)),
@@ -124,7 +126,7 @@ const panels = [
   }, s => [["always", "window, first page"], ["mass", "attended"], ["missed", "missed"]]),
   panel("Selected", "Share of the answer's rows and KV heads that selected the page.", 0, heat((s, r, c) => s.selected[r][c], "selected", true), s => [["selected", "all of them"], ["track", "none"], ["always", "always attended"]]),
   panel("Exact mass", "Where dense attention looks, attended or not.", 0, heat((s, r, c) => grow(s.mass[r][c], tops(s)), "mass"), s => [["track", "0"], ["mass", small(tops(s)) + (D.sinks ? " or more" : "")]]),
-  panel("Missed", "Exact mass of a page that was not selected.", 0, heat((s, r, c) => grow(s.missed[r][c], tops(s)), "missed"), s => [["track", "0"], ["missed", small(tops(s))]]),
+  panel("Missed", "Exact mass of a page where it was not selected. One scale for all settings.", 0, heat((s, r, c) => grow(s.missed[r][c], worst), "missed"), () => [["track", "0"], ["missed", small(worst)]]),
 ];
 function drawPanel(p) {
   const width = p.canvas.clientWidth, body = p.height || L * rowHeight, ratio = window.devicePixelRatio || 1;
@@ -192,7 +194,7 @@ function hover(change) {
 }
 function set(change) {
   Object.assign(state, change);
-  const s = D.settings[state.setting], v = view(s, state.row), top = tops(s);
+  const s = D.settings[state.setting], v = view(s, state.row);
   const widest = Math.max(1e-4, ...v.slice(D.sinks, D.window).map(p => p.mass));
   cards.forEach((card, i) => press(card, i === state.setting));
   options.replaceChildren("Options of this setting: ", el("code", {}, s.options));
@@ -210,7 +212,7 @@ function set(change) {
       const x = s.selected[r][c], dense = isDense(s, r);
       cell.classList.toggle("all", x < 0 || dense); cell.classList.toggle("here", r === state.row);
       cell.style.setProperty("--s", dense || x < 0 ? 0 : x);
-      cell.style.setProperty("--m", 100 * grow(s.missed[r][c], top) + "%");
+      cell.style.setProperty("--m", 100 * grow(s.missed[r][c], worst) + "%");
     });
   });
   draw();

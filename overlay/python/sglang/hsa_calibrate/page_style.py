@@ -29,7 +29,7 @@ button:hover { border-color: var(--soft); }
 :focus-visible { outline: 2px solid var(--selected); outline-offset: 2px; }
 .card { text-align: left; background: var(--card); padding: 12px 16px 14px; border-radius: 10px; display: flex; flex-direction: column; }
 .card[aria-pressed=true] { border-color: var(--ink); box-shadow: inset 0 0 0 1px var(--ink); }
-.card .name { font-weight: 600; } .card .name span { display: inline-block; margin-left: 8px; vertical-align: 2px; }
+.card .name { font-weight: 600; } .card .name span { display: inline-block; margin-top: 3px; vertical-align: 2px; }
 .card .tag { font-size: 11px; font-weight: 600; padding: 1px 8px; border-radius: 99px; background: var(--ink); color: var(--card); white-space: nowrap; }
 .card dl { padding-bottom: 10px; display: grid; grid-template-columns: 1fr auto; margin: 8px 0 0; gap: 1px 12px; font-size: 13px; }
 dt { color: var(--soft); } dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
