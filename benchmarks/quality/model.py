@@ -33,14 +33,14 @@ CONTROL = 3  # GGUF's type of a token that no text contains
 
 
 def folder(gguf: Path | None = None) -> Path:
-    """The model's folder in the cache; built when it is asked for first.
+    """The model's folder in the cache; built when it is asked for first. A file that is named is checked all the same.
 
     Raises:
         fetch.ModelError: the model's file cannot be had.
     """
     built = fetch.cache() / f"smollm2-135m-{fetch.SHA256[:12]}"
-    if not (built / "config.json").exists():
-        source = fetch.find(gguf)
+    source = fetch.find(gguf) if gguf or not (built / "config.json").exists() else None
+    if source and not (built / "config.json").exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=built.parent))
         try:

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server of SGLang as a context manager, and the few requests that the gates and the quickstart make."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+READY_SECONDS = 600
+REQUEST_SECONDS = 600
+STOP_SECONDS = 15
+
+# No proxy: the servers are on this machine.
+HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class ServingError(Exception):
+    """A server that does not start, or a request that fails; one line."""
+
+
+class Server:
+    """One server. It has a session of its own, so that all its processes end with it.
+
+    Args:
+        name: what it is called on screen, and its log.
+        logs: folder of the logs.
+        model: folder of the model.
+        options: further options of ``sglang.launch_server``.
+        env: variables beside those of this process.
+        show: whether to print the command.
+    """
+
+    def __init__(
+        self, name: str, logs: Path, model: Path, options: list[str], env: dict[str, str] | None = None, show: bool = True
+    ):
+        self.name, self.show, self.extra = name, show, env or {}
+        self.log = logs / f"{name.replace(' ', '-').replace('/', '-')}.log"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.command = ["-m", "sglang.launch_server", "--model-path", str(model), *options]
+        self.command += ["--host", "127.0.0.1", "--port", str(self.port)]
+
+    def __enter__(self) -> Server:
+        print(f"\n{self.name}: " + (f"python {shlex.join(self.command)}\n  starting " if self.show else "starting "), end="")
+        sys.stdout.flush()
+        started = time.monotonic()
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", **self.extra}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *self.command], stdout=log, stderr=log, env=env, start_new_session=True
+            )
+        try:
+            while not self._healthy():
+                if self.process.poll() is not None:
+                    raise ServingError(
+                        f"the server '{self.name}' ended with status {self.process.returncode}: {self._last_error()}"
+                    )
+                if time.monotonic() - started > READY_SECONDS:
+                    raise ServingError(f"the server '{self.name}' was not ready within {READY_SECONDS} s")
+                print(".", end="", flush=True)
+                time.sleep(2)
+        except BaseException:
+            print()
+            self._stop()
+            raise
+        print(f" ready after {time.monotonic() - started:.0f} s", flush=True)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop()
+
+    def get(self, path: str) -> Any:
+        return self._call(path, None)
+
+    def post(self, path: str, body: dict) -> Any:
+        return self._call(path, json.dumps(body).encode())
+
+    def greedy(self, ids: list[int], new_tokens: int, **more) -> dict:
+        """/generate of token ids, greedy; ``more`` are fields of the request."""
+        sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+        return self.post("/generate", {"input_ids": ids, "sampling_params": sampling, **more})
+
+    def losses(self, ids: list[int], start: int) -> list[float]:
+        """Negative log-probability of every token after position ``start``."""
+        meta = self.greedy(ids, 1, return_logprob=True, logprob_start_len=start)["meta_info"]
+        found = [-value for value, *_ in meta["input_token_logprobs"] if value is not None]
+        if len(found) != len(ids) - start - 1:
+            raise ServingError(f"'{self.name}' returned {len(found)} log-probabilities of {len(ids) - start - 1}")
+        return found
+
+    def counters(self) -> dict[str, int]:
+        """HSA's counters.
+
+        Raises:
+            ServingError: it does not run HSA.
+        """
+        state = self.get("/server_info")["internal_states"][0]
+        if "hsa_counters" not in state:
+            raise ServingError(f"the server '{self.name}' reports no HSA counters: it does not run HSA")
+        return state["hsa_counters"]
+
+    def _call(self, path: str, body: bytes | None) -> Any:
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
+        try:
+            with HTTP.open(request, timeout=REQUEST_SECONDS) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            said = error.read(300).decode(errors="replace")
+            raise ServingError(f"{path} of '{self.name}' answered {error.code}: {said}") from None
+        except OSError as error:
+            raise ServingError(f"{path} of '{self.name}' failed: {error}") from None
+
+    def _healthy(self) -> bool:
+        with contextlib.suppress(OSError):  # refused, or 503 while the model is loaded
+            with HTTP.open(f"{self.url}/health", timeout=30):
+                return True
+        return False
+
+    def _last_error(self) -> str:
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if "Error" in line]
+        return (errors or lines or ["it wrote nothing"])[-1]
+
+    def _stop(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(STOP_SECONDS)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # what is left of its schedulers
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
