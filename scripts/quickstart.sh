@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# From a fresh clone to a proof that HSA runs: environment, patched tree, and servers on the CPU that look for a pass key.
+# From a fresh clone to a proof that HSA runs: environment, patched tree, and servers on the CPU that answer a question.
 set -euo pipefail
 
 # shellcheck source=scripts/env.sh

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     # Counting the tokens of a prompt takes longer than answering it, and every arm has the same prompts.
     count = functools.lru_cache(maxsize=None)(lambda text: len(encode(text)))
     options = (CPU_OPTIONS if on_cpu else GPU_OPTIONS) + shlex.split(args.server_args)
-    concurrency = 1 if on_cpu else args.concurrency
+    concurrency = args.concurrency
     env = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
     dense: dict[int, dict[str, Any]] = {}
     suites: dict[str, dict[str, Any]] = {}

@@ -12,11 +12,19 @@ from typing import Callable
 
 KEY = "\n\nThe secret pass key is {key}. Remember it. {key} is the pass key.\n\n"
 QUESTION = "\n\nWhat is the secret pass key? The secret pass key is"
-NAMED_KEY = "\n\nThe secret pass key of {name} is {key}. Remember it. {key} is the pass key of {name}.\n\n"
-NAMED_QUESTION = "\n\nWhat is the secret pass key of {name}? The secret pass key of {name} is"
-NAMES = ("London", "Paris", "Berlin", "Madrid", "Rome", "Vienna")
+# Facts for one text that holds several: a small model mixes up keys that differ in a name alone.
+SUBJECTS = (
+    "secret pass key",
+    "price of the painting",
+    "number of the train ticket",
+    "height of the mountain",
+    "telephone number of the bakery",
+    "weight of the elephant",
+)
+NAMED_KEY = "\n\nThe {name} is {key}. Remember it. {key} is the {name}.\n\n"
+NAMED_QUESTION = "\n\nWhat is the {name}? The {name} is"
 SHALLOWEST, DEEPEST = 0.05, 0.85
-NEW_TOKENS = 8  # a space and five digits, each of them a token, and what shows that the number ends
+NEW_TOKENS = 7  # a space and five digits, each of them a token, and what shows that the number ends
 PAGE = 64
 WINDOW = 576  # tokens: HSA's window of 512, extended to a page boundary
 SEED = 11
@@ -67,10 +75,10 @@ def single(documents: list[list[int]], encode: Encode, bos: int, length: int, co
 def shared(document: list[int], encode: Encode, bos: int, length: int, count: int, seed: int = SEED):
     """``count`` prompts of about ``length`` tokens that differ in the question alone, and what they begin with.
 
-    The document holds one key per name, evenly apart. A server that keeps its prefix reads it once.
+    The document holds one number per subject, evenly apart. A server that keeps its prefix reads it once.
     """
     pick = random.Random(f"{seed} {length} shared")
-    names = NAMES[:count]
+    names = SUBJECTS[:count]
     values = {name: _key(pick) for name in names}
     planted = {name: encode(NAMED_KEY.format(name=name, key=values[name])) for name in names}
     asked = {name: encode(NAMED_QUESTION.format(name=name)) for name in names}

@@ -44,7 +44,7 @@ def test_depths_are_spread_and_follow_the_seed():
 def test_shared_prompts_differ_in_the_question_alone(count):
     prefix, made = keys.shared(DOCUMENTS[0], encode, 1, 3000, count)
     assert len(made) == count
-    for question, name in zip(made, keys.NAMES):
+    for question, name in zip(made, keys.SUBJECTS):
         assert question.ids[: len(prefix)] == prefix and 2900 < len(question.ids) <= 3000
         planted = "".join(map(chr, question.ids[question.begin : question.end]))
         assert planted == keys.NAMED_KEY.format(name=name, key=question.key)
