@@ -24,7 +24,8 @@ TIERS = {
 SMALL_BUDGET = 8
 # On a CPU the cache would take most of the memory that is free.
 CPU_OPTIONS = ["--device", "cpu", "--dtype", "float32", "--max-total-tokens", "16384"]
-GPU_OPTIONS = ["--dtype", "bfloat16"]
+# A small model needs little cache; log-probabilities of whole prompts need room beside it.
+GPU_OPTIONS = ["--dtype", "bfloat16", "--mem-fraction-static", "0.5"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,8 +89,7 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     )
     print("gates, before anything is measured:", *content["gates"], sep="\n  ", flush=True)
 
-    # Counting the tokens of a prompt takes longer than answering it, and every arm has the same prompts.
-    count = functools.lru_cache(maxsize=None)(lambda text: len(encode(text)))
+    count = measure.sentence_counter(encode)
     options = (CPU_OPTIONS if on_cpu else GPU_OPTIONS) + shlex.split(args.server_args)
     concurrency = args.concurrency
     env = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}

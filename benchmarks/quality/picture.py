@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 ROW_HEIGHT, BAR, TOP, HEAD = 26, 15, 64, 34
-NAMES, KEYS, LOSSES, GAP, NUMBER = 250, 250, 250, 30, 62
+NAMES, KEYS, LOSSES, GAP, NUMBER = 310, 240, 240, 24, 72
 COLORS = {"default": "#2166ac", "half budget": "#67a9cf", "extra": "#999999", "control": "#b2182b"}
 WIDTH = 20 + NAMES + KEYS + NUMBER + GAP + LOSSES + NUMBER
 
@@ -66,5 +66,5 @@ def draw(rows: list[dict[str, Any]], title: str) -> str:
 def label(row: dict[str, Any]) -> str:
     """What an arm ran with, and the share of pages it attended."""
     layers = "" if row["layers"] == "all" else f", layers {row['layers']}"
-    default = ", the default" if row["default"] else ""
+    default = ", default" if row["default"] else ""
     return f"{row['kind']}, {row['strategy']}, {row['budget']} pages ({row['share']:.0%}){layers}{default}"

@@ -114,7 +114,7 @@ def test_picture():
     words = [element.text for element in ElementTree.fromstring(drawn).iter() if element.text and element.text.strip()]
     for said in ("a title & more", "4,096 tokens", "7,500 tokens", "38 of 40", "30", "+2.00 %", "dense attention"):
         assert said in words, said
-    assert "slow_keys, head, 32 pages (30%), the default" in words
+    assert "slow_keys, head, 32 pages (30%), default" in words
 
 
 def test_what_cannot_be_read_ends_with_one_line(tmp_path, capsys):

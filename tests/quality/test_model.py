@@ -6,7 +6,8 @@ import json
 import numpy
 import pytest
 import torch
-from benchmarks.quality import fetch, model
+from benchmarks.quality import fetch, measure, model
+from benchmarks.retrieval import samples
 
 HEADS, KV_HEADS, DIM, HIDDEN = 4, 2, 8, 32
 TOKENS = ["<pad>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz0123456789", "Ġ", "ab"]
@@ -87,6 +88,17 @@ def test_folder_of_a_tiny_model(tiny, tmp_path):
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab c12")) == ["ab", "Ġ", "c", "1", "2"]
     assert tokenizer.encode("</s>") == [2] and tokenizer.decode(tokenizer.encode("ab 12")) == "ab 12"
     assert json.loads((out / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
+
+
+def test_tokens_counted_by_sentence(tiny, tmp_path):
+    from transformers import AutoTokenizer
+
+    path, _ = tiny
+    model.build(path, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for task in ("single", "multiquery", "common"):
+        text = samples.make(task, 1500, 0.5, 3, lambda text: len(text.split())).prompt
+        assert measure.sentence_counter(tokenizer.encode)(text) == len(tokenizer.encode(text)) > 1000
 
 
 def test_another_file_is_refused(tmp_path, monkeypatch):
