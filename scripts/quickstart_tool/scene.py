@@ -13,9 +13,9 @@ NEEDLE = ROOT / "examples" / "needle" / "checkpoint"
 NEEDLE_TASK, NEEDLE_LENGTH, NEEDLE_DEPTH, NEEDLE_SEED = "multikey", 6144, 0.2, 0
 
 # The fact is made up, so that the model can know it from the text alone.
-FACT = "The guard dog of the library is called Barnaby."
-QUESTION = "What is the guard dog of the library called? Answer in one short sentence."
-ANSWER = "Barnaby"
+FACT = "The lighthouse keeper's favourite meal is pumpkin soup."
+QUESTION = "What is the lighthouse keeper's favourite meal?"
+ANSWER = "pumpkin soup"
 TEXT_TOKENS, FACT_DEPTH = 2900, 0.3
 PROOF_TOKENS = 1500
 
