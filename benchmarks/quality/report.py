@@ -92,7 +92,10 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows for a terminal."""
-    lines = [f"{'arm':28}{'context':>8}{'kind':>11}{'strategy':>14}{'budget':>7}{'pages':>7}{'keys':>7}{'dense':>7}{'ppl':>9}{'loss':>9}"]
+    lines = [
+        f"{'arm':28}{'context':>8}{'kind':>11}{'strategy':>14}{'budget':>7}{'pages':>7}"
+        f"{'keys':>7}{'dense':>7}{'ppl':>9}{'loss':>9}"
+    ]
     for r in rows:
         lines.append(
             f"{r['arm'][:27]:28}{r['context']:8}{r['kind']:>11}{r['strategy']:>14}{r['budget']:7}{r['share']:7.0%}"
