@@ -31,7 +31,7 @@ class Limit:
 
 FULL = {DEFAULT: Limit(2, 0.3), HALF: Limit(4, 1.0)}
 # One document and a few keys, of which none may be lost; the control has to break its limit.
-SMALL = {DEFAULT: Limit(0, 3.0), CONTROL: Limit(0, 3.0)}
+SMALL = {DEFAULT: Limit(0, 1.0), CONTROL: Limit(0, 1.0)}
 
 
 def declared(limits: dict[str, Limit], retrieval: bool) -> list[str]:
