@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--lengths", nargs="+", type=int, help="tokens")
     main.add_argument("--retrieval-samples", type=int, default=20, help="per task, length and depth; 0: no suite")
     main.add_argument("--concurrency", type=int, default=16, help="requests in flight (default: %(default)s)")
+    main.add_argument(
+        "--text", nargs="+", type=Path, metavar="FILE", help="texts, one document each (default: the topics of Python's help)"
+    )
     main.add_argument("--commit", help="what is measured, where git cannot tell")
     return main
 
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     folder = model.folder(args.gguf)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     encode = functools.partial(tokenizer.encode, add_special_tokens=False, verbose=False)
-    texts, digest = documents.tokenized(encode, max(lengths))
+    texts, digest = documents.tokenized(encode, max(lengths), files=args.text)
     asked = measure.contexts(texts, encode, tokenizer.bos_token_id, lengths, args.keys or tier["keys"], small)
 
     backend = arms.dense_backend(args.dense_backend, on_cpu)
@@ -79,7 +82,7 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
         retrieval=[],
         tier=args.tier,
         model=f"{fetch.FILE}, sha256 {fetch.SHA256}",
-        documents=dict(source="pydoc_data.topics", count=len(texts), sha256=digest),
+        documents=dict(source=[file.name for file in args.text] if args.text else "pydoc_data.topics", count=len(texts), sha256=digest),
         commit=args.commit or runner.commit(),
         machine=report.machine(on_cpu),
         dense_backend=backend,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import textwrap
+from pathlib import Path
 from typing import Callable, Iterator
 
 DOCUMENTS = 8
@@ -62,19 +63,34 @@ def cut(whole: str, count: int = DOCUMENTS) -> list[str]:
     return ["\n\n".join(part) for part in parts]
 
 
-def tokenized(encode: Callable[[str], list[int]], least: int, count: int = DOCUMENTS) -> tuple[list[list[int]], str]:
+def read(files: list[Path]) -> list[str]:
+    """The texts of files, one document each.
+
+    Raises:
+        DocumentError: one cannot be read.
+    """
+    try:
+        return [file.read_text(encoding="utf-8") for file in files]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(f"a text cannot be read: {error}") from None
+
+
+def tokenized(
+    encode: Callable[[str], list[int]], least: int, count: int = DOCUMENTS, files: list[Path] | None = None
+) -> tuple[list[list[int]], str]:
     """Token ids of the documents, and the sha256 of their text.
 
     Args:
         encode: from a text to its ids, without special tokens.
         least: tokens that each document must have.
+        files: texts to take instead of Python's topics, one document each.
 
     Raises:
         DocumentError: one has fewer.
     """
-    whole = text()
-    documents = [encode(part) for part in cut(whole, count)]
+    parts = read(files) if files else cut(text(), count)
+    documents = [encode(part) for part in parts]
     shortest = min(map(len, documents))
     if shortest < least:
-        raise DocumentError(f"the texts of this Python give documents of {shortest} tokens, {least} are needed")
-    return documents, sha256(whole)
+        raise DocumentError(f"the shortest document has {shortest} tokens, {least} are needed")
+    return documents, sha256("\n\n".join(parts) if files else text())

@@ -79,7 +79,7 @@ def test_documents_are_prose_and_long_enough():
     assert len(parts) == 8 and "\n\n".join(parts) == whole
     assert min(map(len, parts)) > 8000 * 3  # a token is about four characters
     assert not set(parts[0].split("\n\n")) & set(parts[1].split("\n\n"))
-    with pytest.raises(documents.DocumentError, match="documents of .* tokens, 1000000 are needed"):
+    with pytest.raises(documents.DocumentError, match="shortest document has .* tokens, 1000000 are needed"):
         documents.tokenized(str.split, 1000000)
 
 

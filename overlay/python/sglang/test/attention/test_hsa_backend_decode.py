@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.config import NOT_WEIGHTS, SELECTION_STRATEGIES
+from sglang.srt.layers.attention.hsa.config import NOT_WEIGHTS
 from sglang.srt.layers.attention.hsa.reference_pass import ReferencePass
 from sglang.test.attention.hsa_fixtures import KINDS_AND_STRATEGIES
 from sglang.test.attention.hsa_harness import Harness
@@ -26,7 +26,9 @@ def complete_pages(harness, sequence):
 
 
 OPTIONS = [(*pair, "mass") for pair in KINDS_AND_STRATEGIES]
-OPTIONS += [(*pair, "score") for pair in KINDS_AND_STRATEGIES if pair[0] not in NOT_WEIGHTS]
+OPTIONS += [
+    (*pair, "score") for pair in KINDS_AND_STRATEGIES if pair[0] not in NOT_WEIGHTS
+]
 
 
 @pytest.mark.parametrize("chunk_repr,strategy,weight_mode", OPTIONS)

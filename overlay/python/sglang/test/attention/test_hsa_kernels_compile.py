@@ -192,7 +192,6 @@ def test_select_slow_pages_decode(record, strategy, dtype, heads, head_dim, max_
         channels=channels[0],
         processors=132,
     )
-    assert "bar.sync" not in score.compiled[0]  # a program is a warp
     assert dtype == torch.float32 or "mma" in score.compiled[0]
     assert "atom" in rank.compiled[0]
 

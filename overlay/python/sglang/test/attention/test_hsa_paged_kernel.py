@@ -8,11 +8,7 @@ import pytest
 import torch
 
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, slow_channels
-from sglang.srt.layers.attention.hsa.config import (
-    NOT_WEIGHTS,
-    SELECTION_STRATEGIES,
-    WEIGHT_MODES,
-)
+from sglang.srt.layers.attention.hsa.config import NOT_WEIGHTS, WEIGHT_MODES
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
 from sglang.srt.layers.attention.hsa.ops.decode.reference import (
     decode_hsa_fwd,

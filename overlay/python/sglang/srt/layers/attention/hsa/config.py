@@ -87,10 +87,7 @@ class HSAConfig:
                 f"--hsa-weight-mode score does not go with --hsa-chunk-repr {self.chunk_repr}, whose scores are largest "
                 "logits and not the weight of a page; use --hsa-weight-mode mass or --hsa-chunk-repr mean."
             )
-        if (
-            self.selection_strategy == "softmax_head"
-            and self.chunk_repr in NOT_WEIGHTS
-        ):
+        if self.selection_strategy == "softmax_head" and self.chunk_repr in NOT_WEIGHTS:
             raise ValueError(
                 f"--hsa-selection-strategy softmax_head does not go with --hsa-chunk-repr {self.chunk_repr}, whose scores "
                 "are largest logits and not logarithms of what pages weigh; use --hsa-selection-strategy head."

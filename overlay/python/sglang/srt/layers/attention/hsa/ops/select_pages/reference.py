@@ -45,9 +45,7 @@ def compute_logits(
     """
     num_tokens, num_heads, head_dim = q.shape
     num_pages, num_kv_heads, _ = chunk_repr.shape
-    grouped = q.reshape(
-        num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim
-    )
+    grouped = q.reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
     raw = KINDS[kind].raw_scores(grouped, chunk_repr, sm_scale, channels)
     # A page without a representation may hold anything, NaN included: mask before any arithmetic.
     raw = raw.masked_fill(~candidate[:, None, None, :], NEG_INF)

@@ -184,9 +184,7 @@ def select_slow_pages_decode(
         WINDOW=max(window_size, 1),
         SINKS=sink_pages,
     )
-    share = triton.next_power_of_2(
-        triton.cdiv(WARPS_PER_PROCESSOR * processors, rows)
-    )
+    share = triton.next_power_of_2(triton.cdiv(WARPS_PER_PROCESSOR * processors, rows))
     group = num_heads // num_kv_heads
     _score_slow_decode_kernel[(rows, min(share, MAX_WARPS_PER_ROW))](
         q,

@@ -148,9 +148,7 @@ def _score_slow_kernel(
             end = tl.minimum(PAGES, most - lo)
             for i in tl.range(0, end, num_stages=STAGES):
                 at = tl.cast(lo + i, tl.int64) * PAGE_SIZE * 2 * BLOCK_HALF
-                logits = tl.dot(
-                    query, tl.load(key_ptr + at), input_precision=PRECISION
-                )
+                logits = tl.dot(query, tl.load(key_ptr + at), input_precision=PRECISION)
                 best = tl.max(logits, axis=1)
                 raw = tl.where(column == i, best[:, None], raw)
             index = lo + column
