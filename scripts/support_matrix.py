@@ -187,7 +187,7 @@ CELLS = (
     Cell("Backends", "HiSparse", refusal="hierarchical sparse offload"),
     Cell("Selection strategy", "group, head, softmax_head", (KINDS_AND_STRATEGIES, OTHER_OPTIONS)),
     Cell("Weight mode", "mass, score", (TOKENS, OTHER_OPTIONS)),
-    Cell("Page representation", "mean, mean_std, landmark, slow_keys", (KINDS_AND_STRATEGIES,)),
+    Cell("Page representation", "slow_keys, mean_std, mean, landmark", (KINDS_AND_STRATEGIES,)),
     Cell("Page representation", "prior", refusal="query-dependent page representations"),
 )
 

@@ -179,9 +179,9 @@ def _mean_std_features(q: torch.Tensor, scale: float) -> torch.Tensor:
 KINDS = {
     kind.name: kind
     for kind in (
-        LinearKind("mean", 1, True, lambda keys: keys.mean(dim=1), _linear_features),
-        LinearKind("mean_std", 2, True, _mean_std, _mean_std_features),
-        LinearKind("landmark", 1, False, lambda keys: keys[:, -1], _linear_features),
         SlowKeys(),
+        LinearKind("mean_std", 2, True, _mean_std, _mean_std_features),
+        LinearKind("mean", 1, True, lambda keys: keys.mean(dim=1), _linear_features),
+        LinearKind("landmark", 1, False, lambda keys: keys[:, -1], _linear_features),
     )
 }

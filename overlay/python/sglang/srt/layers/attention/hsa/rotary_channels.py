@@ -27,7 +27,10 @@ def channel_frequencies(rotary: torch.nn.Module, head_dim: int) -> torch.Tensor:
     """
     pairs = _pair_frequencies(rotary)
     if pairs is None or 2 * len(pairs) > head_dim:
-        raise ValueError(f"cannot read the frequencies of {type(rotary).__name__}")
+        raise ValueError(
+            f"--hsa-chunk-repr slow_keys cannot read the frequencies of {type(rotary).__name__}; "
+            "use --hsa-chunk-repr mean_std."
+        )
     if getattr(rotary, "is_neox_style", True):  # pair i is channels i and i + R / 2
         turned = torch.cat([pairs, pairs])
     else:  # channels 2 i and 2 i + 1
