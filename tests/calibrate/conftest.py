@@ -29,7 +29,8 @@ def make_bench(checkpoints, words):
         model, tokenizer = load_model(str(build(shape, checkpoints)), "cpu", None)
         layers = probe(model)
         config = HSAConfig(
-            topk=2, page_size=16, window_size=32, selection_strategy=strategy, chunk_repr="slow_keys"
+            topk=2, page_size=16, window_size=32, selection_strategy=strategy,
+            chunk_repr="mean_std" if strategy == "softmax_head" else "slow_keys",
         )  # fmt: skip
         texts = [read_text(str(words), tokenizer).cut(tokens)]
         assert len(texts[0].ids) == tokens

@@ -33,6 +33,15 @@ def test_all_pages_are_dense_attention(make_bench, shape, strategy, kind):
     assert few.mean_mass < 0.99 and not torch.equal(few.nll, dense.nll)
 
 
+def test_an_exact_choice_keeps_the_most_mass(make_bench):
+    """In the first layer, whose queries and keys no choice has changed yet; and with all pages it is dense attention."""
+    bench, _ = make_bench("llama")
+    kinds = {kind: bench.sparse(Setting(kind, 2)).mass[0] for kind in ("exact", *KINDS)}
+    best = kinds.pop("exact")
+    assert all(best > mass for mass in kinds.values()), (best, kinds)
+    assert bench.sparse(Setting("exact", 1000)).perplexity == pytest.approx(bench.dense().perplexity, rel=1e-5)
+
+
 def test_chunks_and_blocks_do_not_matter(make_bench, monkeypatch):
     from sglang.hsa_calibrate import simulation
 
@@ -190,21 +199,22 @@ def test_the_command_and_its_page(capsys, checkpoints, words, tmp_path):
     status, out = run(
         capsys, "--model", build("llama", checkpoints), "--text", words, *SMALL, "--budgets", 1, 2,
         "--kinds", "slow_keys", "mean", "--max-loss", 1, "--json", tmp_path / "o.json", "--html", tmp_path / "o.html",
-        "--prompt", prompt, "--new-tokens", 3,
+        "--prompt", prompt, "--new-tokens", 3, "--exact",
     )  # fmt: skip
     assert status == 0, out.err
     options = out.out.strip().split("\n")[-1]
     assert re.fullmatch(r"--attention-backend hsa --hsa-topk 1 --hsa-chunk-repr \w+ .*--hsa-window-size 32.*", options)
     data = json.loads((tmp_path / "o.json").read_text())
     assert data["recommendation"]["options"] == options and str(tmp_path) not in json.dumps(data)
-    assert len(data["settings"]) == 4 and data["scored_rows"] == 300 - 1 - 32
+    assert [s["kind"] for s in data["settings"]] == ["slow_keys"] * 2 + ["mean"] * 2 + ["exact"] * 2
+    assert data["scored_rows"] == 300 - 1 - 32
 
     page = (tmp_path / "o.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|\bsrc=|<link|@import|url\(|innerHTML", page)
     assert page.count("<script") == 2 and "alert(1)</script>" not in page
     shown = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
     assert "".join(p["text"] for p in shown["pages"]) == prompt.read_text(encoding="utf-8")
-    assert shown["answer_tokens"] == 3 and len(shown["settings"]) == 4
+    assert shown["answer_tokens"] == 3 and len(shown["settings"]) == 6
     for s, t in zip(data["settings"], shown["settings"]):
         assert (s["kind"], s["topk"]) == (t["kind"], t["topk"])
         assert t["loss"] == pytest.approx(s["loss"], abs=1e-5)

@@ -33,6 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KIND",
         help="page representations (default: HSA's default)",
     )
+    add("--exact", action="store_true",
+        help="also measure an exact choice of pages: what the budget alone loses")  # fmt: skip
     add("--strategy", help="selection strategy (default: HSA's default)")
     add("--max-loss", type=float, default=0.003,
         help="relative perplexity that may be lost (default: 0.003)")  # fmt: skip
@@ -79,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def make_config(args: argparse.Namespace):
-    """HSA's options as asked for, with the largest budget.
+    """HSA's options as asked for, with the largest budget and the first kind.
 
     Raises:
         CalibrateError: for a kind, strategy, budget or size that does not exist.
@@ -111,10 +113,15 @@ def make_config(args: argparse.Namespace):
         "window_size": args.window_size,
         "page_size": args.page_size,
     }
+    given = {name: value for name, value in given.items() if value is not None}
     try:
-        return HSAConfig(**{k: v for k, v in given.items() if v is not None})
+        configs = [
+            HSAConfig(**given, chunk_repr=kind)
+            for kind in args.kinds or (HSAConfig.chunk_repr,)
+        ]
     except ValueError as error:
         raise CalibrateError(str(error)) from None
+    return configs[0]
 
 
 def calibrate(args: argparse.Namespace) -> int:
@@ -124,7 +131,7 @@ def calibrate(args: argparse.Namespace) -> int:
         CalibrateError: for anything that cannot be done.
     """
     from sglang.hsa_calibrate import loading, recommend, report
-    from sglang.hsa_calibrate.measure import Bench, Measurement, Setting
+    from sglang.hsa_calibrate.measure import EXACT, Bench, Measurement, Setting
     from sglang.hsa_calibrate.probe import kept_channels, probe
     from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 
@@ -175,11 +182,15 @@ def calibrate(args: argparse.Namespace) -> int:
     if args.max_dense_layers is not None:
         limit = min(args.max_dense_layers, len(layers.full) - 1)
     found = recommend.recommend(kinds, budgets, measure, args.max_loss, limit)
+    if args.exact:
+        for topk in budgets:
+            measure(Setting(EXACT, topk))
 
+    shown_kinds = [*kinds, EXACT]
     rows = sorted(
         measured.values(),
         key=lambda m: (
-            kinds.index(m.setting.kind),
+            shown_kinds.index(m.setting.kind),
             m.setting.topk,
             len(m.setting.dense_layers),
         ),

@@ -20,6 +20,8 @@ from sglang.srt.layers.attention.hsa.layout import (
     window_start_page,
 )
 
+EXACT = "exact"  # in place of a kind: the pages with the most exact attention mass
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -137,6 +139,7 @@ class Bench:
             self.channels,
             observe,
             observe_dense,
+            setting.kind == EXACT,
         )
 
     def dense(self) -> Measurement:
@@ -191,6 +194,8 @@ class Bench:
 
 def configure(config: HSAConfig, setting: Setting) -> HSAConfig:
     """HSA's options with kind and budget of a setting."""
+    if setting.kind == EXACT:
+        return dataclasses.replace(config, topk=setting.topk)
     return dataclasses.replace(config, chunk_repr=setting.kind, topk=setting.topk)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import platform
 from typing import Dict, List, Sequence
 
-from sglang.hsa_calibrate.measure import Bench, Measurement, Setting
+from sglang.hsa_calibrate.measure import EXACT, Bench, Measurement, Setting
 from sglang.hsa_calibrate.recommend import Recommendation, ranges
 from sglang.srt.layers.attention.hsa.config import HSAConfig, option
 
@@ -28,7 +28,9 @@ def options_line(config: HSAConfig) -> str:
 
 
 def options_of(bench: Bench, setting: Setting) -> str:
-    """The options line of a setting."""
+    """The options line of a setting; an exact choice has none."""
+    if setting.kind == EXACT:
+        return "none: no server can choose so"
     layers = ranges(bench.sparse_layers(setting)) if setting.dense_layers else "all"
     return options_line(
         dataclasses.replace(

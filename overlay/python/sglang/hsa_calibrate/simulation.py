@@ -34,6 +34,7 @@ class Simulation:
         channels: channels that slow_keys keeps, by layer ``[R]`` int32; needed by a kind that is slow.
         observe: called with (layer, result) for every block of rows of a layer that uses HSA.
         observe_dense: also for the other layers without a sliding window, which then select all pages.
+        exact: select by exact attention mass.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class Simulation:
         channels: Optional[Dict[int, torch.Tensor]] = None,
         observe: Observer = lambda layer, result: None,
         observe_dense: bool = False,
+        exact: bool = False,
     ):
-        self.config = config
+        self.config, self.exact = config, exact
         self.all_pages = dataclasses.replace(config, topk=ALL_PAGES)
         self.layers = layers
         self.observe_dense = observe_dense
@@ -76,7 +78,9 @@ class Simulation:
         for lo in range(0, num_rows, step):
             rows, at = q[lo : lo + step], first + lo
             if sparse:
-                result = sparse_block(rows, keys, values, reprs, at, layer, config)
+                result = sparse_block(
+                    rows, keys, values, reprs, at, layer, config, self.exact
+                )
                 self.observe(layer.index, result)
                 outputs.append(result.output)
             else:

@@ -95,6 +95,7 @@ def sparse_block(
     first: int,
     layer: Layer,
     config: HSAConfig,
+    exact: bool = False,
 ) -> BlockResult:
     """Attention over window, sinks and the pages selected by each row and KV head.
 
@@ -103,6 +104,7 @@ def sparse_block(
         keys: ``[H_kv, N, D]`` float32, N a multiple of the page size; what lies after the last row is not read.
         values: ``[H_kv, N, D_v]`` float32, finite.
         reprs: representations of the complete pages ``[pages, H_kv, repr_dim]``.
+        exact: select by exact attention mass and not by the representations.
     """
     page_size, (_, num_kv_heads, group, _) = config.page_size, q.shape
     positions = _rows(q, first)
@@ -120,7 +122,10 @@ def sparse_block(
     if config.selection_strategy == "softmax_head":
         near = by_page.masked_fill(~always[..., None], NEG_INF).flatten(-2)
         lse = near.logsumexp(dim=-1).permute(2, 0, 1).flatten(1)
-    selected = select(q, reprs, positions, num_pages, layer, config, lse)
+    if exact:
+        selected = select_exact(by_page, positions, config)
+    else:
+        selected = select(q, reprs, positions, num_pages, layer, config, lse)
     keep = (always | selected).unsqueeze(1)  # [H_kv, 1, T, C]
 
     # Relative to the largest logit that is kept, so that the weights of what is kept are exact.
@@ -157,12 +162,9 @@ def select(
         positions: of the rows, ascending ``[T]``.
         lse: log-sum-exp of window and sinks ``[T, H_q]``; needed by ``softmax_head``.
     """
-    counts = num_candidate_pages(
-        positions, config.effective_window, config.page_size, config.sink_pages
-    )
+    counts = _candidates(positions, config)
     most = int(counts[-1])
-    shape = (q.shape[0], q.shape[1], num_pages + 1)  # the last column takes the padding
-    chosen = torch.zeros(shape, dtype=torch.bool, device=q.device)
+    logits = torch.empty(q.shape[0], q.shape[1], 0, device=q.device)
     if most:
         pages = torch.arange(most, device=q.device)
         logits, _ = compute_logits(
@@ -175,6 +177,40 @@ def select(
             local_lse=lse,
             channels=layer.channels,
         )
+    return _best(logits, num_pages, config)
+
+
+def select_exact(
+    by_page: torch.Tensor, positions: torch.Tensor, config: HSAConfig
+) -> torch.Tensor:
+    """Pages with the most exact mass, summed over the heads of a KV head ``[H_kv, T, num_pages]`` bool.
+
+    Args:
+        by_page: logits ``[H_kv, G, T, num_pages, page_size]``, -inf where a row does not see a key.
+        positions: of the rows, ascending ``[T]``.
+    """
+    counts = _candidates(positions, config)
+    lse = by_page.logsumexp(dim=-1)  # [H_kv, G, T, num_pages]
+    share = (lse - lse.logsumexp(dim=-1, keepdim=True)).exp().sum(dim=1)
+    num_pages, most = lse.shape[-1], int(counts[-1])
+    share = share.transpose(0, 1)[..., config.sink_pages : config.sink_pages + most]
+    pages = torch.arange(share.shape[-1], device=share.device)
+    hidden = (pages >= counts[:, None]).unsqueeze(1)
+    return _best(share.masked_fill(hidden, NEG_INF), num_pages, config)
+
+
+def _candidates(positions: torch.Tensor, config: HSAConfig) -> torch.Tensor:
+    """Candidate pages of each row ``[T]``."""
+    window, size = config.effective_window, config.page_size
+    return num_candidate_pages(positions, window, size, config.sink_pages)
+
+
+def _best(logits: torch.Tensor, num_pages: int, config: HSAConfig) -> torch.Tensor:
+    """The best of scores ``[T, H_kv, candidates]`` as a mask ``[H_kv, T, num_pages]``."""
+    shape = (*logits.shape[:2], num_pages + 1)  # the last column takes the padding
+    chosen = torch.zeros(shape, dtype=torch.bool, device=logits.device)
+    if logits.shape[-1]:
+        pages = torch.arange(logits.shape[-1], device=logits.device)
         _, picked = topk_transform(logits, config.topk, pages + config.sink_pages)
         chosen.scatter_(-1, picked.long().masked_fill(picked < 0, num_pages), True)
     return chosen[..., :num_pages].transpose(0, 1)
