@@ -13,6 +13,7 @@ from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.test.attention.hsa_oracle import Options
 
 NEW = 10
+DEFAULTS = dict(kind=HSAConfig.chunk_repr, strategy=HSAConfig.selection_strategy, sink_pages=HSAConfig.sink_pages)
 GREEDY = SamplingParams(max_tokens=NEW, ignore_eos=True)
 EVERY = HSAConfig(topk=1000, window_size=40)
 
@@ -49,7 +50,7 @@ def test_with_few_pages_it_is_the_brute_force(world, shape, check_books):
     w = world(shape)
     prompt, new = prompt_ids(290, seed=9), 60
     params = SamplingParams(max_tokens=new, ignore_eos=True)
-    want = greedy(w.path, prompt, new, Options(page_size=16, window_size=8, sink_pages=1, topk=2))
+    want = greedy(w.path, prompt, new, Options(page_size=16, window_size=8, topk=2, **DEFAULTS))
     assert want != w.expected(prompt, new), "selection has to matter for this prompt"
     hsa = HSAConfig(topk=2, window_size=8)
     engine = w.engine(backend="hsa", page_size=16, chunk_size=90, token_budget=700, hsa=hsa)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.test.attention.hsa_fixtures import rotary_channels
 from sglang.test.attention.hsa_harness import Harness
 
 FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
@@ -44,17 +45,29 @@ def test_landmark_scores_carry_the_scale_of_the_keys(strategy, weight_mode):
     np.testing.assert_allclose(o.numpy(), h.expected(q, [s], [200]), atol=3e-5)
 
 
-@pytest.mark.parametrize("kind", ["mean_std", "slow_keys"])
 @pytest.mark.parametrize("dtype", FP8)
-def test_representations_are_taken_from_dequantised_keys(dtype, kind):
-    h = Harness(kv_cache_dtype=dtype, kv_scales=SCALES, chunk_repr=kind)
+def test_representations_are_taken_from_dequantised_keys(dtype):
+    h = Harness(kv_cache_dtype=dtype, kv_scales=SCALES, chunk_repr="mean_std")
     s = h.new_sequence()
     h.step([s], [64])
     keys = torch.as_tensor(np.stack(s.k)).view(4, 16, 2, 16)
     found = h.pool.get_chunk_repr(0, h.pages_of(s))
-    torch.testing.assert_close(
-        found, KINDS[kind].from_keys(keys).float(), rtol=1e-5, atol=1e-5
-    )
+    expected = KINDS["mean_std"].represent(keys).float()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", FP8)
+def test_codes_are_taken_from_dequantised_keys(dtype):
+    """Within half a step of the keys as attention reads them, and what bfloat16 takes from the lowest one and the step."""
+    h = Harness(kv_cache_dtype=dtype, kv_scales=SCALES, chunk_repr="slow_keys")
+    s = h.new_sequence()
+    h.step([s], [64])
+    channels = rotary_channels(16).long()
+    keys = torch.as_tensor(np.stack(s.k)).view(4, 16, 2, 16)[..., channels]
+    reprs = h.pool.get_chunk_repr(0, h.pages_of(s))
+    found = KINDS["slow_keys"].keys(reprs, len(channels)).transpose(1, 2)
+    half_step = (keys.amax(1) - keys.amin(1)) / 30 + keys.abs().amax(1) / 128
+    assert ((found - keys).abs() <= half_step.unsqueeze(1)).all()
 
 
 def test_short_rows_of_an_fp8_cache_do_not_depend_on_their_neighbours():
@@ -103,7 +116,8 @@ def test_half_precision_caches(dtype, atol):
         np.testing.assert_allclose(
             o.float().numpy(), h.expected(q, [s], [new]), atol=atol
         )
-    assert h.pool.chunk_repr_buffer[0].dtype == dtype
+    stored = KINDS[h.config.chunk_repr].storage_dtype(dtype)
+    assert h.pool.chunk_repr_buffer[0].dtype == stored
 
 
 if __name__ == "__main__":

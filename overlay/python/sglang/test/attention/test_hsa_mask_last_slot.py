@@ -130,7 +130,7 @@ def test_a_dense_layer_is_refused(decode):
 
 def test_split_decode_refuses_shares_of_unmasked_keys():
     """Its selection by shares takes the log-sum-exp of the window from keys that it does not mask."""
-    config = HSAConfig(selection_strategy="softmax_head")
+    config = HSAConfig(selection_strategy="softmax_head", chunk_repr="mean")
     decode = SplitDecode(
         config, HSACounters("cpu"), DecodeSize(1, 4, 2, 1, 16), torch.device("cpu")
     )

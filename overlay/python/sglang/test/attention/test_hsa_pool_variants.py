@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Representation storage in its other forms: biased kinds, hybrid sliding-window memory, copies and moves of keys."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sglang.srt.environ import envs
-from sglang.srt.layers.attention.hsa import chunk_repr
-from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.mem_cache import hsa_pool_setup
 from sglang.srt.mem_cache.chunk_repr_pool import (
     HSAPagedTokenToKVPoolAllocator,
@@ -25,42 +22,11 @@ PAGE = 16
 PAGES = 20
 
 
-def biased_kind(monkeypatch):
-    kind = dataclasses.replace(chunk_repr.KINDS["mean"], name="biased", biased=True)
-    monkeypatch.setitem(chunk_repr.KINDS, "biased", kind)
-
-
 def make_pool(kind="mean", **kwargs):
     return HSATokenToKVPool(
         PAGES * PAGE, page_size=PAGE, dtype=torch.float16, head_num=2, head_dim=8, layer_num=3,
         device="cpu", enable_memory_saver=False, hsa_layer_ids=(0, 2), chunk_repr_kind=kind, **kwargs,
     )  # fmt: skip
-
-
-def test_a_biased_kind_has_a_float32_bias_per_head_and_is_priced(monkeypatch):
-    """# trap 18: one buffer and one writer for the bias, stamped with the representation"""
-    biased_kind(monkeypatch)
-    pool = make_pool("biased")
-    assert [(b.shape, b.dtype) for b in pool.chunk_repr_bias] == [
-        ((PAGES + 1, 2), torch.float32)
-    ] * 2
-    pages = torch.tensor([4, 9])
-    pool.save_chunk_repr(
-        2, pages, torch.ones(2, 2, 8), bias=torch.tensor([[1e-8, 2.0], [3.0, 70000.0]])
-    )
-    assert pool.chunk_repr_bias[1][9].tolist() == [
-        3.0,
-        70000.0,
-    ], "float32, not the keys' float16"
-    assert pool.chunk_repr_bias[0].count_nonzero() == 0
-    price = hsa_pool_setup.repr_bytes_per_page(2, 2, 8, "biased", itemsize=2)
-    assert pool.get_chunk_repr_size_bytes() == price * (PAGES + 1)
-    with pytest.raises(AttributeError):
-        pool.save_chunk_repr(2, pages, torch.ones(2, 2, 8))
-
-
-def test_kinds_without_a_bias_pay_nothing_for_it():
-    assert make_pool().chunk_repr_bias == []
 
 
 def test_eight_bit_keys_keep_wide_representations():
@@ -179,7 +145,7 @@ def swa_pool_and_allocator(size_swa=8):
     pool = HSASWAKVPool(
         PAGES * PAGE, size_swa * PAGE, head_num=2, head_dim=16, swa_attention_layer_ids=[0, 2],
         full_attention_layer_ids=[1, 3], enable_kvcache_transpose=False,
-        hsa_layer_ids=(1, 3), chunk_repr_kind=HSAConfig.chunk_repr, **kwargs,
+        hsa_layer_ids=(1, 3), chunk_repr_kind="mean_std", **kwargs,
     )  # fmt: skip
     allocator = HSASWATokenToKVPoolAllocator(
         PAGES * PAGE, size_swa * PAGE, kvcache=pool, need_sort=False, **kwargs
@@ -202,7 +168,7 @@ def test_representations_live_beside_the_full_attention_pool():
         swa_attention_layer_ids=[0, 2], full_attention_layer_ids=[1, 3], enable_kvcache_transpose=False,
     )  # fmt: skip
     price = hsa_pool_setup.repr_bytes_per_page(
-        2, 2, 16, HSAConfig.chunk_repr, itemsize=4
+        2, 2, 16, PAGE, "mean_std", torch.float32
     ) * (PAGES + 1)
     assert pool.mem_usage - plain.mem_usage == pytest.approx(price / 2**30)
 
@@ -242,6 +208,7 @@ def test_the_backend_reads_full_attention_layers_of_hybrid_memory():
         num_pages=PAGES,
         pool=pool,
         allocator=allocator,
+        chunk_repr="mean_std",
         strict=True,
     )
     s = h.new_sequence()
