@@ -9,9 +9,21 @@ import torch
 
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.decode_kernels import unsupported
+from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
+    SelectPagesWorkspace,
+)
+from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
+from sglang.srt.layers.attention.hsa.ops.select_pages.slow_decode import (
+    select_slow_pages_decode,
+)
 from sglang.srt.layers.attention.hsa.split_decode import max_programs, programs_per_row
 from sglang.test.attention import hsa_oracle
-from sglang.test.attention.hsa_fixtures import KINDS_AND_STRATEGIES
+from sglang.test.attention.hsa_fixtures import (
+    KINDS_AND_STRATEGIES,
+    make_batch,
+    rotary_channels,
+)
 from sglang.test.attention.hsa_harness import Harness
 
 ON_GPU = torch.cuda.is_available()
@@ -236,7 +248,7 @@ def test_invalid_pages_are_passed_over():
     h.step([s], [200])
     bad = h.pages_of(s)[3]
     h.pool.chunk_repr_version[0][bad] -= 1
-    h.pool.chunk_repr_buffer[0][bad] = float("nan")
+    h.pool.chunk_repr_buffer[0][bad] = 255  # NaN as lowest value and step
     _, o = h.step([s], [1], decode=True)
     assert (
         bad not in h.backend.decode_kernels.buffers.attention.selected[0]
@@ -245,7 +257,9 @@ def test_invalid_pages_are_passed_over():
 
 
 def test_only_strict_mode_stays_on_the_references():
-    options = dict(selection_strategy="softmax_head", weight_mode="score")
+    options = dict(
+        selection_strategy="softmax_head", weight_mode="score", chunk_repr="mean"
+    )
     assert unsupported(HSAConfig(**options)) is None
     assert "--hsa-strict" in unsupported(HSAConfig(strict=True))
 
@@ -266,6 +280,40 @@ def test_half_precision_at_real_shapes(dtype, tolerance, masked):
         q, o = h.step(sequences, [1, 1, 1], decode=True)
         expected = h.expected(q.to(dtype), sequences, [1, 1, 1])
         np.testing.assert_allclose(o.float().numpy(), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("strategy", ["group", "head"])
+def test_slow_selection_of_few_and_many_pages(strategy):
+    """Rows with fewer pages than warps share them and with more, pages without a valid stamp, twice in a row."""
+    torch.manual_seed(0)
+    page, heads, kv_heads, dim, topk = 16, 6, 2, 16, 5
+    layout = dict(page_size=page, window_size=20, sink_pages=1)
+    batch = make_batch(
+        [5, 60, 700, 2300], page_size=page, num_kv_heads=kv_heads, head_dim=dim
+    )
+    channels = rotary_channels(dim)
+    num_pages = len(batch.k_buffer) // page
+    reprs = chunk_repr_fwd(
+        batch.k_buffer, torch.arange(num_pages), page_size=page, kind="slow_keys", channels=channels
+    )  # fmt: skip
+    version = torch.ones(num_pages, dtype=torch.int64)
+    stamp = version - (torch.rand(num_pages) < 0.2).long()
+    q = torch.randn(4, heads, dim)
+    options = dict(strategy=strategy, sm_scale=0.25, **layout)
+    expected, _ = select_pages(
+        q, reprs, (stamp == version)[batch.page_table.long()], batch.page_table, torch.arange(5),
+        batch.seq_lens, topk=topk, kind="slow_keys", channels=channels, **options,
+    )  # fmt: skip
+    workspace = SelectPagesWorkspace(4, kv_heads, batch.page_table.shape[1], DEVICE)
+    counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
+    tensors = q, reprs, stamp, version, batch.page_table, batch.seq_lens
+    tensors = [x.to(DEVICE) for x in tensors]
+    for _ in range(2):
+        out = torch.full((4, kv_heads, topk), -7, dtype=torch.int32, device=DEVICE)
+        select_slow_pages_decode(
+            *tensors, out, workspace, counters, channels=channels.to(DEVICE), processors=4, **options
+        )  # fmt: skip
+        assert out.tolist() == expected.tolist()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,22 @@ import torch
 
 from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr import kernel as chunk_repr
+from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
 from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
 from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
-from sglang.srt.layers.attention.hsa.ops.select_pages import extend_kernel, reference
+from sglang.srt.layers.attention.hsa.ops.select_pages import (
+    extend_kernel,
+    reference,
+    slow_extend,
+)
 from sglang.srt.layers.attention.hsa.scales import KVScales
 from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode
 from sglang.test.attention import hsa_oracle
-from sglang.test.attention.hsa_fixtures import KINDS_AND_STRATEGIES
+from sglang.test.attention.hsa_fixtures import (
+    KINDS_AND_STRATEGIES,
+    make_batch,
+    rotary_channels,
+)
 from sglang.test.attention.hsa_harness import Harness
 
 ON_GPU = torch.cuda.is_available()
@@ -310,13 +319,15 @@ def test_selection_among_many_pages(topk, dtype):
     plan = plan_extend(
         [16 * pages],
         [new],
-        tiling=choose_tiling(1, 16, "group"),
+        tiling=choose_tiling(1, 16, "group", "mean"),
         device=DEVICE,
         **layout,
     )
-    q = torch.randn(new, heads, dim, device=DEVICE)
-    # Page 0 is unused; the first head's pages repeat 50 representations, the second's are distinct.
-    repr_buffer = torch.randn(pages + 2, heads, dim, device=DEVICE)
+    # Small multiples of powers of two: every order of summation gives the same scores, so equal pages are ties.
+    q = torch.randint(-8, 9, (new, heads, dim), device=DEVICE) / 4
+    # Page 0 is unused; the first head's pages repeat 50 representations, the second's hardly any.
+    shape = pages + 2, heads, dim
+    repr_buffer = torch.randint(-64, 65, shape, device=DEVICE) / 16
     repr_buffer[:, 0] = repr_buffer[torch.randint(1, 51, (pages + 2,)), 0]
     repr_buffer = repr_buffer.to(dtype)
     version = torch.ones(pages + 2, dtype=torch.int64, device=DEVICE)
@@ -338,6 +349,54 @@ def test_selection_among_many_pages(topk, dtype):
     for row in range(new):
         for g in range(heads):
             assert pages_of_row(lists, plan, row, g) == expected[row, g].tolist()
+
+
+@pytest.mark.parametrize("strategy", ["group", "head"])
+def test_slow_selection_in_turns(strategy, monkeypatch):
+    """Tiles that share little scratch, sequences with and without candidates, and pages without a valid stamp."""
+    monkeypatch.setattr(slow_extend, "SCRATCH_BYTES", 1)
+    torch.manual_seed(0)
+    page, heads, kv_heads, dim, topk = 16, 6, 2, 16, 3
+    layout = dict(page_size=page, window_size=20, sink_pages=1)
+    prefixes, news = [400, 0, 100], [70, 9, 1]
+    lens = [p + n for p, n in zip(prefixes, news)]
+    batch = make_batch(lens, page_size=page, num_kv_heads=kv_heads, head_dim=dim)
+    channels = rotary_channels(dim)
+    num_pages = len(batch.k_buffer) // page
+    every = torch.arange(num_pages)
+    reprs = chunk_repr_fwd(
+        batch.k_buffer, every, page_size=page, kind="slow_keys", channels=channels
+    )
+    version = torch.ones(num_pages, dtype=torch.int64)
+    stamp = version - (torch.rand(num_pages) < 0.2).long()
+    q = torch.randn(sum(news), heads, dim)
+    tiling = choose_tiling(heads // kv_heads, dim, strategy, "slow_keys")
+    plan = plan_extend(prefixes, news, tiling=tiling, device=DEVICE, **layout)
+    lists = extend_kernel.PageLists.empty(plan, kv_heads, topk)
+    workspace = slow_extend.SlowSelectWorkspace(plan, kv_heads, topk, 1)
+    assert workspace.items == 1
+    counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
+    options = dict(topk=topk, strategy=strategy, sm_scale=0.25, **layout)
+    slow_extend.select_slow_pages_extend(
+        *(x.to(DEVICE) for x in (q, reprs, stamp, version, batch.page_table)),
+        plan, lists, workspace, counters, channels=channels.to(DEVICE), **options,
+    )  # fmt: skip
+    cu = torch.tensor([0, 70, 79, 80])
+    expected, _ = reference.select_pages(
+        q, reprs, (stamp == version)[batch.page_table.long()], batch.page_table, cu, batch.seq_lens,
+        kind="slow_keys", channels=channels, **options,
+    )  # fmt: skip
+    tile_of, tiles = {}, plan.tiles.tolist()
+    for number, (_, first, rows, _) in enumerate(tiles):
+        tile_of |= {first + i: (number, i) for i in range(rows)}
+    for row in range(sum(news)):
+        tile, inside = tile_of[row]
+        run, bit = divmod(inside, lists.list_rows)
+        for g in range(kv_heads):
+            length = int(lists.lengths[tile, g, run])
+            bits = lists.rows[tile, g, run, :length] >> bit & 1
+            found = lists.pages[tile, g, run, :length][bits.bool()].tolist()
+            assert found == [p for p in expected[row, g].tolist() if p >= 0], (row, g)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
