@@ -69,5 +69,5 @@ def scribble_free_pages(h: Harness, rng: np.random.Generator) -> None:
         for k, v in zip(h.pool.k_buffer, h.pool.v_buffer):
             k[slots], v[slots] = value, value
         for buffer, stamp in zip(h.pool.chunk_repr_buffer, h.pool.chunk_repr_version):
-            buffer[page] = value
+            buffer[page] = value if buffer.is_floating_point() else rng.integers(256)
             stamp[page] = int(rng.integers(0, h.pool.page_handouts + 1))
