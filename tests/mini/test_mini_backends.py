@@ -3,6 +3,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,7 +17,9 @@ from sglang.mini.kv_cache import CacheState, LayerSpec, PagedKVCache
 
 GREEDY = SamplingParams(max_tokens=10, ignore_eos=True)
 FLASH = partial(flash_attention, flash_attn_with_kvcache)
-SPEC = LayerSpec(layer=0, num_heads=4, num_kv_heads=2, head_dim=8, scaling=0.3)
+ROTARY = torch.nn.Module()
+ROTARY.inv_freq = torch.tensor([1.0, 0.1, 0.01, 0.001])
+SPEC = LayerSpec(layer=0, num_heads=4, num_kv_heads=2, head_dim=8, scaling=0.3, rotary=ROTARY)
 
 
 def make_backend(name=None, specs=(SPEC,), **options):
@@ -29,6 +32,8 @@ def test_default_environment_and_argument(monkeypatch):
     monkeypatch.setenv("ATTN_BACKEND", "hsa")
     assert make_backend().name == "hsa"
     assert make_backend("torch").name == "torch"
+    with pytest.raises(MiniError, match="slow_keys needs a rotary embedding, and none was found for layer 0"):
+        make_backend("hsa", specs=[replace(SPEC, rotary=None)])
     monkeypatch.setenv("ATTN_BACKEND", "flash")
     with pytest.raises(MiniError, match="ATTN_BACKEND 'flash' is not known: use torch, sgl_kernel, hsa"):
         make_backend()

@@ -22,6 +22,7 @@ from sglang.srt.layers.attention.hsa.layer_buffers import LayerBuffers
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
 from sglang.srt.layers.attention.hsa.reference_attention import attend_reference
+from sglang.srt.layers.attention.hsa.rotary_channels import channel_frequencies
 from sglang.srt.layers.attention.hsa.scales import KVScales
 
 
@@ -139,8 +140,12 @@ class HSAOps:
 
 def _slow_channels(spec: LayerSpec, device: torch.device) -> torch.Tensor:
     """Channels that slow_keys keeps of a layer ``[R]`` int32."""
-    if spec.frequencies is None:
+    if spec.rotary is None:
         raise MiniError(
             f"chunk_repr slow_keys needs a rotary embedding, and none was found for layer {spec.layer}: use mean_std."
         )
-    return slow_channels(torch.tensor(spec.frequencies)).to(device)
+    try:
+        frequencies = channel_frequencies(spec.rotary, spec.head_dim)
+    except ValueError as error:
+        raise MiniError(str(error)) from None
+    return slow_channels(frequencies).to(device)

@@ -116,7 +116,7 @@ class PagedKVCache:
 class LayerSpec:
     """What attention has to know of a layer; window and softcap are 0 for none.
 
-    ``frequencies``: angle per position by which rotary embedding turns each channel; None if that is not known.
+    ``rotary``: the module that turns queries and keys by their positions; None if that is not known.
     """
 
     layer: int
@@ -126,7 +126,7 @@ class LayerSpec:
     scaling: float
     window: int = 0
     softcap: float = 0.0
-    frequencies: Optional[Tuple[float, ...]] = None
+    rotary: Optional[torch.nn.Module] = None
 
 
 class CacheState:

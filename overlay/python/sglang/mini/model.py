@@ -14,10 +14,6 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from sglang.mini.api import MiniError
 from sglang.mini.backend import SglKernelAttentionBackend
 from sglang.mini.kv_cache import CacheState, LayerSpec, PagedKVCache
-from sglang.srt.layers.attention.hsa.rotary_channels import (
-    channel_frequencies,
-    find_rotary,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -154,17 +150,12 @@ class ModelRunner:
         for kind in BATCH_DEPENDENT_ROPE & {x.get("rope_type") for x in by_kind}:
             raise MiniError(f"{kind} rotary embeddings depend on the other requests")
         self.model.set_attn_implementation(ATTENTION)
+        rotary = getattr(self.model.base_model, "rotary_emb", None)
         specs = []
-
-        names = {module: name for name, module in self.model.named_modules()}
 
         def attend(module, q, k, v, **options):
             spec = layer_spec(module, q, k, v, **options)
-            rotary = find_rotary(self.model, names[module])
-            if rotary is not None:
-                turned = channel_frequencies(rotary, spec.head_dim)
-                spec = replace(spec, frequencies=tuple(turned.tolist()))
-            specs.append(spec)
+            specs.append(replace(spec, rotary=rotary))
             return torch.zeros_like(q)
 
         tokens = torch.arange(2, device=self.device)
