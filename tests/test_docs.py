@@ -110,6 +110,16 @@ def test_guide_names_every_representation():
     assert rows == [kind.name for kind in KINDS.values()]
 
 
+def test_architecture_names_files_that_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert re.findall(r"^(\d)\. \*\*", text, re.MULTILINE) == list("12345678")
+    homes = {"hsa": "layers/attention/hsa", "mem_cache": "mem_cache"}
+    named = re.findall(r"`(hsa|mem_cache)/([\w/]+\.py)`", text)
+    assert len(named) > 20
+    for home, file in named:
+        assert (ROOT / "overlay/python/sglang/srt" / homes[home] / file).is_file(), f"{home}/{file}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
