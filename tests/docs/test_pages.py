@@ -163,7 +163,10 @@ def test_cache_dtypes_are_those_of_the_parser(generator):
 
 @pytest.mark.parametrize(
     "page",
-    "guide.md recipes.md metrics.md troubleshooting.md hsa.md kernels.md speculative.md ../README.md".split(),
+    (
+        "guide.md recipes.md metrics.md troubleshooting.md hsa.md kernels.md speculative.md options.md architecture.md "
+        "../README.md"
+    ).split(),
 )
 def test_server_options_exist(page):
     text = (DOCS / page).read_text(encoding="utf-8")
@@ -294,15 +297,12 @@ def test_measurements_are_those_of_the_log():
         cells = log["345M", f"{context} x 1"]
         assert row == [cells[0], cells[1], cells[3], cells[4]], context
 
-    rows = re.findall(
-        r"^ *\| (prefill|decode step), (\w+)(?:, one sequence)? \| (.*) \|$", pages["README.md"], re.MULTILINE
+    [(geometry, row)] = re.findall(
+        r"^\| prefill / decode step, (\w+) \| (.*) \|$", pages["README.md"], re.MULTILINE
     )
-    assert len(rows) == 4
-    for what, geometry, row in rows:
-        for context, ratio in zip(("8K", "32K", "64K", "128K"), row.split("|")):
-            if ratio.strip():
-                cells = log[geometry, f"{context} x 1"]
-                assert ratio.split()[0] == cells[2 if what == "prefill" else 5], (what, geometry, context)
+    for context, ratios in zip(("8K", "32K", "64K", "128K"), row.split("|"), strict=True):
+        cells = log[geometry, f"{context} x 1"]
+        assert ratios.strip() == f"{cells[2]} / {cells[5]}", (geometry, context)
 
     rows = re.findall(
         r"^\| (prefill|decode step), (\w+)(?:, batch (\d+))?, ([^|]+) \| [^|]+ \| ([^|]+) \|$",
@@ -314,6 +314,35 @@ def test_measurements_are_those_of_the_log():
         for context, ratio in zip(contexts.split(" / "), ratios.split(" / "), strict=True):
             cells = log[geometry, f"{context} x {batch or 1}"]
             assert ratio == cells[2 if what == "prefill" else 5], (what, geometry, context)
+
+
+def gates() -> dict:
+    """The newest run of the quality gates on a pretrained model."""
+    path = max((ROOT / "benchmarks" / "runs").glob("*-quality/gates-*.json"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_quality_numbers_are_those_of_the_run():
+    """The README's row and the first rows of the quality page's results."""
+    rows = {(row["context"], row["kind"], row["budget"]): row for row in gates()["rows"]}
+    pages = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/quality.md")}
+    [row] = re.findall(r"^\| pass keys found of 40, dense / HSA \| (.*) \|$", pages["README.md"], re.MULTILINE)
+    for context, cell in zip((4096, 7500), row.split("|"), strict=True):
+        measured = rows[context, "slow_keys", 32]
+        assert measured["default"] and measured["keys_total"] == 40
+        assert cell.replace("*", "").strip() == f"{measured['keys_dense']} / {measured['keys']}", context
+    assert not gates()["holds"] and "**fails**" in pages["README.md"]
+
+    table = re.findall(
+        r"^\| ([\d,]+) \| `(\w+)`, (\d+)(?: \(default\))? \| (\d+) % \| (\d+) \| (\d+) \| \+([\d.]+) % \|",
+        pages["docs/quality.md"],
+        re.MULTILINE,
+    )
+    assert len(table) == len(rows)
+    for context, kind, budget, share, keys, dense, loss in table:
+        measured = rows[int(context.replace(",", "")), kind, int(budget)]
+        shown = round(100 * measured["share"]), measured["keys"], measured["keys_dense"], f"{measured['ppl_loss']:.2f}"
+        assert (int(share), int(keys), int(dense), loss) == shown, (context, kind, budget)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
