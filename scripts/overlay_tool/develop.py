@@ -109,14 +109,19 @@ class Export:
         return self._moved(copy, start, patches)
 
     def _export(self, copy: Path, start: str) -> list[Patch]:
-        rows = gitio.git("log", "--reverse", "--format=%H %P%x00%f", f"{start}..HEAD", cwd=copy, own=True)
+        rows = gitio.git("log", "--reverse", "--format=%H %P%x00%s", f"{start}..HEAD", cwd=copy, own=True)
         patches: list[Patch] = []
-        for number, row in enumerate(rows.decode().splitlines(), 1):
-            hashes, slug = row.split("\0")
+        for row in rows.decode().splitlines():
+            hashes, subject = row.split("\0")
             commit, *parents = hashes.split()
             if len(parents) != 1:
                 raise OverlayError(f"commit {commit[:12]} is a merge", "rebase to a straight line of commits")
-            patches.append(self._export_commit(copy, commit, f"{number:04d}-{_topic(slug)}.patch"))
+            if re.match(r"(fixup|squash|amend)! ", subject):
+                raise OverlayError(f"{subject!r} is not folded in", "run git rebase --interactive --autosquash")
+            name = series.file_name(subject)
+            if any(patch.name == name for patch in patches):
+                raise OverlayError(f"two commits would both be {name}", "give each a subject of its own")
+            patches.append(self._export_commit(copy, commit, name))
         return patches
 
     def _export_commit(self, copy: Path, commit: str, name: str) -> Patch:
@@ -134,8 +139,6 @@ class Export:
 
     def _check_headers(self, patches: list[Patch]) -> None:
         for patch in patches:
-            if re.match(r"(fixup|squash|amend)! ", patch.subject):
-                raise OverlayError(f"{patch.subject!r} is not folded in", "run git rebase --interactive --autosquash")
             missing = series.header_problems(patch.message)
             if missing:
                 raise OverlayError(f"{patch.name} lacks {', '.join(missing)}", "complete the commit's message")
@@ -207,16 +210,6 @@ def _is_unique(patch: Patch, parent: Snapshot) -> bool:
     return True
 
 
-def _topic(slug: str) -> str:
-    """A short file name from a subject: whole words, lower case."""
-    words, topic = slug.lower().strip("-.").split("-"), ""
-    for word in words:
-        if topic and len(topic) + 1 + len(word) > 50:
-            break
-        topic = f"{topic}-{word}" if topic else word
-    return topic
-
-
 def _identity(release: Release, files: Snapshot) -> dict[str, str]:
     absent = [path for path in release.identity if path not in files]
     if absent:
@@ -240,7 +233,7 @@ def _blob(files: Snapshot, path: str | None) -> str:
 def _write(root: Path, pins: Lock, release: Release, patches: list[Patch]) -> bool:
     """Replaces the series folder as a whole, then the lock; False if both were so already."""
     where = series.folder(root, release.name)
-    present = {path.name: path.read_bytes() for path in where.iterdir()} if where.is_dir() else {}
+    present = {path.relative_to(where).as_posix(): path.read_bytes() for path in where.rglob("*") if path.is_file()}
     wanted = {name: data for name, data in present.items() if name != "series" and not name.endswith(".patch")}
     wanted |= {patch.name: patch.data for patch in patches} | {"series": series.series_text(patches).encode()}
     text = lock.dump(pins)
@@ -249,8 +242,8 @@ def _write(root: Path, pins: Lock, release: Release, patches: list[Patch]) -> bo
         return False
     staged, staged_lock = where.with_name(f".{where.name}.new"), lock_file.with_name(f".{lock.FILE_NAME}.new")
     remove(staged)
-    staged.mkdir(parents=True)
     for name, data in wanted.items():
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
         (staged / name).write_bytes(data)
     staged_lock.write_text(text, encoding="utf-8")
     swap(staged, where)

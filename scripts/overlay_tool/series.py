@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The patch series: its order, its patch files and what their headers must say."""
+"""The patch series: its order, its patch files and what their names and headers must say.
+
+A patch is named after its subject: `[CPU] Cap the final logits` is `cpu/cap-the-final-logits.patch`. The order stands in
+`series` alone, so that a new patch renames no other.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,8 @@ _HEADER = "# Order of application, one concern per patch. `scripts/overlay.py re
 
 @dataclass(frozen=True)
 class Patch:
+    """`name` is the path below the release's folder, as `series` has it."""
+
     name: str
     data: bytes
     subject: str
@@ -69,8 +75,21 @@ def folder(root: Path, release_name: str) -> Path:
     return root / "patches" / release_name
 
 
+def file_name(subject: str) -> str:
+    """The whole subject as a file name, in the folder of its area."""
+    area, _, what = subject.removeprefix("[").partition("] ")
+    if not subject.startswith("[") or not _slug(area) or not _slug(what):
+        raise OverlayError(f"the subject {subject!r} does not begin with its [Area]", "reword the commit")
+    return f"{_slug(area)}/{_slug(what)}.patch"
+
+
+def _slug(text: str) -> str:
+    words = re.sub(r"[^a-z0-9_.]+", "-", text.lower().replace("'", ""))
+    return words.strip("-.")
+
+
 def names(root: Path, release_name: str) -> list[str]:
-    """The names in `series`, checked against the folder in both directions."""
+    """The names in `series`, checked against the files in both directions."""
     where = folder(root, release_name)
     try:
         text = (where / "series").read_text(encoding="utf-8")
@@ -78,7 +97,7 @@ def names(root: Path, release_name: str) -> list[str]:
         raise OverlayError(f"{where / 'series'} is missing", "restore it from git or run refresh") from None
     listed = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     repeated = {name for name in listed if listed.count(name) > 1}
-    present = {path.name for path in where.glob("*.patch")}
+    present = {path.relative_to(where).as_posix() for path in where.rglob("*.patch")}
     for problem, found in (
         ("names twice", repeated),
         ("names a missing file", set(listed) - present),

@@ -181,7 +181,7 @@ def test_patches_that_can_go_alone_import_nothing_of_the_overlay():
     package = ROOT / "overlay" / "python" / "sglang"
     rows = dict(re.findall(r"^\| `(\[\w+\] .+)` \| (.+) \|$", page, re.MULTILINE))
     found = {}
-    for patch in sorted((ROOT / "patches").glob("*/*.patch")):
+    for patch in sorted((ROOT / "patches").rglob("*.patch")):
         text = patch.read_text(encoding="utf-8")
         # A long subject goes on in the next line.
         subject = " ".join(re.search(r"^Subject: \[PATCH\] (.+(?:\n .+)*)", text, re.MULTILINE)[1].split())

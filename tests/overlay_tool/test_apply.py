@@ -121,7 +121,7 @@ def test_manifest_records_every_file_of_ours(world):
 
 def test_never_vacuous_a_patch_that_changes_nothing_is_refused(world, error_line):
     """A CI once printed OK after applying nothing; here the lock says which files must change."""
-    name = sorted(world.patches.glob("*.patch"))[1].name
+    name = worlds.NAMES[1]
     (world.patches / name).unlink()
     replace(world.patches / "series", f"{name}\n".encode(), b"")
     assert world.run("apply") == 1
@@ -147,7 +147,7 @@ def test_a_wrong_result_is_refused(world, error_line):
 
 def test_a_moved_hunk_is_refused_at_the_pin(world, error_line):
     """Offset 0: a hunk that would fit some lines away does not apply."""
-    name = sorted(world.patches.glob("*.patch"))[0]
+    name = world.patches / worlds.NAMES[0]
     replace(name, b"@@ -10,2 +10,3 @@", b"@@ -12,2 +12,3 @@")
     assert world.run("apply") == 1
     error = error_line()
@@ -184,9 +184,9 @@ def test_tree_can_stand_elsewhere(world, tmp_path, capfd):
 
 
 def test_series_and_folder_must_agree(world, error_line):
-    (world.patches / "0009-stray.patch").write_bytes(b"")
+    (world.patches / "core/stray.patch").write_bytes(b"")
     assert world.run("apply") == 1
-    assert "series does not name: 0009-stray.patch" in error_line()
+    assert "series does not name: core/stray.patch" in error_line()
 
 
 def test_lock_is_canonical(world):

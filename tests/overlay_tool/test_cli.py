@@ -60,7 +60,7 @@ def test_front_door_applies_from_any_folder(world, front_door):
     done = front_door(cwd="/")
     assert done.returncode == 0, done.stderr
     assert world.files() == world.expected()
-    assert "applying 0001-" in done.stderr and "pip install -e" in done.stdout
+    assert "applying core/change-alpha.patch" in done.stderr and "pip install -e" in done.stdout
 
 
 def test_front_door_works_inside_a_git_repository_and_from_its_subfolder(world, front_door):

@@ -11,11 +11,12 @@ import world as worlds
 from overlay_tool import lock
 from overlay_tool.series import ZERO_COMMIT, load
 from overlay_tool.tree import Entry
-from world import DEP3, RELEASE, SDIST, replace, run_git
+from world import DEP3, NAMES, RELEASE, SDIST, replace, run_git
 
 
 def series_bytes(world) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in [*world.patches.iterdir(), world.root / "upstream.lock"]}
+    files = [path for path in world.patches.rglob("*") if path.is_file()]
+    return {str(path.relative_to(world.root)): path.read_bytes() for path in [*files, world.root / "upstream.lock"]}
 
 
 def test_checkout_is_the_pin_and_one_commit_per_patch(world, tmp_path):
@@ -105,7 +106,7 @@ def test_context_is_the_least_that_names_one_place(world, dev):
 def test_a_dropped_commit_takes_its_patch_and_its_lock_entries(world, dev):
     run_git(dev, "reset", "--quiet", "--hard", "HEAD~1")
     assert world.run("refresh", str(dev)) == 0
-    assert len(list(world.patches.glob("*.patch"))) == 2
+    assert len(list(world.patches.rglob("*.patch"))) == 2
     assert "python/sglang/fresh.py" not in world.release().files
     assert world.run("apply") == 0
     assert (world.tree / "python/sglang/old_name.py").exists()
@@ -119,10 +120,12 @@ def test_an_empty_series_is_possible(world, dev):
 
 
 def test_other_files_of_the_series_folder_stay(world, dev):
-    (world.patches / "README.md").write_text("notes\n")
+    notes = [world.patches / "README.md", world.patches / "core/README.md"]
+    for path in notes:
+        path.write_text("notes\n")
     run_git(dev, "reset", "--quiet", "--hard", "HEAD~1")
     assert world.run("refresh", str(dev)) == 0
-    assert (world.patches / "README.md").read_text() == "notes\n"
+    assert [path.read_text() for path in notes] == ["notes\n"] * 2
 
 
 def test_uncommitted_changes_are_refused(world, dev, error_line):
@@ -142,7 +145,7 @@ def test_an_incomplete_header_is_refused(world, dev, error_line, field):
     replace(dev / "python/sglang/fresh.py", b"True", b"False")
     worlds.commit(dev, "[Core] Incomplete", message)
     assert world.run("refresh", str(dev)) == 1
-    assert f"0004-core-incomplete.patch lacks {field}" in error_line()
+    assert f"core/incomplete.patch lacks {field}" in error_line()
     assert series_bytes(world) == before
 
 
@@ -151,6 +154,55 @@ def test_a_vague_date_is_refused(world, dev, error_line):
     worlds.commit(dev, "[Core] Vague", DEP3.replace("2026-01-02", "lately"))
     assert world.run("refresh", str(dev)) == 1
     assert "Last-Update as YYYY-MM-DD" in error_line()
+
+
+@pytest.mark.parametrize(
+    "subject, name",
+    [
+        ("[CPU] Honour the caps", "cpu/honour-the-caps.patch"),
+        ("[Two Words] Take a request's `page_size` from --options: now", "two-words/take-a-requests-page_size-from-options-now.patch"),
+        ("[HSA] A subject as long as a subject may be, which no file name cuts off in the midst", None),
+    ],
+)
+def test_a_patch_is_named_after_its_whole_subject(world, dev, subject, name):
+    replace(dev / "python/sglang/fresh.py", b"True", b"False")
+    worlds.commit(dev, subject)
+    assert world.run("refresh", str(dev)) == 0
+    patch = load(world.root, RELEASE)[-1]
+    name = name or "hsa/a-subject-as-long-as-a-subject-may-be-which-no-file-name-cuts-off-in-the-midst.patch"
+    assert patch.name == name and patch.subject == subject
+    assert (world.patches / name).read_bytes() == patch.data
+
+
+def test_a_patch_between_two_others_renames_none(world, dev):
+    before = series_bytes(world)
+    run_git(dev, "checkout", "--quiet", "-b", "longer", "HEAD~2")
+    worlds.write(dev, {"python/sglang/between.py": b"between\n"})
+    worlds.commit(dev, "[Core] Between the others")
+    run_git(dev, "cherry-pick", "overlay~1", "overlay")
+    assert world.run("refresh", str(dev)) == 0
+    after = series_bytes(world)
+    assert {path for path in before | after if before.get(path) != after.get(path)} == {
+        "upstream.lock", f"patches/{RELEASE}/series", f"patches/{RELEASE}/core/between-the-others.patch",
+    }
+    assert [patch.name for patch in load(world.root, RELEASE)] == [NAMES[0], "core/between-the-others.patch", *NAMES[1:]]
+
+
+@pytest.mark.parametrize("subject", ["Change something", "[] Change", "[Core]", "[Core] ...", "Core] Change", "[Core]Change"])
+def test_a_subject_without_an_area_is_refused(world, dev, error_line, subject):
+    before = series_bytes(world)
+    replace(dev / "python/sglang/fresh.py", b"True", b"False")
+    worlds.commit(dev, subject)
+    assert world.run("refresh", str(dev)) == 1
+    assert f"the subject {subject!r} does not begin with its [Area]; reword the commit" in error_line()
+    assert series_bytes(world) == before
+
+
+def test_two_commits_of_one_name_are_refused(world, dev, error_line):
+    replace(dev / "python/sglang/fresh.py", b"True", b"False")
+    worlds.commit(dev, "[core] Change: Alpha!")
+    assert world.run("refresh", str(dev)) == 1
+    assert f"two commits would both be {NAMES[0]}" in error_line()
 
 
 def test_fixup_commits_must_be_folded_in(world, dev, error_line):
@@ -183,9 +235,9 @@ def test_binary_changes_are_refused(world, dev, error_line):
 
 
 def test_a_change_that_a_later_commit_restores_is_refused(world, dev, error_line):
-    for old, new in ((b"line 30\n", b"mine\n"), (b"mine\n", b"line 30\n")):
+    for way, old, new in (("Forth", b"line 30\n", b"mine\n"), ("Back", b"mine\n", b"line 30\n")):
         replace(dev / "python/sglang/crlf.py", old.replace(b"\n", b"\r\n"), new.replace(b"\n", b"\r\n"))
-        worlds.commit(dev, "[Core] Back and forth")
+        worlds.commit(dev, f"[Core] {way}")
     replace(dev / "python/sglang/crlf.py", b"seven\r", b"line 7\r")
     worlds.commit(dev, "[Core] Restore")
     assert world.run("refresh", str(dev)) == 1
@@ -209,7 +261,7 @@ def test_inexact_hunks_are_printed_and_refused(world, elsewhere, capfd):
     before = series_bytes(world)
     assert world.run("refresh", str(elsewhere)) == 1
     text = capfd.readouterr().err
-    assert "0001-core-made-elsewhere.patch: python/sglang/alpha.py:12 offset by -2 lines" in text
+    assert "core/made-elsewhere.patch: python/sglang/alpha.py:12 offset by -2 lines" in text
     assert f"overlay: error: 1 change not made for {RELEASE} as it is" in text
     assert series_bytes(world) == before
 
@@ -266,10 +318,9 @@ def test_checkout_into_a_used_folder(world, dev, error_line):
 
 
 def test_checkout_that_fails_leaves_nothing(world, tmp_path, error_line):
-    name = sorted(world.patches.glob("*.patch"))[1]
-    replace(name, b"-line 7\r", b"-line X\r")
+    replace(world.patches / NAMES[1], b"-line 7\r", b"-line X\r")
     assert world.run("checkout", str(tmp_path / "made")) == 1
-    assert f"git am refuses {name.name}" in error_line()
+    assert f"git am refuses {NAMES[1]}" in error_line()
     assert [path.name for path in tmp_path.iterdir()] == ["repo"]
 
 

@@ -85,8 +85,8 @@ def test_table_has_a_column_per_target(world, tmp_path, capfd):
     assert world.run("drift", str(tmp_path / "one"), str(tmp_path / "two")) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].split() == ["patch", worlds.VERSION, "10.0"]
-    assert lines[2].split() == ["0002-core-change-line-endings-and-scripts.patch", "exact", "conflict"]
-    assert lines[4] == f"10.0: 0002-core-change-line-endings-and-scripts.patch: {CRLF}:6 conflict (its lines are not there)"
+    assert lines[2].split() == [worlds.NAMES[1], "exact", "conflict"]
+    assert lines[4] == f"10.0: {worlds.NAMES[1]}: {CRLF}:6 conflict (its lines are not there)"
 
 
 def test_overlay_files_that_upstream_has_now(world, tmp_path, capfd):

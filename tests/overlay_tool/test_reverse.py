@@ -48,7 +48,7 @@ def test_apply_after_reverse(world):
 def test_needs_neither_series_nor_archive_of_the_day(world):
     """The tree holds what it needs: a changed repository and an empty cache do not matter."""
     assert world.run("apply") == 0
-    for path in [*world.patches.iterdir(), *(world.root / "cache").rglob("*.tar.gz")]:
+    for path in [*world.patches.rglob("*.patch"), world.patches / "series", *(world.root / "cache").rglob("*.tar.gz")]:
         path.unlink()
     replace(world.root / "overlay/python/sglang/added/__init__.py", b"1", b"2")
     assert world.run("reverse") == 0

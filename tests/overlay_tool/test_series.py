@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The repository's own series and lock. The last two tests use the pinned archive, which the tool obtains itself."""
+"""The repository's own series and lock. The last tests use the pinned archive, which the tool obtains itself."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ import subprocess
 import pytest
 import world as worlds
 from overlay_tool import fetch, lock, series, sources
+from overlay_tool.applier import EXACT, OFFSET, locate, verdict
 from overlay_tool.archives import read_archive
 from overlay_tool.diff import DiffReader
 from overlay_tool.lock import tomllib
@@ -32,8 +34,16 @@ def test_lock_is_canonical():
 
 def test_series_and_folder_agree():
     folder = series.folder(REPOSITORY, PIN.name)
-    assert sorted(series.names(REPOSITORY, PIN.name)) == sorted(path.name for path in folder.glob("*.patch"))
+    present = [str(path.relative_to(folder)) for path in folder.rglob("*.patch")]
+    assert sorted(series.names(REPOSITORY, PIN.name)) == sorted(present)
     assert (folder / "series").read_text(encoding="utf-8") == series.series_text(PATCHES)
+
+
+def test_folders_are_the_concerns():
+    """And the series goes through them one by one."""
+    folders = [patch.name.split("/")[0] for patch in PATCHES]
+    assert list(dict.fromkeys(folders)) == ["cpu", "hsa", "scheduler", "nsa", "hisparse"]
+    assert [area for area, _ in itertools.groupby(folders)] == list(dict.fromkeys(folders))
 
 
 def test_lock_covers_exactly_the_touched_files():
@@ -76,7 +86,7 @@ def test_header_is_complete(patch):
 def test_export_is_plain(patch):
     assert patch.data.startswith(series.ZERO_COMMIT)
     assert b"\n-- \n" not in patch.data and b"\nSubject: [PATCH " not in patch.data
-    assert re.fullmatch(r"\d{4}-[a-z0-9_.-]+\.patch", patch.name)
+    assert patch.name == series.file_name(patch.subject)
     modified = [diff for diff in patch.files if diff.hunks]
     assert all(len(diff.old_id) == len(diff.new_id) == 40 for diff in modified)
 
@@ -92,6 +102,15 @@ def test_line_endings_are_lf(patch):
 def pristine():
     """The pinned archive, from the cache or through pip: without it these tests fail rather than skip."""
     return sources.pinned(PIN)
+
+
+@pytest.mark.parametrize("folder", ["cpu", "hsa", "scheduler", "nsa", "hisparse"])
+def test_each_folder_applies_alone(pristine, folder):
+    """To read, to drop or to send: no concern needs the lines of another."""
+    files = dict(pristine.files)
+    patches = [patch for patch in PATCHES if patch.name.startswith(f"{folder}/")]
+    verdicts = {patch.name: verdict(locate(patch, files)) for patch in patches}
+    assert verdicts and set(verdicts.values()) <= {EXACT, OFFSET}, verdicts
 
 
 def test_git_am_accepts_the_series_in_order(pristine, tmp_path):

@@ -7,13 +7,7 @@ import json
 
 import pytest
 import world as worlds
-from world import replace
-
-NAMES = [
-    "0001-core-change-alpha.patch",
-    "0002-core-change-line-endings-and-scripts.patch",
-    "0003-core-rename-add-and-remove.patch",
-]
+from world import NAMES, replace
 
 
 def report(world, capfd) -> dict:
@@ -94,7 +88,7 @@ def test_table_names_state_and_edits(world, capfd):
     worlds.write(world.tree, {"notes.txt": b"mine\n"})
     world.run("status")
     text = capfd.readouterr().out
-    assert f"{NAMES[0]}" in text and "applied" in text and "edited: notes.txt (added)" in text
+    assert NAMES[0] in text and "applied" in text and "edited: notes.txt (added)" in text
 
 
 def test_verify_accepts_a_fresh_tree(world, capfd):

@@ -24,6 +24,7 @@ from overlay_tool.tree import Entry, read_tree
 VERSION = "9.8.7rc0"
 RELEASE = f"v{VERSION}"
 ARCHIVE = f"sglang-{VERSION}.tar.gz"
+NAMES = ["core/change-alpha.patch", "core/change-line-endings-and-scripts.patch", "core/rename-add-and-remove.patch"]
 IDENTITY = ("python/sglang/alpha.py",)
 
 DEP3 = """
