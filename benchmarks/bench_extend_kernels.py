@@ -16,8 +16,8 @@ import statistics
 import cuda_only
 import torch
 
+from peaks import measure_peaks
 from representations import empty_representations, kept_channels
-from sglang.mini.bench_common import measure_peaks
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters

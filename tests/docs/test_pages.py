@@ -205,6 +205,7 @@ TOOLS = {
     "-m sglang.hsa_calibrate": ("overlay/python/sglang/hsa_calibrate",),
     "-m benchmarks.quality": ("benchmarks/quality",),
     "-m sglang.mini": ("overlay/python/sglang/mini",),
+    "-m benchmarks.mini": ("benchmarks/mini", "overlay/python/sglang/mini"),
     "benchmarks/bench_": ("benchmarks",),
     "examples/needle/train.py": ("examples/needle/train.py",),
     "test_hsa_storage_machine.py": ("overlay/python/sglang/test/attention/test_hsa_storage_machine.py",),

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny_models import build
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hsa"))  # hf_oracle
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / "hsa"), str(TESTS.parent)]  # hf_oracle, benchmarks
 
 
 class World:

@@ -4,7 +4,7 @@
 import copy
 import logging
 from dataclasses import replace
-from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,18 +12,26 @@ from flash_stand_in import flash_attn_with_kvcache, own_parameters, real_paramet
 from tiny_models import prompt_ids
 
 from sglang.mini import MiniEngine, MiniError, SamplingParams, SglKernelAttentionBackend
-from sglang.mini.backend import flash_attention, torch_attention
+from sglang.mini import flash_attention
+from sglang.mini.backend import make_backend as make
 from sglang.mini.kv_cache import CacheState, LayerSpec, PagedKVCache
 
 GREEDY = SamplingParams(max_tokens=10, ignore_eos=True)
-FLASH = partial(flash_attention, flash_attn_with_kvcache)
 ROTARY = torch.nn.Module()
 ROTARY.inv_freq = torch.tensor([1.0, 0.1, 0.01, 0.001])
 SPEC = LayerSpec(layer=0, num_heads=4, num_kv_heads=2, head_dim=8, scaling=0.3, rotary=ROTARY)
 
 
 def make_backend(name=None, specs=(SPEC,), **options):
-    return SglKernelAttentionBackend(name, specs=specs, device="cpu", dtype=torch.float32, **options)
+    return make(name, specs=specs, device="cpu", dtype=torch.float32, **options)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """sgl_kernel as it would be on a GPU that it runs on."""
+    module = SimpleNamespace(flash_attn_with_kvcache=flash_attn_with_kvcache)
+    monkeypatch.setattr(flash_attention, "load_flash_attn", lambda: module)
+    monkeypatch.setattr(flash_attention, "flash_obstacle", lambda *_: None)
 
 
 def test_default_environment_and_argument(monkeypatch):
@@ -51,7 +59,7 @@ def test_a_missing_kernel_falls_back_with_one_log_line(world, caplog):
     (record,) = [r for r in caplog.records if r.name.startswith("sglang.mini")]
     assert "sgl_kernel" in record.message and "CUDA" in record.message and "using torch" in record.message
     assert (engine.backend.requested, engine.backend.name) == ("sgl_kernel", "torch")
-    assert not engine.backend.available()
+    assert isinstance(engine.backend, SglKernelAttentionBackend) and not engine.backend.available()
     prompt = prompt_ids(70)
     assert engine.generate(prompt, GREEDY).token_ids == world("qwen3").expected(prompt, 10)
 
@@ -70,11 +78,11 @@ def test_reasons(device, dtype, head_dim, words, caplog, monkeypatch):
     def fail():
         raise ImportError("libcuda.so.1: no such file\nmore")
 
-    monkeypatch.setattr("sglang.mini.backend.load_flash_attn", fail)
+    monkeypatch.setattr("sglang.mini.flash_attention.load_flash_attn", fail)
     spec = LayerSpec(0, 4, 2, head_dim, 1.0)
-    backend = SglKernelAttentionBackend("sgl_kernel", specs=[spec], device=device, dtype=dtype)
+    backend = SglKernelAttentionBackend(specs=[spec], device=device, dtype=dtype)
     assert words in backend.reason and "\n" not in backend.reason and not backend.available()
-    assert backend.ops is torch_attention
+    assert backend.name == "torch" and len(caplog.records) == 1
 
 
 def make_state(spec, spans, page_size, seed=0):
@@ -121,11 +129,14 @@ def brute_force(q, past, spans, spec):
 
 
 @pytest.mark.parametrize("window, softcap", ((0, 0.0), (17, 0.0), (16, 0.7), (0, 0.7)))
-@pytest.mark.parametrize("ops", (torch_attention, FLASH), ids=("torch", "sgl_kernel"))
-def test_prefill_and_decode_equal_brute_force(ops, window, softcap):
+@pytest.mark.parametrize("name, kernel", (("torch", False), ("sgl_kernel", True), ("sgl_kernel", False)))
+def test_prefill_and_decode_equal_brute_force(name, kernel, window, softcap, request):
+    """Without its kernel sgl_kernel falls back to torch."""
+    if kernel:
+        request.getfixturevalue("stand_in")
     spec = LayerSpec(0, 4, 2, 8, 0.3, window, softcap)
-    backend = make_backend("torch", specs=(spec,))
-    backend.ops = ops
+    backend = make_backend(name, specs=(spec,))
+    assert (backend.requested, backend.available()) == (name, name == "torch" or kernel)
     spans = [(0, 1), (0, 33), (15, 17), (64, 79), (31, 80)]
     state, q, k, v, past = make_state(spec, spans, 16)
     positions = torch.cat([torch.arange(*span) for span in spans])
@@ -147,10 +158,10 @@ def test_the_stand_in_has_the_signature_of_sgl_kernel():
 
 
 @pytest.mark.parametrize("shape", ("qwen3", "gemma2", "mistral"))
-def test_engine_on_the_stand_in(world, shape, check_books):
+def test_engine_on_the_stand_in(world, shape, check_books, stand_in, caplog):
     """The whole engine through FlashAttention's interface: prefill in chunks, decode, prefix hits."""
-    engine = world(shape).engine(page_size=16, chunk_size=100)
-    engine.backend.ops = FLASH
+    engine = world(shape).engine(backend="sgl_kernel", page_size=16, chunk_size=100)
+    assert engine.backend.available() and engine.stats()["backend"] == "sgl_kernel" and not caplog.records
     prompts = [prompt_ids(n, seed=n) for n in (1, 31, 32, 400)]
     expected = [world(shape).expected(p, 10) for p in prompts]
     for _ in range(2):

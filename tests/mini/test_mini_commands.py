@@ -3,8 +3,11 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +113,24 @@ def test_refusals_are_one_line(world, arguments, words, capsys):
     assert words in line
 
 
+def test_the_engine_has_no_circle_of_imports():
+    """Imports within functions count, too: `from sglang.mini.X import ...` goes one way."""
+    from sglang import mini
+
+    graph = {
+        path.stem: set(re.findall(r"^\s*from sglang\.mini\.(\w+) import", path.read_text(encoding="utf-8"), re.MULTILINE))
+        for path in Path(mini.__file__).parent.glob("*.py")
+    }
+    assert {"torch_attention", "kv_cache"} <= graph["hsa_attention"] and "hsa_attention" in graph["backend"]
+    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)  # CycleError names a circle
+
+
+def test_a_benchmark_as_a_command(command):
+    done = command("benchmarks.mini.local_bench", "--arms", "torch", "--repeats", "0")
+    assert done.returncode == 2 and "error: use at least 2 --new-tokens and at least 1 --repeats." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def bench(module, arguments, capsys):
     module.main(arguments)
     output = capsys.readouterr()
@@ -121,7 +142,7 @@ COMMON = ["--device", "cpu", "--new-tokens", "4", "--repeats", "1", "--page-size
 
 
 def test_local_bench(capsys):
-    from sglang.mini import local_bench
+    from benchmarks.mini import local_bench
 
     result = bench(local_bench, [*COMMON, "--prompt-tokens", "16,200"], capsys)
     assert [(row["arm"], row["prompt"]) for row in result["rows"]] == [
@@ -135,7 +156,7 @@ def test_local_bench(capsys):
 
 
 def test_bench_suite(capsys, world):
-    from sglang.mini import bench_suite
+    from benchmarks.mini import bench_suite
 
     arguments = ["--model", str(world("gemma2").path), "--contexts", "130", "--batch-sizes", "1,3"]
     result = bench(bench_suite, [*COMMON, *arguments, "--arms", "hf,torch"], capsys)
@@ -149,7 +170,7 @@ def test_bench_suite(capsys, world):
 
 
 def test_a_bench_compares_an_end_of_sequence_like_any_token(world):
-    from sglang.mini.bench_common import Bench, bench_parser
+    from benchmarks.mini.bench_common import Bench, bench_parser
 
     bench = Bench(bench_parser("").parse_args([*COMMON, "--model", str(world("qwen3").path), "--arms", "hf,torch"]))
     prompts = [bench.prompt(50, seed=0)]
@@ -161,11 +182,11 @@ def test_a_bench_compares_an_end_of_sequence_like_any_token(world):
 
 
 def test_a_bench_does_not_time_wrong_tokens(world, monkeypatch, capsys):
-    from sglang.mini import backend, local_bench
+    from benchmarks.mini import local_bench
+    from sglang.mini.torch_attention import TorchAttentionBackend, torch_attention
 
-    attend = backend.torch_attention
-    wrong = lambda q, state, positions: attend(q, state, positions) * (-1 if state.decode else 1)  # noqa: E731
-    monkeypatch.setattr(backend, "torch_attention", wrong)
+    wrong = lambda _, q, state, positions: torch_attention(q, state, positions) * (-1 if state.decode else 1)  # noqa: E731
+    monkeypatch.setattr(TorchAttentionBackend, "attend", wrong)
     with pytest.raises(ValueError, match="differs from the reference"):
         local_bench.main([*COMMON, "--arms", "torch", "--prompt-tokens", "50"])
     assert "{" not in capsys.readouterr().out
@@ -173,7 +194,7 @@ def test_a_bench_does_not_time_wrong_tokens(world, monkeypatch, capsys):
 
 def test_rows_before_an_error_are_printed(capsys):
     from sglang.mini.api import MiniError
-    from sglang.mini.bench_common import Bench
+    from benchmarks.mini.bench_common import Bench
 
     def broken():
         raise MiniError("no more")

@@ -76,7 +76,7 @@ def test_page_sizes(world):
     w = world("qwen3")
     assert w.engine(backend="hsa").stats()["page_size"] == 64
     assert w.engine(backend="hsa", hsa=HSAConfig(page_size=32)).stats()["page_size"] == 32
-    assert w.engine(backend="hsa", page_size=128).backend.ops.config.page_size == 128
+    assert w.engine(backend="hsa", page_size=128).backend.config.page_size == 128
     with pytest.raises(MiniError, match="--page-size 512 is not valid with HSA: use one of 16, 32, 64, 128"):
         w.engine(backend="hsa", page_size=512)
 
@@ -122,10 +122,10 @@ def _main(path):
         prompts = [prompt_ids(n, seed=n) for n in (1, 16, 120)]
         params = SamplingParams(max_tokens=2, ignore_eos=True)
         want = [r.token_ids for r in engine.generate(prompts, params)]
-        ops, before = engine.backend.ops, engine.stats()["hsa"]["rows_sparse"]
-        ops.kernels = HSAKernels(ops.config, ops.counters)
+        backend, before = engine.backend, engine.stats()["hsa"]["rows_sparse"]
+        backend.kernels = HSAKernels(backend.config, backend.counters)
         got = [r.token_ids for r in engine.generate(prompts, params)]
-        assert engine.stats()["hsa"]["rows_sparse"] > before and ops.kernels.begun and ops.kernels.decode
+        assert engine.stats()["hsa"]["rows_sparse"] > before and backend.kernels.begun and backend.kernels.decode
         print("equal" if got == want else f"{got} {want}")
 
 

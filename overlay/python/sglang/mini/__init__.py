@@ -4,19 +4,20 @@
 See docs/mini_engine.md. Names are resolved on first use, so that importing the package does not import torch.
 """
 
-__all__ = [
-    "MiniEngine",
-    "SamplingParams",
-    "Completion",
-    "Delta",
-    "MiniError",
-    "SglKernelAttentionBackend",
-]
+import importlib
+
+_MODULES = {
+    "MiniEngine": "engine",
+    "SamplingParams": "api",
+    "Completion": "api",
+    "Delta": "api",
+    "MiniError": "api",
+    "SglKernelAttentionBackend": "flash_attention",
+}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name):
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sglang.mini import engine
-
-    return getattr(engine, name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Unio
 import torch
 
 from sglang.mini.api import Completion, Delta, MiniError, SamplingParams
-from sglang.mini.backend import SglKernelAttentionBackend, resolve_name
+from sglang.mini.backend import make_backend, resolve_name
 from sglang.mini.kv_cache import PagedKVCache
 from sglang.mini.model import ModelRunner, load, pick_device
 from sglang.mini.prefix_cache import PrefixCache
@@ -77,7 +77,7 @@ class MiniEngine:
         self.tokenizer, self.vocab_size = tokenizer, model.config.vocab_size
         self.runner = runner = ModelRunner(model)
         place = dict(device=runner.device, dtype=runner.dtype)
-        self.backend = SglKernelAttentionBackend(
+        self.backend = make_backend(
             backend, specs=runner.specs, page_size=page_size, hsa=hsa, **place
         )
         self.kv = PagedKVCache(
@@ -171,7 +171,7 @@ class MiniEngine:
     def stats(self) -> Dict[str, object]:
         """What runs and what the cache holds now; with HSA also its counters (see docs/hsa.md)."""
         with self._lock:
-            counters = getattr(self.backend.ops, "counters", None)
+            counters = self.backend.counters
             return {
                 "backend": self.backend.name,
                 "device": str(self.runner.device),

@@ -12,7 +12,7 @@ import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from sglang.mini.api import MiniError
-from sglang.mini.backend import SglKernelAttentionBackend
+from sglang.mini.attention import AttentionBackend
 from sglang.mini.kv_cache import CacheState, LayerSpec, PagedKVCache
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class ModelRunner:
     def forward(
         self,
         kv: PagedKVCache,
-        backend: SglKernelAttentionBackend,
+        backend: AttentionBackend,
         batch: Sequence[Tuple[int, Sequence[int], int]],
     ) -> torch.Tensor:
         """Run new tokens of several requests in one packed sequence.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One request at a time: time to the first token and tokens per second, against transformers.
 
-python -m sglang.mini.local_bench --model DIR
-python -m sglang.mini.local_bench --geometry qwen3-0.6b --prompt-tokens 128,4096
+python -m benchmarks.mini.local_bench --model DIR
+python -m benchmarks.mini.local_bench --geometry qwen3-0.6b --prompt-tokens 128,4096
 
 Tokens are checked against transformers' logits before anything is timed. The last line is one JSON object.
 """
@@ -17,8 +17,8 @@ from typing import List, Optional, Tuple
 
 from transformers import TextIteratorStreamer
 
+from benchmarks.mini.bench_common import Bench, bench_parser, ints, run_main
 from sglang.mini.api import MiniError
-from sglang.mini.bench_common import Bench, bench_parser, ints, run_main
 from sglang.mini.engine import MiniEngine
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many requests: batch sizes and context lengths, prefix hits, eviction.
 
-python -m sglang.mini.bench_suite --model DIR
-python -m sglang.mini.bench_suite --geometry qwen3-0.6b --batch-sizes 1,8,32 --contexts 1024,4096 --token-budget 262144
+python -m benchmarks.mini.bench_suite --model DIR
+python -m benchmarks.mini.bench_suite --geometry qwen3-0.6b --batch-sizes 1,8,32 --contexts 1024,4096 --token-budget 262144
 
 Tokens are checked against transformers' logits before anything is timed. The last line is one JSON object.
 """
@@ -15,8 +15,8 @@ from functools import partial
 from itertools import product
 from typing import Dict, List, Optional, Tuple
 
+from benchmarks.mini.bench_common import Bench, bench_parser, ints, run_main
 from sglang.mini.api import MiniError, SamplingParams
-from sglang.mini.bench_common import Bench, bench_parser, ints, run_main
 from sglang.mini.engine import MiniEngine
 
 

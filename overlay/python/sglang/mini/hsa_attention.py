@@ -13,8 +13,9 @@ from typing import Optional, Sequence
 import torch
 
 from sglang.mini.api import MiniError
-from sglang.mini.backend import torch_attention
+from sglang.mini.attention import AttentionBackend
 from sglang.mini.kv_cache import CacheState, LayerSpec
+from sglang.mini.torch_attention import torch_attention
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
 from sglang.srt.layers.attention.hsa.counters import HSACounters
@@ -26,7 +27,7 @@ from sglang.srt.layers.attention.hsa.rotary_channels import channel_frequencies
 from sglang.srt.layers.attention.hsa.scales import KVScales
 
 
-class HSAOps:
+class HSAAttentionBackend(AttentionBackend):
     """HSA over the pages of the cache.
 
     A page's representation is written in the pass that fills the page, before anything is selected, and a page is
@@ -38,11 +39,14 @@ class HSAOps:
         page_size: tokens per page; None takes that of the options.
 
     Attributes:
+        config: HSA's options, with the page size that counts. layers: those that HSA attends.
         counters: what was selected and attended, see docs/hsa.md.
 
     Raises:
         MiniError: for options that are not valid, or belong to SGLang's runtime.
     """
+
+    requested = "hsa"
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class HSAOps:
             raise MiniError(
                 "strict and dense_backend are options of SGLang's runtime: leave them out here."
             )
+        super().__init__(config.page_size)
         self.config, self.kind = config, KINDS[config.chunk_repr]
         self.channels = {}
         if self.kind.slow:
@@ -82,10 +87,9 @@ class HSAOps:
 
             self.kernels = HSAKernels(config, self.counters)
 
-    def __call__(
+    def attend(
         self, q: torch.Tensor, state: CacheState, positions: torch.Tensor
     ) -> torch.Tensor:
-        """Queries ``[T, H_q, D]`` at ``positions`` ``[T]`` int64 -> ``[T, H_q, D]``."""
         if state.spec.layer not in self.layers:
             return torch_attention(q, state, positions)
         layer = LayerBuffers(

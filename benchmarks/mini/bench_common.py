@@ -13,10 +13,10 @@ from typing import Callable, Dict, List, Sequence, Tuple
 
 import pandas
 import torch
-from torch.utils.benchmark import Timer
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.peaks import measure_peaks
 from sglang.mini.__main__ import add_engine_options, engine_arguments
 from sglang.mini.api import Completion, MiniError, SamplingParams
 from sglang.mini.engine import MiniEngine
@@ -193,21 +193,21 @@ class Bench:
 
     def decode_roof(self, length: int, batch: int, engine) -> float:
         """Least seconds for one token of each request: weights, keys and values are read once."""
-        model, ops = self.model, engine and engine.backend.ops
+        model, backend = self.model, engine and engine.backend
         embedding = model.get_input_embeddings().weight
         elements = sum(p.numel() for p in model.parameters())
         if embedding is not model.get_output_embeddings().weight:
             elements -= embedding.numel()
         for spec in self.specs:
             rows = 2 * min(length, spec.window or length)
-            if spec.layer in getattr(ops, "layers", ()):
-                config = ops.config
+            if spec.layer in getattr(backend, "layers", ()):
+                config = backend.config
                 chosen = (config.topk + config.sink_pages) * config.page_size
                 rows = 2 * min(length, config.effective_window + chosen)
                 pages = length // config.page_size
                 row_bytes = spec.head_dim * model.dtype.itemsize
-                dtype = ops.kind.storage_dtype(model.dtype)
-                size = ops.kind.repr_dim(spec.head_dim, config.page_size)
+                dtype = backend.kind.storage_dtype(model.dtype)
+                size = backend.kind.repr_dim(spec.head_dim, config.page_size)
                 rows += pages * size * dtype.itemsize / row_bytes
             elements += batch * rows * spec.num_kv_heads * spec.head_dim
         return elements * model.dtype.itemsize / self.peaks["bytes_per_s"]
@@ -250,24 +250,6 @@ class Bench:
             "skipped": self.skipped,
         }
         print(json.dumps({**result, **tables}))
-
-
-def measure_peaks(device: torch.device, dtype: torch.dtype) -> Dict[str, float]:
-    cpu = device.type == "cpu"
-    data = torch.ones((1 << 27 if cpu else 1 << 30) // 4, device=device)
-    target = torch.empty_like(data)
-    n = 512 if cpu else 8192
-    a = torch.ones(n, n, device=device, dtype=dtype)
-    copied = 2 * data.nbytes / best_time(lambda: target.copy_(data))
-    read = data.nbytes / best_time(data.sum)
-    flops = 2 * n**3 / best_time(lambda: a @ a)
-    return {"bytes_per_s": max(read, copied), "flops": flops}
-
-
-def best_time(call: Callable) -> float:
-    """Least seconds of a call, the device's work included."""
-    timer = Timer("f()", globals={"f": call}, num_threads=torch.get_num_threads())
-    return min(timer.blocked_autorange(min_run_time=0.2).times)
 
 
 def run_main(main: Callable[[], None]) -> None:
