@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Callable, Tuple
+from typing import TYPE_CHECKING, Callable, Sequence, Tuple
 
 from sglang.srt.environ import envs
 
@@ -72,6 +72,11 @@ def draft_shape(args: ServerArgs) -> Tuple[int, int]:
 
         steps, topk, tokens = auto_choose_speculative_params(args)
     return topk or 1, steps + 1 if topk == 1 else tokens or steps + 1
+
+
+def _drafts_with_model(args: ServerArgs) -> bool:
+    """Whether a model drafts: NGRAM, refused by itself, has none of the parameters of `draft_shape`."""
+    return args.speculative_algorithm not in (None, "NGRAM")
 
 
 def _longest_draft(args: ServerArgs) -> int:
@@ -263,15 +268,14 @@ REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "branching drafts",
         "--speculative-eagle-topk above 1, the default of some models",
-        lambda args, model: bool(args.speculative_algorithm)
-        and draft_shape(args)[0] > 1,
+        lambda args, model: _drafts_with_model(args) and draft_shape(args)[0] > 1,
         "HSA verifies chains",
         "use --speculative-eagle-topk 1 with --speculative-num-steps N --speculative-num-draft-tokens N+1",
     ),
     Refusal(
         "drafts longer than the window or than a page",
         "--speculative-num-draft-tokens",
-        lambda args, model: bool(args.speculative_algorithm)
+        lambda args, model: _drafts_with_model(args)
         and draft_shape(args)[1] > _longest_draft(args),
         "a draft token could select a page that other draft tokens complete",
         "use fewer draft tokens, or a larger --hsa-window-size",
@@ -345,7 +349,8 @@ REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "more tensor-parallel ranks than KV heads",
         "--tensor-parallel-size",
-        lambda args, model: args.tp_size > model.get_total_num_kv_heads(),
+        lambda args, model: args.tp_size > 1
+        and args.tp_size > model.get_total_num_kv_heads(),
         "the query heads that rank pages together would be split over ranks and select differently on each",
         "use at most as many ranks as the model has KV heads",
     ),
@@ -359,8 +364,8 @@ REFUSALS: Tuple[Refusal, ...] = (
 )
 
 
-def check(args: ServerArgs, model: ModelConfig) -> None:
-    """Raise ValueError with the message of the first refusal that applies."""
-    for refusal in REFUSALS:
-        if refusal.applies(args, model):
-            raise ValueError(refusal.message)
+def check(args: ServerArgs, model: ModelConfig, others: Sequence[str] = ()) -> None:
+    """Raise ValueError with what was found elsewhere and every refusal that applies, one per line."""
+    found = [*others, *(r.message for r in REFUSALS if r.applies(args, model))]
+    if found:
+        raise ValueError("\n".join(found))

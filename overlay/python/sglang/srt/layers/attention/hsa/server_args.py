@@ -96,21 +96,28 @@ class HSAServerArgs:
         """Check and resolve everything HSA needs from the server arguments.
 
         Raises:
-            ValueError: for an unsupported combination, or for ``--hsa-*`` options without HSA.
+            ValueError: for ``--hsa-*`` options without HSA; for invalid values and unsupported combinations, one per line.
         """
         if not refusals.uses_hsa(self):
             self._refuse_unused_hsa_options()
             return
 
-        self._resolve_hsa_page_size()
+        problems = []
+        try:
+            self._resolve_hsa_page_size()
+        except ValueError as error:
+            problems.append(str(error))
         for field in dataclasses.fields(HSAConfig):
             name = FIELD_PREFIX + field.name
             if getattr(self, name) is None:
                 setattr(self, name, field.default)
         if self.hsa_dense_backend is None:
             self.hsa_dense_backend = self._default_hsa_dense_backend()
-        HSAConfig.from_server_args(self)  # checks the values
-        refusals.check(self, self.get_model_config())
+        try:
+            HSAConfig.from_server_args(self)  # checks the values
+        except ValueError as error:
+            problems.append(str(error))
+        refusals.check(self, self.get_model_config(), problems)
         self._limit_cuda_graphs_for_hsa()
         self._align_chunked_prefill_to_hsa_pages()
 
