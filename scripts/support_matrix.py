@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write what the code says into the documentation: the support matrix, the README's options, the refusals to look up.
+"""Write what the code says into the documentation: the support matrix and the README's options.
 
     support_matrix.py            print the support matrix
     support_matrix.py --options  print the table of options
-    support_matrix.py --write    bring docs/support_matrix.md, docs/troubleshooting.md and the README up to date
+    support_matrix.py --write    bring docs/support_matrix.md and the README up to date
 
 It reads HSA's refusals and defaults, so it needs the environment that quickstart.sh or test.sh makes. What is supported is
 listed here with the test that proves it; a test that does not exist is an error.
@@ -21,7 +21,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX = ROOT / "docs" / "support_matrix.md"
 README = ROOT / "README.md"
-TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 
 IN_TREE = "overlay/python/sglang/test/attention/"
 SPARSE, DENSE, STORAGE = (f"tests/hsa/test_engine_{name}.py::" for name in ("sparse", "dense", "storage"))
@@ -267,7 +266,6 @@ def support_matrix() -> str:
         ("Weight mode", config.WEIGHT_MODES, config.HSAConfig.weight_mode),
         ("Dense backend", config.DENSE_BACKENDS, "the platform's best"),
     )
-    messages = {refusal.feature: refusal.message for refusal in REFUSALS}
     lines = [
         "# Support matrix",
         "",
@@ -282,14 +280,19 @@ def support_matrix() -> str:
         "## What works, and what start-up refuses",
         "",
         "*Yes* names the tests that prove it; they run on a CPU unless it says what they need. What ran on which device stands in",
-        "the [benchmark log](../benchmarks/LOG.md). *Refused* gives the error that the server ends with, `…` for what differs.",
+        "the [benchmark log](../benchmarks/LOG.md). *Refused* names the row of the [table of refusals](#refusals), or gives the error",
+        "that the server ends with once the model is loaded, `…` for what differs.",
         "Nothing that was asked for is switched off or replaced silently. Piecewise CUDA graphs, a default, are off with HSA.",
         "",
         "| feature | setting | with `--attention-backend hsa` |",
         "| --- | --- | --- |",
-        *(f"| {cell.feature} | {cell.setting} | {_answer(cell, messages)} |" for cell in CELLS),
+        *(f"| {cell.feature} | {cell.setting} | {_answer(cell)} |" for cell in CELLS),
         "",
         "## Refusals",
+        "",
+        "Start-up checks all of them, and ends with one line for each that applies:",
+        "",
+        "    --attention-backend hsa does not support WHAT (ASKED FOR BY): WHY NOT; INSTEAD.",
         "",
         "| what | asked for by | why not | instead |",
         "| --- | --- | --- | --- |",
@@ -298,9 +301,9 @@ def support_matrix() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _answer(cell: Cell, messages: dict[str, str]) -> str:
+def _answer(cell: Cell) -> str:
     if cell.refusal:
-        return f"**refused**: `{messages[cell.refusal]}`"
+        return f"**refused**: [{cell.refusal}](#refusals)"
     if cell.printed:
         return f"**refused**: `{cell.printed}`"
     tests = ", ".join(f"`{test}`" + (INTERPRETED if _is_interpreted(test) else "") for test in cell.proof)
@@ -334,29 +337,10 @@ def options_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def refusals_table() -> str:
-    """What start-up can be asked for and refuses, with the way out."""
-    from sglang.srt.layers.attention.hsa.refusals import REFUSALS
-
-    lines = ["| it says: does not support | because of | do this |", "| --- | --- | --- |"]
-    lines += [f"| {r.feature} | {_code(r.asked)} | {_code(r.instead)} |" for r in REFUSALS]
-    return "\n".join(lines) + "\n"
-
-
 def readme_with(table: str) -> str:
-    """The README with the table of options."""
-    return _between(README, "options", table)
-
-
-def troubleshooting_with(table: str) -> str:
-    """The page docs/troubleshooting.md with the table of refusals."""
-    return _between(TROUBLESHOOTING, "refusals", table)
-
-
-def _between(page: Path, name: str, table: str) -> str:
-    """A page with a table between its two marks."""
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
+    """The README with the table of options between its two marks."""
+    begin, end = "<!-- options: begin -->\n", "<!-- options: end -->\n"
+    before, rest = README.read_text(encoding="utf-8").split(begin)
     _, after = rest.split(end)
     return f"{before}{begin}{table}{end}{after}"
 
@@ -389,7 +373,6 @@ def main() -> int:
     if args.write:
         MATRIX.write_text(support_matrix(), encoding="utf-8")
         README.write_text(readme_with(options_table()), encoding="utf-8")
-        TROUBLESHOOTING.write_text(troubleshooting_with(refusals_table()), encoding="utf-8")
     else:
         print(options_table() if args.options else support_matrix(), end="")
     return 0

@@ -69,12 +69,21 @@ def generator():
 
 
 def test_every_refusal_can_be_looked_up(generator):
+    """In the support matrix with all of its message, and there alone; the page of error texts leads to it."""
     from sglang.srt.layers.attention.hsa.refusals import REFUSALS
 
-    page = generator.TROUBLESHOOTING.read_text(encoding="utf-8")
-    assert page == generator.troubleshooting_with(generator.refusals_table()), "run scripts/support_matrix.py --write"
-    for refusal in REFUSALS:
-        assert f"| {refusal.feature} |" in page
+    template = "--attention-backend hsa does not support {} ({}): {}; {}."
+    matrix, table = generator.MATRIX.read_text(encoding="utf-8").split("\n## Refusals\n")
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+    messages = [template.format(*row).replace("`", "") for row in rows]
+    assert messages == [refusal.message for refusal in REFUSALS]
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    heading = "### `--attention-backend hsa does not support … (…): …; ….`\n"
+    assert "](support_matrix.md#refusals)" in page.split(heading)[1].split("###")[0]
+    others = [path.read_text(encoding="utf-8") for path in DOCS.glob("*.md") if path != generator.MATRIX]
+    assert not [r.feature for r in REFUSALS for text in (matrix, *others) if r.message in text]
+    rows = {line.replace("`", "") for text in others for line in text.splitlines() if line.startswith("| ")}
+    assert not [r.feature for r in REFUSALS for row in rows if r.feature in row and r.instead in row]
 
 
 def metrics_of(text: str) -> set[str]:
