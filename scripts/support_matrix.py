@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write what the code says into the documentation: the support matrix and the README's options.
+"""Write what the code says into the documentation: the support matrix and the options.
 
     support_matrix.py            print the support matrix
     support_matrix.py --options  print the table of options
-    support_matrix.py --write    bring docs/support_matrix.md and the README up to date
+    support_matrix.py --write    bring docs/support_matrix.md and docs/options.md up to date
 
 It reads HSA's refusals and defaults, so it needs the environment that quickstart.sh or test.sh makes. What is supported is
 listed here with the test that proves it; a test that does not exist is an error.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX = ROOT / "docs" / "support_matrix.md"
-README = ROOT / "README.md"
+OPTIONS = ROOT / "docs" / "options.md"
 
 IN_TREE = "overlay/python/sglang/test/attention/"
 SPARSE, DENSE, STORAGE = (f"tests/hsa/test_engine_{name}.py::" for name in ("sparse", "dense", "storage"))
@@ -337,10 +337,10 @@ def options_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme_with(table: str) -> str:
-    """The README with the table of options between its two marks."""
+def options_with(table: str) -> str:
+    """docs/options.md with the table of options between its two marks."""
     begin, end = "<!-- options: begin -->\n", "<!-- options: end -->\n"
-    before, rest = README.read_text(encoding="utf-8").split(begin)
+    before, rest = OPTIONS.read_text(encoding="utf-8").split(begin)
     _, after = rest.split(end)
     return f"{before}{begin}{table}{end}{after}"
 
@@ -358,7 +358,7 @@ def _code_word(word: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--options", action="store_true", help="print the README's table of options")
+    choice.add_argument("--options", action="store_true", help="print the table of options")
     choice.add_argument("--write", action="store_true", help="bring all pages up to date")
     args = parser.parse_args()
     try:
@@ -372,7 +372,7 @@ def main() -> int:
         sys.exit("support_matrix: error: " + "\n".join(wrong))
     if args.write:
         MATRIX.write_text(support_matrix(), encoding="utf-8")
-        README.write_text(readme_with(options_table()), encoding="utf-8")
+        OPTIONS.write_text(options_with(options_table()), encoding="utf-8")
     else:
         print(options_table() if args.options else support_matrix(), end="")
     return 0
