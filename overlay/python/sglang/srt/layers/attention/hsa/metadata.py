@@ -27,7 +27,6 @@ class HSAMetadata:
     Attributes:
         page_size: slots per page.
         cache_seqlens_int32: keys per sequence, the new ones included ``[B]`` int32.
-        cu_seqlens_k: their prefix sums ``[B + 1]`` int32.
         new_tokens: new tokens per sequence ``[B]`` int32.
         cu_seqlens_q: their prefix sums ``[B + 1]`` int32.
         page_table_1: slot of each position ``[B, max_seqlen_k]`` int32; undefined past a sequence's end.
@@ -43,7 +42,6 @@ class HSAMetadata:
 
     page_size: int
     cache_seqlens_int32: torch.Tensor
-    cu_seqlens_k: torch.Tensor
     new_tokens: torch.Tensor
     cu_seqlens_q: torch.Tensor
     page_table_1: torch.Tensor
@@ -108,7 +106,6 @@ def build_metadata(
     return HSAMetadata(
         page_size=page_size,
         cache_seqlens_int32=seq_lens,
-        cu_seqlens_k=_prefix_sums(seq_lens),
         new_tokens=q_lens,
         cu_seqlens_q=_prefix_sums(q_lens),
         page_table_1=page_table_1,

@@ -7,8 +7,6 @@ attends its part for all query heads of the KV head at once, and the one that fi
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 import triton
 import triton.language as tl
@@ -28,7 +26,6 @@ def _decode_hsa_kernel(
     page_table,
     seq_lens,
     out,
-    lse_out,
     part_o,
     part_lse,
     arrivals,
@@ -47,7 +44,6 @@ def _decode_hsa_kernel(
     stride_table,
     stride_out_row,
     stride_out_head,
-    stride_lse_row,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
@@ -63,7 +59,6 @@ def _decode_hsa_kernel(
     SPLITS: tl.constexpr,
     MERGE_SPLITS: tl.constexpr,
     MERGE_G: tl.constexpr,
-    HAS_LSE: tl.constexpr,
     MASK_LAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -184,9 +179,6 @@ def _decode_hsa_kernel(
                 merged.to(out.dtype.element_ty),
                 mask=(h[:, None] < GROUP) & (dv[None, :] < V_DIM),
             )
-            if HAS_LSE:
-                lse_ptr = lse_out + b.to(tl.int64) * stride_lse_row + g * GROUP + h
-                tl.store(lse_ptr, highest + tl.log(mass), mask=h < GROUP)
 
 
 class DecodeWorkspace:
@@ -239,7 +231,6 @@ def decode_hsa(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     splits: int = MAX_SPLITS,
-    lse: Optional[torch.Tensor] = None,
     mask_last_slot: bool = False,
 ) -> torch.Tensor:
     """Attention of one new token per sequence over sinks, selected pages and window.
@@ -253,7 +244,6 @@ def decode_hsa(
         out: ``[B, H_q, D_v]``, written whole.
         workspace: scratch for at least this batch.
         splits: programs that share one sequence and KV head, 1 to MAX_SPLITS.
-        lse: ``[B, H_q]`` float32, written if given.
         mask_last_slot: the last slot of a page is no key, and is not read (see ``layout``).
 
     Returns:
@@ -281,7 +271,6 @@ def decode_hsa(
         page_table,
         seq_lens,
         out,
-        lse,
         workspace.part_o,
         workspace.part_lse,
         workspace.arrivals,
@@ -300,7 +289,6 @@ def decode_hsa(
         page_table.stride(0),
         out.stride(0),
         out.stride(1),
-        0 if lse is None else lse.stride(0),
         KV_HEADS=num_kv_heads,
         GROUP=group,
         BLOCK_G=max(16, triton.next_power_of_2(group)),  # tl.dot needs 16 rows
@@ -318,7 +306,6 @@ def decode_hsa(
         MERGE_G=min(
             triton.next_power_of_2(group), max(1, 8192 // (merge_splits * block_v))
         ),
-        HAS_LSE=lse is not None,
         MASK_LAST=mask_last_slot,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
