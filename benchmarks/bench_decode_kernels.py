@@ -20,17 +20,14 @@ from representations import represent
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
+from sglang.srt.layers.attention.hsa.ops.common import num_processors, programs_per_row
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS, DecodeWorkspace, decode_hsa
-from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
+from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_hsa_fwd, extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
-from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
-    MAX_PROGRAMS_PER_ROW,
-    SelectPagesWorkspace,
-    select_pages_decode,
-)
-from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
-from sglang.srt.layers.attention.hsa.ops.select_pages.slow_decode import select_slow_pages_decode
-from sglang.srt.layers.attention.hsa.split_decode import programs_per_row
+from sglang.srt.layers.attention.hsa.ops.select_pages.by_kind import selection_of
+from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import MAX_PROGRAMS_PER_ROW, SelectPagesWorkspace
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
+from sglang.srt.layers.attention.hsa.selector import HSASelector
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
 COLD_NAMES = {
@@ -122,7 +119,11 @@ def bench(
     num_pages = batch * pages + 1
     k, v = (torch.randn(num_pages * PAGE, kv_heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     table = (torch.randperm(num_pages - 1, device="cuda") + 1).view(batch, pages).int()
-    reprs, channels = represent(kind, k, PAGE)
+    config = HSAConfig(
+        topk=TOPK, page_size=PAGE, window_size=WINDOW, sink_pages=SINKS, chunk_repr=kind, selection_strategy=strategy
+    )
+    params = AttentionParams(config, dim**-0.5)
+    reprs, channels = represent(k, params)
     version = torch.ones(num_pages, dtype=torch.int64, device="cuda")
     lens = torch.full((batch,), length, dtype=torch.int64, device="cuda")
     q = torch.randn(batch, heads, dim, device="cuda", dtype=torch.bfloat16)
@@ -132,41 +133,30 @@ def bench(
     programs = batch * kv_heads * MAX_PROGRAMS_PER_ROW
     select_workspace = SelectPagesWorkspace(batch, kv_heads, pages, "cuda", heads // kv_heads, programs)
     decode_workspace = DecodeWorkspace(batch, batch * kv_heads * MAX_SPLITS, heads, kv_heads, dim, "cuda")
-    shape = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS, sm_scale=dim**-0.5)
-    processors = torch.cuda.get_device_properties(0).multi_processor_count
-    rows = batch * kv_heads
+    cache = LayerCache(k, v, reprs, version, version, channels)
+    processors, op = num_processors("cuda"), selection_of(config).decode
+    splits = programs_per_row(processors, batch * kv_heads, MAX_SPLITS)
 
     def select():
-        common = (q, reprs, version, version, table, lens, selected, select_workspace, counters.values)
-        if kind == "slow_keys":
-            return select_slow_pages_decode(
-                *common, strategy=strategy, channels=channels, processors=processors, **shape
-            )
-        return select_pages_decode(
-            *common, kind=kind, strategy=strategy, keys=k, key_scale=dim**-0.5, logit_cap=0.0,
-            programs_per_row=programs_per_row(processors, rows, MAX_PROGRAMS_PER_ROW), **shape,
-        )  # fmt: skip
+        op(q, cache, table, lens, selected, select_workspace, counters.values, params, processors)
 
     def attend():
-        decode_hsa(
-            q, k, v, selected, table, lens, out, decode_workspace,
-            splits=programs_per_row(processors, rows, MAX_SPLITS), **shape,
-        )  # fmt: skip
+        decode_hsa(q, cache, selected, table, lens, out, decode_workspace, params, splits)
 
     def both():
         select()
         attend()
 
     both()
-    math = dict(page_size=PAGE, sm_scale=dim**-0.5)
-    local = decode_local_fwd(q, k, v, table, lens, window_size=WINDOW, sink_pages=SINKS, **math)
-    expected, _ = merge_state(*local, *decode_hsa_fwd(q, k, v, selected, table, lens, **math))
+    cu_seqlens_q = torch.arange(batch + 1)
+    local = extend_local_fwd(q, k, v, table, cu_seqlens_q, lens, params)
+    expected, _ = merge_state(*local, *extend_hsa_fwd(q, k, v, selected, cu_seqlens_q, lens, params))
     error = float((out.float() - expected).norm() / expected.norm())
     one = slice(0, 1)  # the references take long for more
-    wanted, _ = select_pages(
-        q[one], reprs, torch.ones_like(table[one], dtype=torch.bool), table[one], torch.tensor([0, 1]), lens[one],
-        topk=TOPK, kind=kind, strategy=strategy, local_lse=local[1][one], channels=channels, **shape,
-    )  # fmt: skip
+    valid = torch.ones_like(table[one], dtype=torch.bool)
+    wanted, _ = HSASelector(params, channels).select(
+        q[one], reprs, valid, table[one], torch.tensor([0, 1]), lens[one], local[1][one]
+    )
     equal = float((selected[one] == wanted).float().mean())
     if not (error < 1e-2 and equal > 0.9):
         raise SystemExit(f"bench_decode_kernels: wrong result at {length=} {batch=}: relative error {error}, {equal=}")

@@ -21,19 +21,16 @@ from representations import empty_representations, kept_channels
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
-from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
+from sglang.srt.layers.attention.hsa.ops.common import num_processors
 from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
+from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
+from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_hsa_fwd, extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
-from sglang.srt.layers.attention.hsa.ops.select_pages.extend_kernel import select_pages_extend
-from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import ExtendSelectWorkspace, PageLists
-from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
-from sglang.srt.layers.attention.hsa.ops.select_pages.slow_extend import (
-    SlowSelectWorkspace,
-    select_slow_pages_extend,
-)
-from sglang.srt.layers.attention.hsa.processors import num_processors
+from sglang.srt.layers.attention.hsa.ops.select_pages.by_kind import selection_of
+from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageLists
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
+from sglang.srt.layers.attention.hsa.selector import HSASelector
 
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
 LAYOUT = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS)
@@ -68,24 +65,22 @@ def rows_of(lists: PageLists, row: int, kv_heads: int) -> torch.Tensor:
     return out
 
 
-def check(q, k, v, reprs, channels, table, lists, out, prefix, scale, kind, strategy) -> tuple[float, float]:
+def check(q, cache, table, lists, out, prefix, params) -> tuple[float, float]:
     """(largest relative error of the output, share of equal selections) of some rows."""
-    new, kv_heads = len(q), k.shape[1]
+    k, v, cu_seqlens_q = cache.keys, cache.values, torch.tensor([0, 1])
     errors, equal = [], []
     valid = torch.ones_like(table, dtype=torch.bool)
-    for row in torch.linspace(0, new - 1, CHECKED_ROWS).long().tolist():
+    selector = HSASelector(params, cache.channels)
+    for row in torch.linspace(0, len(q) - 1, CHECKED_ROWS).long().tolist():
         length = torch.tensor([prefix + row + 1], device="cuda")
-        math = dict(page_size=PAGE, sm_scale=scale)
-        one = (q[row : row + 1], k, v)
-        local = decode_local_fwd(*one, table, length, window_size=WINDOW, sink_pages=SINKS, **math)
-        expected, _ = select_pages(
-            q[row : row + 1], reprs, valid, table, torch.tensor([0, 1]), length,
-            topk=TOPK, kind=kind, strategy=strategy, sm_scale=scale, local_lse=local[1], channels=channels, **LAYOUT,
-        )  # fmt: skip
-        chosen = rows_of(lists, row, kv_heads)
+        one = q[row : row + 1]
+        local = extend_local_fwd(one, k, v, table, cu_seqlens_q, length, params)
+        expected, _ = selector.select(one, cache.reprs, valid, table, cu_seqlens_q, length, local[1])
+        chosen = rows_of(lists, row, k.shape[1])
         width = expected.shape[-1]
         equal.append(float((chosen[:, :width] == expected[0]).all(-1).float().mean()))
-        reference, _ = merge_state(*local, *decode_hsa_fwd(*one, chosen[None], table, length, **math))
+        far = extend_hsa_fwd(one, k, v, chosen[None], cu_seqlens_q, length, params)
+        reference, _ = merge_state(*local, *far)
         errors.append(float((out[row].float() - reference[0]).norm() / reference.norm()))
     return max(errors), statistics.mean(equal)
 
@@ -107,41 +102,36 @@ def bench(
     pages = (prefix + new) // PAGE
     k, v = (torch.randn((pages + 1) * PAGE, kv_heads, dim, **bf16) for _ in range(2))
     table = (torch.randperm(pages, device="cuda") + 1).int().view(1, -1)
-    reprs, channels = empty_representations(kind, k, PAGE), kept_channels(kind, dim)
+    config = HSAConfig(topk=TOPK, chunk_repr=kind, selection_strategy=strategy, **LAYOUT)
+    params = AttentionParams(config, dim**-0.5)
     version = torch.ones(pages + 1, dtype=torch.int64, device="cuda")
-    stamps = torch.zeros_like(version)
+    cache = LayerCache(
+        k, v, empty_representations(k, params), torch.zeros_like(version), version, kept_channels(params, dim)
+    )
     # Queries that share a direction with their neighbours choose alike; agreement 0 is independent noise.
     shared = torch.randn(-(-new // PAGE), heads, dim, device="cuda").repeat_interleave(PAGE, 0)[:new]
     noise = torch.randn(new, heads, dim, device="cuda")
     q = (agreement * shared + (1 - agreement**2) ** 0.5 * noise).mul(4).to(torch.bfloat16)
     counters = HSACounters("cuda")
-    group, scale = heads // kv_heads, dim**-0.5
-    tiling = choose_tiling(group, dim, strategy, kind)
-    plan = plan_extend([prefix], [new], tiling=tiling, device="cuda", **LAYOUT)
+    group, op = heads // kv_heads, selection_of(config)
+    plan = plan_extend([prefix], [new], tiling=choose_tiling(group, dim, config), config=config, device="cuda")
     lists = PageLists.empty(plan, kv_heads, TOPK)
-    slow = kind == "slow_keys"
-    workspace = (SlowSelectWorkspace if slow else ExtendSelectWorkspace)(plan, kv_heads, TOPK, num_processors("cuda"))
+    workspace = op.extend_workspace(plan, kv_heads, TOPK, num_processors("cuda"))
     out = torch.empty_like(q)
     local_lse = q.new_empty(q.shape[:2], dtype=torch.float32) if strategy == "softmax_head" else None
 
     def write():
-        write_pages(
-            k, reprs, stamps, version, version[:1], table, plan.pages, counters.values,
-            page_size=PAGE, kind=kind, channels=channels,
-        )  # fmt: skip
+        write_pages(cache, version[:1], table, plan.pages, counters.values, params)
 
     def select():
+        extra = {}
         if local_lse is not None:  # the normaliser's share of sinks and window
-            extend_hsa(q, k, v, None, table, plan, out, sm_scale=scale, lse=local_lse, **LAYOUT)
-        common = (q, reprs, stamps, version, table, plan, lists, workspace, counters.values)
-        options = dict(topk=TOPK, strategy=strategy, sm_scale=scale, **LAYOUT)
-        if slow:
-            select_slow_pages_extend(*common, channels=channels, **options)
-        else:
-            select_pages_extend(*common, kind=kind, local_lse=local_lse, **options)
+            extra["local_lse"] = local_lse
+            extend_hsa(q, cache, None, table, plan, out, params, local_lse)
+        op.extend(q, cache, table, plan, lists, workspace, counters.values, params, **extra)
 
     def attend():
-        extend_hsa(q, k, v, lists, table, plan, out, sm_scale=scale, **LAYOUT)
+        extend_hsa(q, cache, lists, table, plan, out, params)
 
     def layer():
         write()
@@ -149,7 +139,7 @@ def bench(
         attend()
 
     layer()
-    error, equal = check(q, k, v, reprs, channels, table, lists, out, prefix, scale, kind, strategy)
+    error, equal = check(q, cache, table, lists, out, prefix, params)
     if not (error < 2e-2 and equal > 0.9 and counters.snapshot()["pages_selected"]):
         raise SystemExit(f"bench_extend_kernels: wrong result at {prefix=} {new=}: {error=} {equal=}")
     snapshot = counters.snapshot()

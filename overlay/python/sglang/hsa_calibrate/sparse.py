@@ -17,10 +17,8 @@ from sglang.srt.layers.attention.hsa.layout import (
     num_candidate_pages,
     window_start_page,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.reference import (
-    compute_logits,
-    topk_transform,
-)
+from sglang.srt.layers.attention.hsa.params import AttentionParams
+from sglang.srt.layers.attention.hsa.selector import HSASelector
 
 NEG_INF = float("-inf")
 # A page left out may outweigh all that is kept by more than float32 can say; beyond exp(60) its share is 1 anyway.
@@ -162,22 +160,20 @@ def select(
         positions: of the rows, ascending ``[T]``.
         lse: log-sum-exp of window and sinks ``[T, H_q]``; needed by ``softmax_head``.
     """
+    params = AttentionParams(config, layer.scale, layer.softcap or 0.0)
+    selector = HSASelector(params, layer.channels)
     counts = _candidates(positions, config)
     most = int(counts[-1])
     logits = torch.empty(q.shape[0], q.shape[1], 0, device=q.device)
     if most:
         pages = torch.arange(most, device=q.device)
-        logits, _ = compute_logits(
+        logits, _ = selector.compute_logits(
             q.flatten(1, 2),
             reprs[config.sink_pages : config.sink_pages + most],
             pages < counts[:, None],
-            kind=config.chunk_repr,
-            strategy=config.selection_strategy,
-            sm_scale=layer.scale,
-            local_lse=lse,
-            channels=layer.channels,
+            lse,
         )
-    return _best(logits, num_pages, config)
+    return _best(logits, num_pages, selector)
 
 
 def select_exact(
@@ -196,7 +192,8 @@ def select_exact(
     share = share.transpose(0, 1)[..., config.sink_pages : config.sink_pages + most]
     pages = torch.arange(share.shape[-1], device=share.device)
     hidden = (pages >= counts[:, None]).unsqueeze(1)
-    return _best(share.masked_fill(hidden, NEG_INF), num_pages, config)
+    selector = HSASelector(AttentionParams(config, sm_scale=1.0))
+    return _best(share.masked_fill(hidden, NEG_INF), num_pages, selector)
 
 
 def _candidates(positions: torch.Tensor, config: HSAConfig) -> torch.Tensor:
@@ -205,13 +202,14 @@ def _candidates(positions: torch.Tensor, config: HSAConfig) -> torch.Tensor:
     return num_candidate_pages(positions, window, size, config.sink_pages)
 
 
-def _best(logits: torch.Tensor, num_pages: int, config: HSAConfig) -> torch.Tensor:
+def _best(logits: torch.Tensor, num_pages: int, selector: HSASelector) -> torch.Tensor:
     """The best of scores ``[T, H_kv, candidates]`` as a mask ``[H_kv, T, num_pages]``."""
     shape = (*logits.shape[:2], num_pages + 1)  # the last column takes the padding
     chosen = torch.zeros(shape, dtype=torch.bool, device=logits.device)
     if logits.shape[-1]:
         pages = torch.arange(logits.shape[-1], device=logits.device)
-        _, picked = topk_transform(logits, config.topk, pages + config.sink_pages)
+        first = selector.params.sink_pages
+        _, picked = selector.topk_transform(logits, pages + first)
         chosen.scatter_(-1, picked.long().masked_fill(picked < 0, num_pages), True)
     return chosen[..., :num_pages].transpose(0, 1)
 

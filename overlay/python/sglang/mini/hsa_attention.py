@@ -19,12 +19,11 @@ from sglang.mini.torch_attention import torch_attention
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
 from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.layer_buffers import LayerBuffers
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
-from sglang.srt.layers.attention.hsa.reference_attention import attend_reference
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
+from sglang.srt.layers.attention.hsa.passes.reference_attention import attend_reference
 from sglang.srt.layers.attention.hsa.rotary_channels import channel_frequencies
-from sglang.srt.layers.attention.hsa.scales import KVScales
 
 
 class HSAAttentionBackend(AttentionBackend):
@@ -92,22 +91,21 @@ class HSAAttentionBackend(AttentionBackend):
     ) -> torch.Tensor:
         if state.spec.layer not in self.layers:
             return torch_attention(q, state, positions)
-        layer = LayerBuffers(
+        spec = state.spec
+        params = AttentionParams(self.config, spec.scaling, spec.softcap)
+        cache = LayerCache(
             state.k_cache.flatten(0, 1),
             state.v_cache.flatten(0, 1),
-            self._representations(state),
-            stamps=None,
-            versions=None,
-            scaling=state.spec.scaling,
-            logit_cap=state.spec.softcap,
-            scales=KVScales(1.0, 1.0, 1.0),
-            channels=self.channels.get(state.spec.layer),
+            self._representations(state, params),
+            channels=self.channels.get(spec.layer),
         )
         if self.kernels is not None:
-            return self.kernels.attend(q, layer, state)
-        return self._reference(q, layer, state, positions)
+            return self.kernels.attend(q, cache, params, state)
+        return self._reference(q, cache, params, state, positions)
 
-    def _representations(self, state: CacheState) -> torch.Tensor:
+    def _representations(
+        self, state: CacheState, params: AttentionParams
+    ) -> torch.Tensor:
         """Representations of the layer ``[num_pages, H_kv, repr_dim]``, those of the pages just filled included."""
         keys, layer, pages = state.k_cache, state.spec.layer, state.completed_pages
         if not self.kind.stored:
@@ -118,19 +116,19 @@ class HSAAttentionBackend(AttentionBackend):
             shape = len(keys), keys.shape[2], width
             self.reprs[layer] = keys.new_zeros(shape, dtype=dtype)
         if len(pages):
-            layout = dict(page_size=self.config.page_size, kind=self.config.chunk_repr)
-            layout["channels"] = self.channels.get(layer)
-            fresh = chunk_repr_fwd(keys.flatten(0, 1), pages, **layout)
+            channels = self.channels.get(layer)
+            fresh = chunk_repr_fwd(keys.flatten(0, 1), pages, params, channels)
             self.reprs[layer][pages] = fresh.to(self.reprs[layer].dtype)
             self.counters.add("reprs_written", len(pages))
         return self.reprs[layer]
 
-    def _reference(self, q, layer: LayerBuffers, state, positions) -> torch.Tensor:
+    def _reference(self, q, cache, params, state, positions) -> torch.Tensor:
         config, table, lens = self.config, state.page_table, state.cache_seqlens
         logical = torch.arange(table.shape[1], device=q.device)
         full = logical < (lens // config.page_size)[:, None]  # [B, max_pages]
-        cu_seqlens, how = state.cu_seqlens_q, dict(decode=state.decode, config=config)
-        out, pages = attend_reference(q, layer, full, table, lens, cu_seqlens, **how)
+        out, pages = attend_reference(
+            q, cache, full, table, lens, state.cu_seqlens_q, params
+        )
         candidates = num_candidate_pages(
             positions, config.effective_window, config.page_size, config.sink_pages
         )

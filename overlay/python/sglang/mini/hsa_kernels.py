@@ -8,11 +8,11 @@ import torch
 from sglang.mini.kv_cache import CacheState
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
-from sglang.srt.layers.attention.hsa.layer_buffers import LayerBuffers
-from sglang.srt.layers.attention.hsa.split_decode import DecodeSize
-from sglang.srt.layers.attention.hsa.tile_attention import TileAttention
-from sglang.srt.layers.attention.hsa.tiled_decode import decode_attention
+from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
+from sglang.srt.layers.attention.hsa.passes.decode import decode_attention
+from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize
+from sglang.srt.layers.attention.hsa.passes.tile_attention import TileAttention
 
 
 class HSAKernels:
@@ -26,18 +26,13 @@ class HSAKernels:
     def _begin(self, state: CacheState) -> None:
         config, kv, device = self.config, state.kv, state.page_table.device
         sizes = state.spec.num_heads, state.spec.num_kv_heads, state.spec.head_dim
-        group = sizes[0] // sizes[1]
-        tiling = choose_tiling(
-            group, sizes[2], config.selection_strategy, config.chunk_repr
-        )
+        tiling = choose_tiling(sizes[0] // sizes[1], sizes[2], config)
         if not state.decode:
             plan = plan_extend(
                 [first for first, _ in state.spans],
                 state.counts,
                 tiling=tiling,
-                page_size=config.page_size,
-                window_size=config.effective_window,
-                sink_pages=config.sink_pages,
+                config=config,
                 device=device,
             )
             self.tiles = TileAttention.of(plan, sizes[1], config, self.counters)
@@ -51,12 +46,16 @@ class HSAKernels:
         self.begun = state.spans
 
     def attend(
-        self, q: torch.Tensor, layer: LayerBuffers, state: CacheState
+        self,
+        q: torch.Tensor,
+        cache: LayerCache,
+        params: AttentionParams,
+        state: CacheState,
     ) -> torch.Tensor:
         """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D]``; its keys, values and representations are written."""
         if self.begun is not state.spans:
             self._begin(state)
         q, table = q.contiguous(), state.page_table
         if state.decode:
-            return self.decode.attend(q, layer, table, state.cache_seqlens)
-        return self.tiles.attend(q, layer, table)
+            return self.decode.launch(q, cache, table, state.cache_seqlens, params)
+        return self.tiles.launch(q, cache, table, params)

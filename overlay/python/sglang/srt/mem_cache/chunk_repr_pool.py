@@ -21,6 +21,7 @@ import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.ops.gather import take
+from sglang.srt.layers.attention.hsa.params import LayerCache
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllocator
@@ -181,9 +182,22 @@ class ChunkReprMixin:
             return None
         return self.all_repr_channels[self._ordinal[layer_id]]
 
-    def chunk_repr_stamp(self, layer_id: int) -> torch.Tensor:
-        """Version that each representation of a layer was written for ``[num_pages]`` int32."""
-        return self.chunk_repr_version[self._ordinal[layer_id]]
+    def layer_cache(
+        self, layer_id: int, versions: Optional[torch.Tensor] = None
+    ) -> LayerCache:
+        """The cache of a layer as the ops read it, with the page versions that were read before the page table."""
+        keys, values = self.get_kv_buffer(layer_id)
+        stamps = None
+        if self.chunk_repr_kind.stored:
+            stamps = self.chunk_repr_version[self._ordinal[layer_id]]
+        return LayerCache(
+            keys,
+            values,
+            self.chunk_repr_pages(layer_id),
+            stamps,
+            versions,
+            self.chunk_repr_channels(layer_id),
+        )
 
     def save_chunk_repr(
         self,

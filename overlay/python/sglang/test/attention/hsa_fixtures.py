@@ -11,7 +11,12 @@ import numpy as np
 import torch
 
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, slow_channels
-from sglang.srt.layers.attention.hsa.config import NOT_WEIGHTS, SELECTION_STRATEGIES
+from sglang.srt.layers.attention.hsa.config import (
+    NOT_WEIGHTS,
+    SELECTION_STRATEGIES,
+    HSAConfig,
+)
+from sglang.srt.layers.attention.hsa.params import AttentionParams
 
 # An engine of a test on a CUDA device: prompts of some hundred tokens have more pages than it selects.
 GPU_ENGINE = dict(
@@ -82,6 +87,17 @@ def rotary_channels(head_dim: int) -> torch.Tensor:
     """Channels that slow_keys keeps of a head turned by an ordinary rotary embedding ``[R]`` int32."""
     pairs = 10000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)
     return slow_channels(torch.cat([pairs, pairs]))
+
+
+def make_params(
+    sm_scale: float = 0.25,
+    logit_cap: float = 0.0,
+    mask_last_slot: bool = False,
+    **options,
+) -> AttentionParams:
+    """Parameters of a layer; ``options`` are fields of HSAConfig."""
+    config = HSAConfig(**options)
+    return AttentionParams(config, sm_scale, logit_cap, mask_last_slot=mask_last_slot)
 
 
 class PagedBatch(NamedTuple):

@@ -14,9 +14,8 @@ from typing import Dict, List, Sequence
 import numpy as np
 import torch
 
-from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend, make_decode_kernels
+from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
-from sglang.srt.layers.attention.hsa.reference_pass import ReferencePass
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.allocator import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.chunk_repr_pool import (
@@ -160,9 +159,13 @@ class Harness:
             device=device,
             is_draft_worker=False,
         )
-        self.backend = HSAAttnBackend(self.runner)
-        if device == "cpu" and (decode_kernels or extend_kernels):
-            self._install_kernels(decode_kernels, extend_kernels)
+        self.kernels = (
+            None  # all on a CUDA device; interpreted, only those that a test is about
+        )
+        if device == "cpu":
+            asked = {"decode": decode_kernels, "extend": extend_kernels}
+            self.kernels = frozenset(name for name in asked if asked[name])
+        self.backend = HSAAttnBackend(self.runner, kernels=self.kernels)
         self.oracle = oracle.Options(
             page_size=page_size,
             window_size=self.config.effective_window,
@@ -185,28 +188,6 @@ class Harness:
             return None
         rows = layers if hsa_layer_ids is None else len(hsa_layer_ids)
         return rotary_channels(self.head_dim).repeat(rows, 1)
-
-    def _install_kernels(self, decode: bool, extend: bool) -> None:
-        """Kernels under the Triton interpreter, which takes its time: only those that a test is about."""
-        backend = self.backend
-        backend.decode_kernels = make_decode_kernels(
-            self.runner, self.config, backend.counters
-        )
-        if not extend:
-            backend.decode_kernels.extend = lambda batch: ReferencePass(
-                batch, self.pool, self.config, backend.counters
-            )
-        if not decode:
-            plain = backend.init_forward_metadata
-            kernels = backend.decode_kernels
-
-            def init_forward_metadata(batch):
-                backend.decode_kernels = (
-                    None if batch.forward_mode.is_decode() else kernels
-                )
-                plain(batch)
-
-            backend.init_forward_metadata = init_forward_metadata
 
     def new_sequence(self) -> Sequence_:
         return Sequence_(self.rows.pop(0))

@@ -15,7 +15,6 @@ import torch
 
 from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
-from sglang.srt.layers.attention.hsa.scales import KVScales
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.base_prefix_cache import (
     EvictParams,
@@ -218,9 +217,7 @@ class World:
         """The layer's writes of one pass, then the comparison of every request that still runs."""
         self.backend.init_forward_metadata(batch)
         self.write_keys(batch.out_cache_loc, batch.new_keys)
-        self.backend.forward_metadata.write_representations(
-            self.layer, KVScales(1.0, 1.0, 1.0)
-        )
+        self.backend.forward_pass.write_representations(self.layer)
         self.check(batch)
         self.poison()
 
@@ -237,7 +234,7 @@ class World:
 
     def check(self, batch: ForwardBatch) -> None:
         """No stale read, no missing candidate: complete pages are valid and represent the dictionary's keys."""
-        md = self.backend.forward_metadata.metadata
+        md = self.backend.forward_pass.metadata
         valid = md.page_complete & self.pool.chunk_repr_valid(
             0, md.real_page_table, md.page_version
         )

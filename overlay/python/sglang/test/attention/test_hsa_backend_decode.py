@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sglang.srt.layers.attention.hsa.config import NOT_WEIGHTS
-from sglang.srt.layers.attention.hsa.reference_pass import ReferencePass
+from sglang.srt.layers.attention.hsa.passes.reference import ReferencePass
 from sglang.test.attention.hsa_fixtures import KINDS_AND_STRATEGIES
 from sglang.test.attention.hsa_harness import Harness
 

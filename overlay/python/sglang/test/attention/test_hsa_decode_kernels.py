@@ -8,20 +8,21 @@ import pytest
 import torch
 
 from sglang.srt.layers.attention.hsa.config import HSAConfig
-from sglang.srt.layers.attention.hsa.decode_kernels import unsupported
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+from sglang.srt.layers.attention.hsa.ops.common import max_programs, programs_per_row
 from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
     SelectPagesWorkspace,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.reference import select_pages
 from sglang.srt.layers.attention.hsa.ops.select_pages.slow_decode import (
     select_slow_pages_decode,
 )
-from sglang.srt.layers.attention.hsa.split_decode import max_programs, programs_per_row
+from sglang.srt.layers.attention.hsa.params import LayerCache
+from sglang.srt.layers.attention.hsa.selector import HSASelector
 from sglang.test.attention import hsa_oracle
 from sglang.test.attention.hsa_fixtures import (
     KINDS_AND_STRATEGIES,
     make_batch,
+    make_params,
     rotary_channels,
 )
 from sglang.test.attention.hsa_harness import Harness
@@ -159,7 +160,7 @@ def test_pages_generated_in_batched_decode_are_represented():
 def test_scratch_follows_the_batch_and_graphs_keep_theirs(weight_mode):
     """Scratch is made for the graphs' batches and for the largest other batch, not for all requests of the pool."""
     h = harness(weight_mode=weight_mode)
-    kernels = h.backend.decode_kernels
+    kernels = h.backend.decode
     h.backend.init_cuda_graph_state(2, 2)
     captured = kernels.reserved
     sequences = [h.new_sequence() for _ in range(5)]
@@ -191,7 +192,7 @@ def test_kernel_and_reference_select_the_same_pages():
         )
         table = h.pages_of(s).tolist()
         for g in range(2):
-            got = h.backend.decode_kernels.buffers.attention.selected[row, g].tolist()
+            got = h.backend.decode.buffers.attention.selected[row, g].tolist()
             assert [table.index(page) for page in got if page >= 0] == chosen[g]
 
 
@@ -251,7 +252,7 @@ def test_invalid_pages_are_passed_over():
     h.pool.chunk_repr_buffer[0][bad] = 255  # NaN as lowest value and step
     _, o = h.step([s], [1], decode=True)
     assert (
-        bad not in h.backend.decode_kernels.buffers.attention.selected[0]
+        bad not in h.backend.decode.buffers.attention.selected[0]
         and torch.isfinite(o).all()
     )
 
@@ -260,8 +261,8 @@ def test_only_strict_mode_stays_on_the_references():
     options = dict(
         selection_strategy="softmax_head", weight_mode="score", chunk_repr="mean"
     )
-    assert unsupported(HSAConfig(**options)) is None
-    assert "--hsa-strict" in unsupported(HSAConfig(strict=True))
+    assert HSAConfig(**options).needs_references is None
+    assert "--hsa-strict" in HSAConfig(strict=True).needs_references
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
@@ -287,32 +288,31 @@ def test_slow_selection_of_few_and_many_pages(strategy):
     """Rows with fewer pages than warps share them and with more, pages without a valid stamp, twice in a row."""
     torch.manual_seed(0)
     page, heads, kv_heads, dim, topk = 16, 6, 2, 16, 5
-    layout = dict(page_size=page, window_size=20, sink_pages=1)
+    params = make_params(
+        page_size=page, window_size=20, topk=topk, selection_strategy=strategy
+    )
     batch = make_batch(
         [5, 60, 700, 2300], page_size=page, num_kv_heads=kv_heads, head_dim=dim
     )
     channels = rotary_channels(dim)
     num_pages = len(batch.k_buffer) // page
-    reprs = chunk_repr_fwd(
-        batch.k_buffer, torch.arange(num_pages), page_size=page, kind="slow_keys", channels=channels
-    )  # fmt: skip
+    reprs = chunk_repr_fwd(batch.k_buffer, torch.arange(num_pages), params, channels)
     version = torch.ones(num_pages, dtype=torch.int64)
     stamp = version - (torch.rand(num_pages) < 0.2).long()
     q = torch.randn(4, heads, dim)
-    options = dict(strategy=strategy, sm_scale=0.25, **layout)
-    expected, _ = select_pages(
-        q, reprs, (stamp == version)[batch.page_table.long()], batch.page_table, torch.arange(5),
-        batch.seq_lens, topk=topk, kind="slow_keys", channels=channels, **options,
+    expected, _ = HSASelector(params, channels).select(
+        q, reprs, (stamp == version)[batch.page_table.long()], batch.page_table, torch.arange(5), batch.seq_lens
     )  # fmt: skip
     workspace = SelectPagesWorkspace(4, kv_heads, batch.page_table.shape[1], DEVICE)
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
-    tensors = q, reprs, stamp, version, batch.page_table, batch.seq_lens
-    tensors = [x.to(DEVICE) for x in tensors]
+    tensors = batch.k_buffer, batch.v_buffer, reprs, stamp, version, channels
+    cache = LayerCache(*(x.to(DEVICE) for x in tensors))
+    inputs = [x.to(DEVICE) for x in (batch.page_table, batch.seq_lens)]
     for _ in range(2):
         out = torch.full((4, kv_heads, topk), -7, dtype=torch.int32, device=DEVICE)
         select_slow_pages_decode(
-            *tensors, out, workspace, counters, channels=channels.to(DEVICE), processors=4, **options
-        )  # fmt: skip
+            q.to(DEVICE), cache, *inputs, out, workspace, counters, params, processors=4
+        )
         assert out.tolist() == expected.tolist()
 
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_local_fwd
+from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
     SelectPagesWorkspace,
     select_pages_decode,
@@ -18,11 +18,9 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
     ranking_widths,
     store_best,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.reference import (
-    select_pages,
-    topk_transform,
-)
-from sglang.test.attention.hsa_fixtures import make_batch
+from sglang.srt.layers.attention.hsa.params import LayerCache
+from sglang.srt.layers.attention.hsa.selector import HSASelector
+from sglang.test.attention.hsa_fixtures import make_batch, make_params
 
 ON_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(
@@ -53,13 +51,16 @@ def test_programs_share_the_pages_of_a_row(strategy, dim, programs):
     reprs = torch.randn(num_pages, KV_HEADS, 2 * dim, device=DEVICE)
     version = torch.ones(num_pages, dtype=torch.int64, device=DEVICE)
     stamps = version - (torch.rand(num_pages, device=DEVICE) < 0.1).long()
-    layout = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS)
-    shape = dict(kind="mean_std", strategy=strategy, sm_scale=dim**-0.5)
-    _, lse = decode_local_fwd(q, k, v, table, lens, sm_scale=dim**-0.5, **layout)
-    expected, _ = select_pages(
-        q, reprs, (stamps == version)[table.long()], table,
-        torch.arange(batch + 1, dtype=torch.int32), lens, topk=TOPK, local_lse=lse, **shape, **layout,
+    params = make_params(
+        dim**-0.5, page_size=PAGE, window_size=WINDOW, sink_pages=SINKS, topk=TOPK, chunk_repr="mean_std",
+        selection_strategy=strategy,
     )  # fmt: skip
+    cu_seqlens_q = torch.arange(batch + 1, dtype=torch.int32)
+    _, lse = extend_local_fwd(q, k, v, table, cu_seqlens_q, lens, params)
+    expected, _ = HSASelector(params).select(
+        q, reprs, (stamps == version)[table.long()], table, cu_seqlens_q, lens, lse
+    )
+    cache = LayerCache(k, v, reprs, stamps, version)
     rows = batch * KV_HEADS
     workspace = SelectPagesWorkspace(
         batch, KV_HEADS, widest, DEVICE, HEADS // KV_HEADS, rows * programs
@@ -68,8 +69,7 @@ def test_programs_share_the_pages_of_a_row(strategy, dim, programs):
     for repeat in (1, 2):
         got = torch.full((batch, KV_HEADS, TOPK), -7, dtype=torch.int32, device=DEVICE)
         select_pages_decode(
-            q, reprs, stamps, version, table, lens, got, workspace, counters.values,
-            programs_per_row=programs, keys=k, key_scale=dim**-0.5, logit_cap=0.0, **shape, **layout,
+            q, cache, table, lens, got, workspace, counters.values, params, processors=programs * rows
         )  # fmt: skip
         assert got.tolist() == expected.tolist()
         counts = counters.snapshot()
@@ -105,7 +105,8 @@ def test_ranking_is_the_total_order_of_the_reference(max_pages, counts, topk):
         scores = torch.randint(-20, 20, (count,)).float() / 4
         scores[torch.rand(count) < 0.2] = float("-inf")
         table = torch.randperm(count).int()
-        _, expected = topk_transform(scores.view(1, 1, -1), topk, table)
+        selector = HSASelector(make_params(topk=topk))
+        _, expected = selector.topk_transform(scores.view(1, 1, -1), table)
         out = torch.full((topk,), -7, dtype=torch.int32, device=DEVICE)
         found = torch.zeros(1, dtype=torch.int32, device=DEVICE)
         _rank_kernel[(1,)](

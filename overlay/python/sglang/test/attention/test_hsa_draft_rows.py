@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend, make_decode_kernels
+from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 from sglang.srt.layers.attention.hsa.draft_backend import HSAMultiStepDraftBackend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
@@ -37,12 +37,7 @@ class Drafts(Harness):
             device=DEVICE, decode_kernels=True, extend_kernels=extend_kernels, num_draft_tokens=STEPS + 1, num_pages=40,
             num_heads=2, num_kv_heads=1, **{"window_size": 20, "topk": 2, **options},
         )  # fmt: skip
-        draft = HSAMultiStepDraftBackend(self.runner, 1, STEPS + 1)
-        if not ON_GPU:
-            draft.backend.decode_kernels = make_decode_kernels(
-                self.runner, self.config, draft.backend.counters, STEPS
-            )
-        self.draft = draft
+        self.draft = HSAMultiStepDraftBackend(self.runner, 1, STEPS + 1, self.kernels)
 
     def allocate(self, sequences, new):
         """A batch whose ``new`` tokens have slots and are not committed; the sequences already count them."""
@@ -87,7 +82,7 @@ class Drafts(Harness):
         total, rows = sum(counts), (STEPS + 1) * len(sequences)
         batch = self.batch(dict(enumerate(counts)), sequences, decode=False)
         batch.forward_mode = ForwardMode.DRAFT_EXTEND
-        self.backend.decode_kernels.prepare(batch.page_handouts)
+        self.backend.decode.prepare(batch.page_handouts)
         self.backend.init_forward_metadata_capture_cuda_graph()
         q, k, v = self.inputs(sequences, counts)
         pad = [x.new_zeros((rows - total, *x.shape[1:])) for x in (q, k, v)]

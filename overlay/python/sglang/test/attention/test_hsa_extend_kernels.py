@@ -7,22 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr import kernel as chunk_repr
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
 from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
+from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
-from sglang.srt.layers.attention.hsa.ops.select_pages import (
-    extend_kernel,
-    reference,
-    slow_extend,
-)
-from sglang.srt.layers.attention.hsa.scales import KVScales
-from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode
+from sglang.srt.layers.attention.hsa.ops.select_pages import extend_kernel, slow_extend
+from sglang.srt.layers.attention.hsa.params import LayerCache
+from sglang.srt.layers.attention.hsa.passes.tiled_decode import TiledDecode
+from sglang.srt.layers.attention.hsa.selector import HSASelector
 from sglang.test.attention import hsa_oracle
 from sglang.test.attention.hsa_fixtures import (
     KINDS_AND_STRATEGIES,
     make_batch,
+    make_params,
     rotary_channels,
 )
 from sglang.test.attention.hsa_harness import Harness
@@ -105,7 +103,7 @@ def test_decode_in_tiles(options):
     h.step(sequences, [130, 15, 64])
     for _ in range(3):
         check(h, sequences, [1, 1, 1], decode=True)
-    assert isinstance(h.backend.decode_kernels.buffers.attention, TiledDecode)
+    assert isinstance(h.backend.decode.buffers.attention, TiledDecode)
     counts = h.backend.counters.snapshot()
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
@@ -170,17 +168,17 @@ def test_rows_that_nobody_clears(weights, monkeypatch):
     sequences = [h.new_sequence() for _ in range(4)]
     check(h, sequences, [130, 1, 33, 64])
     check(h, sequences, [1, 15, 32, 65])
-    kernels, scales = h.backend.forward_metadata, KVScales(1.0, 1.0, 1.0)
+    extend_pass = h.backend.forward_pass
     q = torch.randn(113 + 2, h.num_heads, h.head_dim, device=DEVICE)
-    out = kernels.attend(q, h.layers[0], scales)
+    out = extend_pass.attend(q, h.layers[0], False)
     assert torch.isfinite(out).all() and not out[113:].any() and out[:113].any(-1).all()
     if weights == "score":  # decode in tiles
         check(h, sequences, [1, 1, 1, 1], decode=True)
-        decode = h.backend.decode_kernels
+        decode = h.backend.decode
         lengths = torch.tensor([132, 1, 67, 1], device=DEVICE)  # two rows pad the batch
         decode.rows = [decode.rows[0]._replace(seq_lens=lengths)]
         decode.buffers.attention.begin(lengths)
-        out = decode.attend(q[:4], h.layers[0], scales)
+        out = decode.steps[0].attend(q[:4], h.layers[0], False)
         assert out[::2].any(-1).all() and not out[1::2].any()
 
 
@@ -250,7 +248,7 @@ def test_kernel_and_reference_select_the_same_pages():
     h.step(sequences, [500, 130])
     new = [5, 37]
     q, _ = h.step(sequences, new)
-    lists = h.backend.forward_metadata.tiles.lists
+    lists = h.backend.forward_pass.tiles.lists
     row = 0
     for s, count in zip(sequences, new):
         table = h.pages_of(s).tolist()
@@ -259,7 +257,7 @@ def test_kernel_and_reference_select_the_same_pages():
                 q[row].double().numpy(), np.stack(s.k), i, h.oracle
             )
             for g in range(2):
-                pages = pages_of_row(lists, h.backend.forward_metadata.plan, row, g)
+                pages = pages_of_row(lists, h.backend.forward_pass.plan, row, g)
                 assert [table.index(page) for page in pages] == chosen[g]
             row += 1
 
@@ -302,7 +300,7 @@ def test_a_page_handed_out_again_gets_no_stamp():
     x = torch.randn(40, 32, device=DEVICE)
     o = h.layers[0](torch.randn(40, 64, device=DEVICE), x, x.clone(), batch)
     assert h.pool.chunk_repr_version[0][page] == stamp
-    assert page not in h.backend.forward_metadata.tiles.lists.pages[0, 0, 0, :3]
+    assert page not in h.backend.forward_pass.tiles.lists.pages[0, 0, 0, :3]
     assert torch.isfinite(o).all()
 
 
@@ -314,14 +312,16 @@ def test_selection_among_many_pages(topk, dtype):
         pytest.skip("the interpreter has no bfloat16")
     torch.manual_seed(topk)
     pages, heads, dim = 2500, 2, 16
-    layout = dict(page_size=16, window_size=16, sink_pages=1)
+    params = make_params(
+        page_size=16, window_size=16, topk=topk, chunk_repr="mean", selection_strategy="group"
+    )  # fmt: skip
     new = 3
     plan = plan_extend(
         [16 * pages],
         [new],
-        tiling=choose_tiling(1, 16, "group", "mean"),
+        tiling=choose_tiling(1, 16, params.config),
+        config=params.config,
         device=DEVICE,
-        **layout,
     )
     # Small multiples of powers of two: every order of summation gives the same scores, so equal pages are ties.
     q = torch.randint(-8, 9, (new, heads, dim), device=DEVICE) / 4
@@ -336,15 +336,14 @@ def test_selection_among_many_pages(topk, dtype):
     table = (torch.randperm(pages + 1) + 1).int().to(DEVICE).view(1, -1)
     lists = extend_kernel.PageLists.empty(plan, heads, topk)
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
+    workspace = extend_kernel.ExtendSelectWorkspace(plan, heads, topk, 1)
+    cache = LayerCache(q, q, repr_buffer, stamp, version)
     extend_kernel.select_pages_extend(
-        q, repr_buffer, stamp, version, table, plan, lists,
-        extend_kernel.ExtendSelectWorkspace(plan, heads, topk, 1), counters,
-        topk=topk, kind="mean", strategy="group", sm_scale=0.25, **layout,
-    )  # fmt: skip
+        q, cache, table, plan, lists, workspace, counters, params
+    )
     valid = (stamp == version)[table.long()]
-    expected, _ = reference.select_pages(
-        q.cpu(), repr_buffer.cpu(), valid.cpu(), table.cpu(), torch.tensor([0, new]),
-        torch.tensor([16 * pages + new]), topk=topk, kind="mean", strategy="group", sm_scale=0.25, **layout,
+    expected, _ = HSASelector(params).select(
+        q.cpu(), repr_buffer.cpu(), valid.cpu(), table.cpu(), torch.tensor([0, new]), torch.tensor([16 * pages + new])
     )  # fmt: skip
     for row in range(new):
         for g in range(heads):
@@ -357,35 +356,36 @@ def test_slow_selection_in_turns(strategy, monkeypatch):
     monkeypatch.setattr(slow_extend, "SCRATCH_BYTES", 1)
     torch.manual_seed(0)
     page, heads, kv_heads, dim, topk = 16, 6, 2, 16, 3
-    layout = dict(page_size=page, window_size=20, sink_pages=1)
+    params = make_params(
+        page_size=page, window_size=20, topk=topk, selection_strategy=strategy
+    )
     prefixes, news = [400, 0, 100], [70, 9, 1]
     lens = [p + n for p, n in zip(prefixes, news)]
     batch = make_batch(lens, page_size=page, num_kv_heads=kv_heads, head_dim=dim)
     channels = rotary_channels(dim)
     num_pages = len(batch.k_buffer) // page
     every = torch.arange(num_pages)
-    reprs = chunk_repr_fwd(
-        batch.k_buffer, every, page_size=page, kind="slow_keys", channels=channels
-    )
+    reprs = chunk_repr_fwd(batch.k_buffer, every, params, channels)
     version = torch.ones(num_pages, dtype=torch.int64)
     stamp = version - (torch.rand(num_pages) < 0.2).long()
     q = torch.randn(sum(news), heads, dim)
-    tiling = choose_tiling(heads // kv_heads, dim, strategy, "slow_keys")
-    plan = plan_extend(prefixes, news, tiling=tiling, device=DEVICE, **layout)
+    config = params.config
+    tiling = choose_tiling(heads // kv_heads, dim, config)
+    plan = plan_extend(prefixes, news, tiling=tiling, config=config, device=DEVICE)
     lists = extend_kernel.PageLists.empty(plan, kv_heads, topk)
     workspace = slow_extend.SlowSelectWorkspace(plan, kv_heads, topk, 1)
     assert workspace.items == 1
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
-    options = dict(topk=topk, strategy=strategy, sm_scale=0.25, **layout)
+    tensors = batch.k_buffer, batch.v_buffer, reprs, stamp, version, channels
     slow_extend.select_slow_pages_extend(
-        *(x.to(DEVICE) for x in (q, reprs, stamp, version, batch.page_table)),
-        plan, lists, workspace, counters, channels=channels.to(DEVICE), **options,
+        q.to(DEVICE), LayerCache(*(x.to(DEVICE) for x in tensors)), batch.page_table.to(DEVICE), plan, lists,
+        workspace, counters, params,
     )  # fmt: skip
     cu = torch.tensor([0, 70, 79, 80])
-    expected, _ = reference.select_pages(
-        q, reprs, (stamp == version)[batch.page_table.long()], batch.page_table, cu, batch.seq_lens,
-        kind="slow_keys", channels=channels, **options,
-    )  # fmt: skip
+    valid = (stamp == version)[batch.page_table.long()]
+    expected, _ = HSASelector(params, channels).select(
+        q, reprs, valid, batch.page_table, cu, batch.seq_lens
+    )
     tile_of, tiles = {}, plan.tiles.tolist()
     for number, (_, first, rows, _) in enumerate(tiles):
         tile_of |= {first + i: (number, i) for i in range(rows)}

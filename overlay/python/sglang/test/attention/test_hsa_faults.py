@@ -62,7 +62,7 @@ def test_damage_after_the_metadata_was_built_stops_a_strict_server():
 
         def build_and_damage(batch):
             build(batch)
-            table = h.backend.forward_metadata.metadata.real_page_table
+            table = h.backend.forward_pass.metadata.real_page_table
             last = (sequences[0].length - 1) // h.config.page_size
             column = int(rng.integers(last + 1))
             table[0, column] = (int(table[0, column]) + int(rng.integers(1, 41))) % 41

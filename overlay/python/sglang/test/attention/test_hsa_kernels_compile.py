@@ -11,10 +11,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, num_channels
-from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.chunk_repr import kernel as chunk_repr
 from sglang.srt.layers.attention.hsa.ops.decode import kernel as decode
 from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
+from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
 from sglang.srt.layers.attention.hsa.ops.select_pages import (
     decode_kernel,
@@ -22,6 +22,8 @@ from sglang.srt.layers.attention.hsa.ops.select_pages import (
     slow_decode,
     slow_extend,
 )
+from sglang.srt.layers.attention.hsa.params import LayerCache
+from sglang.test.attention.hsa_fixtures import make_params
 
 HOPPER = GPUTarget("cuda", 90, 32)
 SHARED_BYTES = 227 * 1024  # of a program on Hopper
@@ -112,13 +114,30 @@ def test_kernels_call_nothing_of_the_host():
 B, HQ, HKV = 3, 8, 2
 
 
-def reprs(kind, head_dim, dtype):
-    """(representations of nine pages of 64, kept channels of four layers)."""
+def cache(kind, head_dim, dtype, keys=None):
+    """Nine pages of 64 whose keys are in ``keys``, by default ``dtype``, and the kept channels of four layers."""
     entry = KINDS[kind]
     shape = 9, HKV, entry.repr_dim(head_dim, 64)
+    kv = torch.empty(640, HKV, head_dim, dtype=keys or dtype)
+    versions = torch.zeros(9, dtype=torch.int64)
     kept = torch.zeros(4, num_channels(head_dim), dtype=torch.int32)
-    buffer = torch.empty(shape, dtype=entry.storage_dtype(dtype))
-    return buffer, kept if entry.slow else None
+    return LayerCache(
+        kv,
+        kv,
+        torch.empty(shape, dtype=entry.storage_dtype(dtype)),
+        versions if entry.stored else None,
+        versions,
+        kept if entry.slow else None,
+    )
+
+
+def params(kind="mean", strategy="group", cap=0.0, masked=False, weights="mass"):
+    return make_params(
+        0.1, cap, masked, chunk_repr=kind, selection_strategy=strategy, weight_mode=weights
+    )  # fmt: skip
+
+
+TABLE = torch.zeros(2, 80, dtype=torch.int32)
 
 
 @pytest.mark.parametrize(
@@ -133,13 +152,9 @@ def reprs(kind, head_dim, dtype):
 )
 def test_select_pages_decode(record, kind, strategy, max_pages):
     recorder = record(decode_kernel, "_select_pages_kernel")
-    buffer, _ = reprs(kind, 64, torch.bfloat16)
-    versions = torch.zeros(9, dtype=torch.int64)
     decode_kernel.select_pages_decode(
         torch.empty(B, HQ, 64, dtype=torch.bfloat16),
-        buffer,
-        None if kind == "landmark" else versions,
-        versions,
+        cache(kind, 64, torch.bfloat16),
         torch.zeros(B, max_pages, dtype=torch.int32),
         torch.ones(B, dtype=torch.int64),
         torch.empty(B, HKV, 32, dtype=torch.int32),
@@ -147,16 +162,8 @@ def test_select_pages_decode(record, kind, strategy, max_pages):
             B, HKV, max_pages, "cpu", group=HQ // HKV, max_programs=4 * B * HKV
         ),
         torch.zeros(6, dtype=torch.int64),
-        page_size=64,
-        window_size=512,
-        sink_pages=1,
-        kind=kind,
-        strategy=strategy,
-        sm_scale=0.1,
-        programs_per_row=4,
-        keys=torch.empty(640, HKV, 64, dtype=torch.bfloat16),
-        key_scale=0.1,
-        logit_cap=0.0,
+        params(kind, strategy),
+        processors=4 * B * HKV,
     )
     assert "atom" in recorder.compiled[0]
 
@@ -172,24 +179,15 @@ def test_select_pages_decode(record, kind, strategy, max_pages):
 def test_select_slow_pages_decode(record, strategy, dtype, heads, head_dim, max_pages):
     score = record(slow_decode, "_score_slow_decode_kernel")
     rank = record(slow_decode, "_rank_slow_decode_kernel")
-    buffer, channels = reprs("slow_keys", head_dim, dtype)
-    versions = torch.zeros(9, dtype=torch.int64)
     slow_decode.select_slow_pages_decode(
         torch.empty(B, heads, head_dim, dtype=dtype),
-        buffer,
-        versions,
-        versions,
+        cache("slow_keys", head_dim, dtype),
         torch.zeros(B, max_pages, dtype=torch.int32),
         torch.ones(B, dtype=torch.int64),
         torch.empty(B, HKV, 32, dtype=torch.int32),
         decode_kernel.SelectPagesWorkspace(B, HKV, max_pages, "cpu"),
         torch.zeros(6, dtype=torch.int64),
-        page_size=64,
-        window_size=512,
-        sink_pages=1,
-        strategy=strategy,
-        sm_scale=0.1,
-        channels=channels[0],
+        params("slow_keys", strategy),
         processors=132,
     )
     assert dtype == torch.float32 or "mma" in score.compiled[0]
@@ -208,12 +206,10 @@ def test_select_slow_pages_decode(record, strategy, dtype, heads, head_dim, max_
 )
 def test_decode(record, dtype, head_dim, cap, masked):
     recorder = record(decode, "_decode_hsa_kernel")
-    cache = torch.empty(640, HKV, head_dim, dtype=dtype)
     wide = torch.bfloat16 if dtype.itemsize == 1 else dtype
     decode.decode_hsa(
         torch.empty(B, HQ, head_dim, dtype=wide),
-        cache,
-        cache,
+        cache("mean", head_dim, wide, keys=dtype),
         torch.zeros(B, HKV, 32, dtype=torch.int32),
         torch.zeros(B, 100, dtype=torch.int32),
         torch.ones(B, dtype=torch.int64),
@@ -221,21 +217,16 @@ def test_decode(record, dtype, head_dim, cap, masked):
         decode.DecodeWorkspace(
             B, B * HKV * decode.MAX_SPLITS, HQ, HKV, head_dim, "cpu"
         ),
-        page_size=64,
-        window_size=512,
-        sink_pages=1,
-        sm_scale=0.1,
-        logit_cap=cap,
-        splits=8,
-        mask_last_slot=masked,
+        params(cap=cap, masked=masked),
+        num_splits=8,
     )
     assert dtype == torch.float32 or "mma" in recorder.compiled[0]
 
 
 def plan(group, head_dim, strategy="group", kind="mean"):
-    return plan_extend(
-        [0, 5000], [700, 1], tiling=choose_tiling(group, head_dim, strategy, kind), page_size=64, window_size=512, sink_pages=1, device="cpu"
-    )  # fmt: skip
+    config = params(kind, strategy).config
+    tiling = choose_tiling(group, head_dim, config)
+    return plan_extend([0, 5000], [700, 1], tiling=tiling, config=config, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -252,26 +243,16 @@ def plan(group, head_dim, strategy="group", kind="mean"):
 )
 def test_select_pages_extend(record, kind, strategy, dtype, heads, head_dim):
     recorder = record(extend_kernel, "_select_pages_extend_kernel")
-    versions = torch.zeros(9, dtype=torch.int64)
     p = plan(heads // HKV, head_dim, strategy, kind)
-    buffer, _ = reprs(kind, head_dim, dtype)
     extend_kernel.select_pages_extend(
         torch.empty(p.rows, heads, head_dim, dtype=torch.bfloat16),
-        buffer,
-        None if kind == "landmark" else versions,
-        versions,
-        torch.zeros(2, 80, dtype=torch.int32),
+        cache(kind, head_dim, dtype),
+        TABLE,
         p,
         extend_kernel.PageLists.empty(p, HKV, 32),
         extend_kernel.ExtendSelectWorkspace(p, HKV, 32, 4),
         torch.zeros(6, dtype=torch.int64),
-        page_size=64,
-        window_size=512,
-        sink_pages=1,
-        topk=32,
-        kind=kind,
-        strategy=strategy,
-        sm_scale=0.1,
+        params(kind, strategy),
         local_lse=torch.empty(p.rows, heads) if strategy == "softmax_head" else None,
     )
     assert "mma" in recorder.compiled[0]
@@ -289,26 +270,16 @@ def test_select_slow_pages_extend(record, strategy, dtype, heads, head_dim):
     expand = record(slow_extend, "_expand_slow_kernel")
     score = record(slow_extend, "_score_slow_kernel")
     rank = record(slow_extend, "_rank_slow_kernel")
-    versions = torch.zeros(9, dtype=torch.int64)
     p = plan(heads // HKV, head_dim, strategy, "slow_keys")
-    buffer, channels = reprs("slow_keys", head_dim, dtype)
     slow_extend.select_slow_pages_extend(
         torch.empty(p.rows, heads, head_dim, dtype=dtype),
-        buffer,
-        versions,
-        versions,
-        torch.zeros(2, 80, dtype=torch.int32),
+        cache("slow_keys", head_dim, dtype),
+        TABLE,
         p,
         extend_kernel.PageLists.empty(p, HKV, 32),
         slow_extend.SlowSelectWorkspace(p, HKV, 32, 4),
         torch.zeros(6, dtype=torch.int64),
-        page_size=64,
-        window_size=512,
-        sink_pages=1,
-        topk=32,
-        strategy=strategy,
-        sm_scale=0.1,
-        channels=channels[0],
+        params("slow_keys", strategy),
     )
     assert "wgmma" in score.compiled[0] and "atom" in rank.compiled[0]
     assert (dtype == torch.bfloat16) == ("fma.rn.bf16x2" in expand.compiled[0])
@@ -328,25 +299,17 @@ def test_select_slow_pages_extend(record, strategy, dtype, heads, head_dim):
 def test_extend(record, dtype, head_dim, heads, cap, masked, by_score):
     recorder = record(extend, "_extend_hsa_kernel")
     p = plan(heads // HKV, head_dim)
-    cache = torch.empty(640, HKV, head_dim, dtype=dtype)
     wide = torch.float16 if dtype == torch.float16 else torch.bfloat16
     q = torch.empty(p.rows, heads, head_dim, dtype=wide)
+    weights = "score" if by_score else "mass"
     extend.extend_hsa(
         q,
-        cache,
-        cache,
+        cache("mean_std", head_dim, wide, keys=dtype),
         extend_kernel.PageLists.empty(p, HKV, 32),
-        torch.zeros(2, 80, dtype=torch.int32),
+        TABLE,
         p,
         torch.empty_like(q),
-        page_size=64,
-        window_size=512,
-        sink_pages=1,
-        sm_scale=0.1,
-        logit_cap=cap,
-        repr_buffer=torch.empty(9, HKV, head_dim * 2, dtype=wide) if by_score else None,
-        kind="mean_std",
-        mask_last_slot=masked,
+        params("mean_std", cap=cap, masked=masked, weights=weights),
     )
     assert "mma" in recorder.compiled[0]
 
@@ -354,20 +317,14 @@ def test_extend(record, dtype, head_dim, heads, cap, masked, by_score):
 @pytest.mark.parametrize("kind", ["mean", "mean_std", "slow_keys"])
 def test_write_pages(record, kind):
     recorder = record(chunk_repr, "_write_pages_kernel")
-    buffer, channels = reprs(kind, 80, torch.bfloat16)
-    versions = torch.zeros(9, dtype=torch.int64)
+    layer = cache(kind, 80, torch.bfloat16)
     chunk_repr.write_pages(
-        torch.empty(640, HKV, 80, dtype=torch.bfloat16),
-        buffer,
-        versions,
-        versions,
-        versions[:1],
-        torch.zeros(2, 80, dtype=torch.int32),
+        layer,
+        layer.versions[:1],
+        TABLE,
         plan(4, 64).pages,
         torch.zeros(6, dtype=torch.int64),
-        page_size=64,
-        kind=kind,
-        channels=channels,
+        params(kind),
     )
     assert "atom" in recorder.compiled[0]
 
@@ -383,27 +340,21 @@ def test_write_pages(record, kind):
 )
 def test_write_committed_page(record, kind, dtype, new_lens):
     recorder = record(chunk_repr, "_write_committed_page_kernel")
-    buffer, channels = reprs(kind, 80, torch.bfloat16)
+    layer = cache(kind, 80, torch.bfloat16, keys=dtype)
     addresses = torch.zeros(4, dtype=torch.uint64)
-    versions = torch.zeros(9, dtype=torch.int64)
     chunk_repr.write_committed_page(
-        addresses,
-        addresses,
-        addresses,
-        torch.empty(640, HKV, 80, dtype=dtype),
-        buffer,
-        versions,
-        versions[:1],
+        chunk_repr.AllLayers(
+            addresses, addresses, addresses, torch.ones(4), layer.channels, layer
+        ),
+        layer.versions,
+        layer.versions[:1],
         torch.zeros(4, 640, dtype=torch.int32),
         torch.zeros(B, dtype=torch.int64),
         torch.ones(B, dtype=torch.int64),
         new_lens,
-        torch.ones(4),
-        torch.zeros(1, dtype=torch.int64),
+        torch.zeros(6, dtype=torch.int64),
+        params(kind),
         recent=4,
-        page_size=64,
-        kind=kind,
-        channels=channels,
     )
     assert recorder.compiled
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
+from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES
 from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.layer_buffers import LayerBuffers
-from sglang.srt.layers.attention.hsa.scales import KVScales
-from sglang.srt.layers.attention.hsa.split_decode import DecodeSize, SplitDecode
+from sglang.srt.layers.attention.hsa.params import LayerCache
+from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
 from sglang.test.attention import hsa_oracle
+from sglang.test.attention.hsa_fixtures import make_params
 from sglang.test.attention.hsa_harness import Harness
 
 ATOL = 3e-5
@@ -130,17 +130,15 @@ def test_a_dense_layer_is_refused(decode):
 
 def test_split_decode_refuses_shares_of_unmasked_keys():
     """Its selection by shares takes the log-sum-exp of the window from keys that it does not mask."""
-    config = HSAConfig(selection_strategy="softmax_head", chunk_repr="mean")
+    options = dict(selection_strategy="softmax_head", chunk_repr="mean")
+    params = make_params(mask_last_slot=True, **options)
     decode = SplitDecode(
-        config, HSACounters("cpu"), DecodeSize(1, 4, 2, 1, 16), torch.device("cpu")
-    )
-    cache = torch.zeros(256, 1, 16)
-    layer = LayerBuffers(
-        cache, cache, cache, None, None, 1.0, 0.0, KVScales(1.0, 1.0, 1.0), True
-    )
+        params.config, HSACounters("cpu"), DecodeSize(1, 4, 2, 1, 16), torch.device("cpu")
+    )  # fmt: skip
+    cache = LayerCache(*[torch.zeros(256, 1, 16)] * 3)
     table, lens = torch.zeros(1, 4, dtype=torch.int32), torch.ones(1)
     with pytest.raises(NotImplementedError, match="--hsa-weight-mode score"):
-        decode.attend(torch.zeros(1, 2, 16), layer, table, lens)
+        decode.launch(torch.zeros(1, 2, 16), cache, table, lens, params)
 
 
 def test_the_oracle_masks_by_the_definition():

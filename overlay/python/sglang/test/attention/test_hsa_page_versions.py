@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.metadata import NO_VERSION
+from sglang.srt.layers.attention.hsa.passes.metadata import NO_VERSION
 from sglang.test.attention.hsa_harness import Harness
 
 PAGE = 16
@@ -44,8 +44,8 @@ def test_a_late_forward_pass_never_stamps_pages_of_the_next_batch(length):
     forward(h, late)
     assert not h.pool.chunk_repr_valid(0, pages).any()
     # A row that the heir has taken over makes no difference: what it names is not the late batch's.
-    assert (h.backend.forward_metadata.metadata.page_version == NO_VERSION).all()
-    assert not h.backend.forward_metadata.metadata.page_complete.any()
+    assert (h.backend.forward_pass.metadata.page_version == NO_VERSION).all()
+    assert not h.backend.forward_pass.metadata.page_complete.any()
 
     forward(h, next_batch)  # strict: recomputes every representation
     assert h.pool.chunk_repr_valid(0, pages).all()
@@ -160,7 +160,7 @@ def test_a_running_request_whose_pages_are_replaced_while_its_metadata_is_built(
 
     late.req_to_token_pool = RacingTable()
     h.backend.init_forward_metadata(late)
-    md = h.backend.forward_metadata.metadata
+    md = h.backend.forward_pass.metadata
     assert md.page_complete[0, :6].all(), "no candidate may go missing"
     assert h.pool.chunk_repr_valid(0, md.real_page_table, md.page_version)[0, :6].all()
 

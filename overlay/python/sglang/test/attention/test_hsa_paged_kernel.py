@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HSA ops on a paged cache against the float64 oracle: shuffled pages, NaN in unused slots, odd lengths."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,24 +11,16 @@ import torch
 from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.config import NOT_WEIGHTS, WEIGHT_MODES
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
-from sglang.srt.layers.attention.hsa.ops.decode.reference import (
-    decode_hsa_fwd,
-    decode_local_fwd,
-)
-from sglang.srt.layers.attention.hsa.ops.extend.reference import (
-    extend_hsa_fwd,
-    extend_local_fwd,
-)
+from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
-from sglang.srt.layers.attention.hsa.ops.select_pages.reference import (
-    compute_logits,
-    select_pages,
-    topk_transform,
-)
+from sglang.srt.layers.attention.hsa.params import LayerCache
+from sglang.srt.layers.attention.hsa.passes.reference_attention import attend_reference
+from sglang.srt.layers.attention.hsa.selector import HSASelector
 from sglang.test.attention import hsa_oracle as oracle
 from sglang.test.attention.hsa_fixtures import (
     KINDS_AND_STRATEGIES,
     make_batch,
+    make_params,
     rotary_channels,
     slots_of,
 )
@@ -38,57 +31,25 @@ ATOL = 2e-5
 def represent(batch, opt):
     """Representations of every physical page; NaN for the incomplete and the unused."""
     num_pages = batch.k_buffer.shape[0] // opt.page_size
-    return chunk_repr_fwd(
-        batch.k_buffer,
-        torch.arange(num_pages),
-        page_size=opt.page_size,
-        kind=opt.kind,
-        channels=kept(opt),
-    )
+    every = torch.arange(num_pages)
+    return chunk_repr_fwd(batch.k_buffer, every, params_of(opt), kept(opt))
 
 
-def run(batch, q, q_lens, opt, *, decode=False, topk=None):
-    """Selection and attention as the backend schedules them; returns (o, selected)."""
+def params_of(opt):
+    return make_params(
+        opt.scale, opt.cap, page_size=opt.page_size, window_size=opt.window_size, sink_pages=opt.sink_pages,
+        topk=opt.topk, chunk_repr=opt.kind, selection_strategy=opt.strategy, weight_mode=opt.mode,
+    )  # fmt: skip
+
+
+def run(batch, q, q_lens, opt):
+    """Selection and attention of the last ``q_lens`` tokens of each sequence; returns (o, selected)."""
     cu = torch.tensor([0, *itertools.accumulate(q_lens)], dtype=torch.int32)
-    shape = dict(page_size=opt.page_size)
-    math = dict(shape, sm_scale=opt.scale, logit_cap=opt.cap)
-    local = dict(math, window_size=opt.window_size, sink_pages=opt.sink_pages)
-    kv = (batch.k_buffer, batch.v_buffer)
-    if decode:
-        o_local, lse = decode_local_fwd(
-            q, *kv, batch.page_table, batch.seq_lens, **local
-        )
-    else:
-        o_local, lse = extend_local_fwd(
-            q, *kv, batch.page_table, cu, batch.seq_lens, **local
-        )
-    selected, scores = select_pages(
-        q,
-        represent(batch, opt),
-        torch.ones_like(batch.page_table, dtype=torch.bool),
-        batch.page_table,
-        cu,
-        batch.seq_lens,
-        window_size=opt.window_size,
-        sink_pages=opt.sink_pages,
-        topk=opt.topk if topk is None else topk,
-        kind=opt.kind,
-        strategy=opt.strategy,
-        sm_scale=opt.scale,
-        local_lse=lse,
-        channels=kept(opt),
-        **shape,
-    )
-    scores = scores if opt.mode == "score" else None
-    if decode:
-        o_pages, lse_pages = decode_hsa_fwd(
-            q, *kv, selected, batch.page_table, batch.seq_lens, scores=scores, **math
-        )
-    else:
-        o_pages, lse_pages = extend_hsa_fwd(
-            q, *kv, selected, cu, batch.seq_lens, scores=scores, **math
-        )
-    return merge_state(o_local, lse, o_pages, lse_pages)[0], selected
+    reprs = represent(batch, opt)
+    cache = LayerCache(batch.k_buffer, batch.v_buffer, reprs, channels=kept(opt))
+    valid = torch.ones_like(batch.page_table, dtype=torch.bool)
+    table, lens = batch.page_table, batch.seq_lens
+    return attend_reference(q, cache, valid, table, lens, cu, params_of(opt))
 
 
 def logical(batch, b, physical):
@@ -125,7 +86,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("kind,strategy,mode", OPTIONS)
-def test_extend_and_decode_equal_the_oracle(kind, strategy, mode):
+def test_attention_equals_the_oracle(kind, strategy, mode):
     opt = small(kind=kind, strategy=strategy, mode=mode)
     lens = [1, 15, 16, 17, 200, 333]
     batch = make_batch(lens, page_size=16)
@@ -146,15 +107,6 @@ def test_extend_and_decode_equal_the_oracle(kind, strategy, mode):
                 assert logical(batch, b, selected[row, g]) == chosen[g], (b, i, g)
             row += 1
 
-    q = queries(len(lens), 4, 16, seed=2)
-    o, selected = run(batch, q, [1] * len(lens), opt, decode=True)
-    for b, n in enumerate(lens):
-        query = q[b].double().numpy()
-        expected = oracle.attend(query, batch.k[b], batch.v[b], n - 1, opt)
-        np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL, err_msg=f"{b=}")
-        chosen, _ = oracle.select(query, batch.k[b], n - 1, opt)
-        assert {g: logical(batch, b, selected[b, g]) for g in range(2)} == chosen
-
 
 @pytest.mark.parametrize(
     "num_heads,num_kv_heads", [(1, 1), (4, 4), (8, 1), (16, 2), (8, 4)]
@@ -166,13 +118,12 @@ def test_head_groups(num_heads, num_kv_heads):
         [150, 97], page_size=16, num_kv_heads=num_kv_heads, v_head_dim=24
     )
     q = queries(2, num_heads, 16)
-    for decode in (True, False):
-        o, _ = run(batch, q, [1, 1], opt, decode=decode)
-        for b, n in enumerate([150, 97]):
-            expected = oracle.attend(
-                q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt
-            )
-            np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
+    o, _ = run(batch, q, [1, 1], opt)
+    for b, n in enumerate([150, 97]):
+        expected = oracle.attend(
+            q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt
+        )
+        np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
 
 
 @pytest.mark.parametrize("page_size", [16, 64, 128])
@@ -184,13 +135,11 @@ def test_all_pages_selected_is_dense_attention(page_size, cap):
     lens = [1, 63, 64, 65, 127, 640, 1000]
     batch = make_batch(lens, page_size=page_size)
     q = queries(len(lens), 4, 16)
-    for decode in (True, False):
-        o, _ = run(batch, q, [1] * len(lens), opt, decode=decode)
-        for b, n in enumerate(lens):
-            expected = oracle.dense(
-                q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt
-            )
-            np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
+    o, _ = run(batch, q, [1] * len(lens), opt)
+    for b, n in enumerate(lens):
+        query = q[b].double().numpy()
+        expected = oracle.dense(query, batch.k[b], batch.v[b], n - 1, opt)
+        np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
 
 
 @pytest.mark.parametrize("n", [*range(1, 130), 576, 577, 1000])
@@ -199,23 +148,21 @@ def test_short_sequences_are_finite_and_dense(n):
     opt = oracle.Options(topk=2, scale=0.3)
     batch = make_batch([n])
     q = queries(1, 4, 16)
-    for decode in (True, False):
-        o, selected = run(batch, q, [1], opt, decode=decode)
-        query = q[0].double().numpy()
-        expected = oracle.attend(query, batch.k[0], batch.v[0], n - 1, opt)
-        np.testing.assert_allclose(o[0].numpy(), expected, atol=ATOL)
-        if n <= 512 + 63:
-            assert selected.numel() == 0
+    o, selected = run(batch, q, [1], opt)
+    query = q[0].double().numpy()
+    expected = oracle.attend(query, batch.k[0], batch.v[0], n - 1, opt)
+    np.testing.assert_allclose(o[0].numpy(), expected, atol=ATOL)
+    if n <= 512 + 63:
+        assert selected.numel() == 0
 
 
 def test_zero_window_attends_the_own_page_only():
     opt = small(window_size=0, sink_pages=0, topk=1)
     batch = make_batch([100], page_size=16)
     q = queries(1, 4, 16)
-    for decode in (True, False):
-        o, _ = run(batch, q, [1], opt, decode=decode)
-        expected = oracle.attend(q[0].double().numpy(), batch.k[0], batch.v[0], 99, opt)
-        np.testing.assert_allclose(o[0].numpy(), expected, atol=ATOL)
+    o, _ = run(batch, q, [1], opt)
+    expected = oracle.attend(q[0].double().numpy(), batch.k[0], batch.v[0], 99, opt)
+    np.testing.assert_allclose(o[0].numpy(), expected, atol=ATOL)
     assert oracle.local_positions(99, opt) == [96, 97, 98, 99]
 
 
@@ -223,13 +170,12 @@ def test_few_pages_differ_from_dense():
     opt = small(topk=1)
     batch = make_batch([400], page_size=16)
     q = queries(1, 4, 16)
-    o, _ = run(batch, q, [1], opt, decode=True)
+    o, _ = run(batch, q, [1], opt)
     expected = oracle.dense(q[0].double().numpy(), batch.k[0], batch.v[0], 399, opt)
     assert np.abs(o[0].numpy() - expected).max() > 100 * ATOL
 
 
-@pytest.mark.parametrize("decode", [True, False])
-def test_only_selected_pages_reach_the_output(decode):
+def test_only_selected_pages_reach_the_output():
     """Changing an unselected page changes no bit of the output; a selected one changes it. # trap 10"""
     opt = small()
     batch = make_batch([300], page_size=16)
@@ -237,7 +183,7 @@ def test_only_selected_pages_reach_the_output(decode):
     reprs = represent(
         batch, opt
     )  # fixed, so that only attention can tell the difference
-    o, selected = run(batch, q, [1], opt, decode=decode)
+    o, selected = run(batch, q, [1], opt)
     chosen = {p for g in range(2) for p in logical(batch, 0, selected[0, g])}
     candidates = set(oracle.candidate_pages(299, opt))
     assert chosen and candidates - chosen
@@ -246,35 +192,28 @@ def test_only_selected_pages_reach_the_output(decode):
         values = batch.v_buffer.clone()
         values[slots] += 3.0
         changed = batch._replace(v_buffer=values)
-        again, same = run(changed, q, [1], opt, decode=decode)
+        again, same = run(changed, q, [1], opt)
         assert torch.equal(represent(changed, opt).nan_to_num(), reprs.nan_to_num())
         assert torch.equal(same, selected)
         assert torch.equal(o, again) == (page not in chosen), page
+
+
+def best(topk, logits, page_table):
+    return HSASelector(make_params(topk=topk)).topk_transform(logits, page_table)
 
 
 def test_ties_go_to_the_smaller_page_and_order_is_ascending():
     """# trap 38"""
     logits = torch.tensor([[[1.0, 2.0, 2.0, 2.0, 0.5, float("-inf")]]])
     page_table = torch.tensor([50, 40, 30, 20, 10, 60], dtype=torch.int32)
-    selected, physical = topk_transform(logits, 2, page_table)
+    selected, physical = best(2, logits, page_table)
     assert selected.tolist() == [[[1, 2]]] and physical.tolist() == [[[40, 30]]]
-    selected, physical = topk_transform(logits, 6, page_table)
+    selected, physical = best(6, logits, page_table)
     assert selected.tolist() == [[[0, 1, 2, 3, 4, -1]]]
     assert physical.tolist() == [[[50, 40, 30, 20, 10, -1]]]
     same = torch.zeros(1, 1, 1000)
     table = torch.arange(1000)
-    assert topk_transform(same, 7, table)[0].tolist() == [[list(range(7))]]
-
-
-def test_extend_selects_what_decode_selects():
-    """# trap 39"""
-    opt = small(strategy="softmax_head")
-    batch = make_batch([257, 90], page_size=16)
-    q = queries(2, 4, 16)
-    o_decode, decode = run(batch, q, [1, 1], opt, decode=True)
-    o_extend, extend = run(batch, q, [1, 1], opt)
-    assert torch.equal(decode, extend)
-    torch.testing.assert_close(o_decode, o_extend, atol=ATOL, rtol=0)
+    assert best(7, same, table)[0].tolist() == [[list(range(7))]]
 
 
 def test_rows_do_not_depend_on_the_batch_or_on_the_cut():
@@ -318,12 +257,11 @@ def test_window_boundary_visibility():
         )[:n]
         values[slots] = torch.eye(n).unsqueeze(1)
         batch = batch._replace(v_buffer=values)
-        for decode in (True, False):
-            o, selected = run(batch, queries(1, 1, 16), [1], opt, decode=decode)
-            expected = set(oracle.local_positions(n - 1, opt))
-            for page in logical(batch, 0, selected[0, 0]) if selected.numel() else []:
-                expected |= set(range(page * 64, page * 64 + 64))
-            assert set(o[0, 0].nonzero().flatten().tolist()) == expected
+        o, selected = run(batch, queries(1, 1, 16), [1], opt)
+        expected = set(oracle.local_positions(n - 1, opt))
+        for page in logical(batch, 0, selected[0, 0]) if selected.numel() else []:
+            expected |= set(range(page * 64, page * 64 + 64))
+        assert set(o[0, 0].nonzero().flatten().tolist()) == expected
 
 
 def test_pages_without_a_representation_are_not_selected():
@@ -334,11 +272,9 @@ def test_pages_without_a_representation_are_not_selected():
     valid[0, 3] = valid[0, 5] = False
     reprs = represent(batch, opt)
     reprs[batch.page_table[0, 3]] = float("nan")
-    selected, scores = select_pages(
-        q, reprs, valid, batch.page_table, torch.tensor([0, 1], dtype=torch.int32), batch.seq_lens,
-        page_size=16, window_size=40, sink_pages=1, topk=100,
-        kind=opt.kind, strategy="group", sm_scale=opt.scale,
-    )  # fmt: skip
+    selected, scores = HSASelector(params_of(opt)).select(
+        q, reprs, valid, batch.page_table, torch.tensor([0, 1]), batch.seq_lens
+    )
     expected = [c for c in oracle.candidate_pages(199, opt) if c not in (3, 5)]
     assert logical(batch, 0, selected[0, 0]) == expected
     assert torch.isfinite(scores[:, :, : len(expected)]).all()
@@ -355,9 +291,7 @@ def test_slow_keys_score_the_largest_logit_of_the_kept_channels():
     best = torch.einsum("thd,cphd->thcp", query, keys).amax(-1) * opt.scale
     reprs = represent(batch, opt)[batch.page_table[0].long()]
     every = torch.ones(5, 4, dtype=torch.bool)
-    _, raw = compute_logits(
-        q, reprs, every, kind=opt.kind, strategy="head", sm_scale=opt.scale, channels=channels
-    )  # fmt: skip
+    _, raw = HSASelector(params_of(opt), channels).compute_logits(q, reprs, every)
     low, high = keys.amin(1), keys.amax(1)  # [C, H, R]
     half_step = (high - low) / 30 + low.abs().maximum(high.abs()) / 128
     bound = torch.einsum("thd,chd->thc", query.abs(), half_step) * opt.scale
@@ -406,21 +340,16 @@ def test_scales_dequantise_keys_and_values():
     batch = make_batch([100], page_size=16)
     q = queries(1, 4, 16)
     half = batch._replace(k_buffer=batch.k_buffer / 2, v_buffer=batch.v_buffer / 4)
-    kwargs = dict(page_size=16, window_size=40, sink_pages=1, sm_scale=opt.scale)
-    expected, _ = decode_local_fwd(
-        q, batch.k_buffer, batch.v_buffer, batch.page_table, batch.seq_lens, **kwargs
-    )
-    o, _ = decode_local_fwd(
-        q, half.k_buffer, half.v_buffer, half.page_table, half.seq_lens,
-        k_scale=2.0, v_scale=4.0, **kwargs,
-    )  # fmt: skip
+    params = params_of(opt)
+    scaled = dataclasses.replace(params, k_scale=2.0, v_scale=4.0)
+    rest = batch.page_table, torch.tensor([0, 1]), batch.seq_lens
+    expected, _ = extend_local_fwd(q, batch.k_buffer, batch.v_buffer, *rest, params)
+    o, _ = extend_local_fwd(q, half.k_buffer, half.v_buffer, *rest, scaled)
     torch.testing.assert_close(o, expected)
     pages = batch.page_table[0, :6]
     torch.testing.assert_close(
-        chunk_repr_fwd(
-            half.k_buffer, pages, page_size=16, kind="mean_std", k_scale=2.0
-        ),
-        chunk_repr_fwd(batch.k_buffer, pages, page_size=16, kind="mean_std"),
+        chunk_repr_fwd(half.k_buffer, pages, scaled),
+        chunk_repr_fwd(batch.k_buffer, pages, params),
     )
 
 

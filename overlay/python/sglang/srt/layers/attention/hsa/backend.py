@@ -4,27 +4,29 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, FrozenSet, Optional
 
 import torch
 
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.hsa import counters as hsa_counters
-from sglang.srt.layers.attention.hsa import decode_kernels
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
-from sglang.srt.layers.attention.hsa.decode_kernels import DecodeKernels
-from sglang.srt.layers.attention.hsa.extend_kernels import ExtendKernels
-from sglang.srt.layers.attention.hsa.reference_pass import ReferencePass
-from sglang.srt.layers.attention.hsa.scales import kv_scales
+from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling
+from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
+from sglang.srt.layers.attention.hsa.passes.decode import DecodePasses
+from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass
+from sglang.srt.layers.attention.hsa.passes.reference import ReferencePass
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
 
 if TYPE_CHECKING:
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
+
+KERNELS = frozenset({"decode", "extend"})
 
 
 class HSAAttnBackend(AttentionBackend):
@@ -40,12 +42,21 @@ class HSAAttnBackend(AttentionBackend):
     Args:
         model_runner: its server arguments chose HSA, and its pool keeps representations.
         draft_steps: steps of a multi-step draft that this backend serves; 0 for any other use.
+        kernels: passes that run on Triton kernels, of KERNELS; None for all on a CUDA device and none elsewhere.
+
+    Attributes:
+        forward_pass: the pass whose layers run now.
 
     Raises:
-        ValueError: if the pool keeps no representations.
+        ValueError: if the pool keeps no representations, and for a head dimension above 256 with kernels.
     """
 
-    def __init__(self, model_runner: ModelRunner, draft_steps: int = 0):
+    def __init__(
+        self,
+        model_runner: ModelRunner,
+        draft_steps: int = 0,
+        kernels: Optional[FrozenSet[str]] = None,
+    ):
         super().__init__()
         self.pool = model_runner.token_to_kv_pool
         if not isinstance(self.pool, ChunkReprMixin):
@@ -54,78 +65,96 @@ class HSAAttnBackend(AttentionBackend):
                 "choose another --attention-backend for this model."
             )
         self.quantised = self.pool.dtype.itemsize == 1
-        self.config = HSAConfig.from_server_args(model_runner.server_args)
+        args = model_runner.server_args
+        self.config = HSAConfig.from_server_args(args)
         self.dense = ATTENTION_BACKENDS[self.config.dense_backend](model_runner)
         self.counters = hsa_counters.HSACounters(model_runner.device)
-        if (
-            not model_runner.is_draft_worker
-        ):  # the server's counts are the target model's
+        if not model_runner.is_draft_worker:
+            # The server's counts are the target model's.
             hsa_counters.register(self.counters, self.pool.get_chunk_repr_size_bytes())
-        self.decode_kernels = self._make_decode_kernels(model_runner, draft_steps)
-        self.has_dense_layers = any(
-            not self.pool.has_chunk_repr(module.layer_id)
+        layers = {
+            module.layer_id: module
             for module in model_runner.model.modules()
             if isinstance(module, RadixAttention)
-        )
-        self.forward_metadata: ReferencePass | ExtendKernels | None = None
+        }
+        self.has_dense_layers = not all(map(self.pool.has_chunk_repr, layers))
+        self.kernels = self._kernels_on(model_runner.device, kernels)
+        self.decode: Optional[DecodePasses] = None
+        if self.kernels:
+            first = layers[self.pool.hsa_layer_ids[0]]
+            group = first.tp_q_head_num // self.pool.head_num
+            self.tiling = choose_tiling(group, self.pool.head_dim, self.config)
+        if "decode" in self.kernels:
+            self.decode = DecodePasses(
+                self.pool,
+                model_runner.req_to_token_pool,
+                self.config,
+                self.tiling,
+                layers,
+                self.counters,
+                args.speculative_num_draft_tokens if args.speculative_algorithm else 1,
+                draft_steps,
+            )
+        self.forward_pass: Optional[AttentionPass] = None
+        self.goes_dense = False
 
-    def _make_decode_kernels(
-        self, model_runner: ModelRunner, draft_steps: int
-    ) -> DecodeKernels | None:
-        if torch.device(model_runner.device).type != "cuda":
-            return None
-        if reason := decode_kernels.unsupported(self.config):
+    def _kernels_on(
+        self, device: str, asked: Optional[FrozenSet[str]]
+    ) -> FrozenSet[str]:
+        if asked is not None:
+            return asked
+        if torch.device(device).type != "cuda":
+            return frozenset()
+        if reason := self.config.needs_references:
             logger.warning(f"HSA runs on the torch reference ops: {reason}.")
-            return None
-        return make_decode_kernels(
-            model_runner, self.config, self.counters, draft_steps
-        )
+            return frozenset()
+        return KERNELS
 
     def init_forward_metadata(self, forward_batch: ForwardBatch):
-        if self.decode_kernels is None:
-            self.forward_metadata = ReferencePass(
-                forward_batch, self.pool, self.config, self.counters
-            )
-        elif _is_rows(forward_batch.forward_mode):
-            self.forward_metadata = None
-            self.decode_kernels.prepare(self.pool.built_at(forward_batch))
-        else:
-            self.forward_metadata = self.decode_kernels.extend(forward_batch)
-        if self.has_dense_layers or self._goes_dense(forward_batch):
-            self.dense.init_forward_metadata(forward_batch)
-
-    def _goes_dense(self, forward_batch: ForwardBatch) -> bool:
-        """Whether HSA layers hand this pass to the dense backend: no row has a page to select."""
+        self.forward_pass = self._make_pass(forward_batch)
         # Dense backends differ in how they scale an 8-bit cache and which keys they read from it, and in where they
         # find the lengths of a draft extend.
-        return (
-            self.forward_metadata is not None
-            and self.forward_metadata.max_candidates == 0
+        self.goes_dense = (
+            self.forward_pass.max_candidates == 0
             and not self.quantised
             and not forward_batch.forward_mode.is_draft_extend()
         )
+        if self.has_dense_layers or self.goes_dense:
+            self.dense.init_forward_metadata(forward_batch)
+
+    def _make_pass(self, forward_batch: ForwardBatch) -> AttentionPass:
+        mode = forward_batch.forward_mode
+        if mode.is_decode() or mode.is_target_verify():
+            if "decode" in self.kernels:
+                self.decode.prepare(self.pool.built_at(forward_batch))
+                return self.decode.steps[0]
+        elif "extend" in self.kernels:
+            return ExtendPass(
+                forward_batch, self.pool, self.config, self.tiling, self.counters
+            )
+        return ReferencePass(forward_batch, self.pool, self.config, self.counters)
 
     # CUDA graphs hold decode, verification and draft extend on the decode kernels, whose buffers are static and which
     # read the graph runner's own tensors of lengths and request indices. The host prepares a replay before it builds
     # another batch, so the pool's count of hand-outs is still this batch's.
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
-        if self.decode_kernels is None:
+        if self.decode is None:
             raise ValueError(
                 "--attention-backend hsa decodes this model on its reference ops, which no CUDA graph can hold; "
                 "add --disable-cuda-graph."
             )
-        self.decode_kernels.reserve(max_bs)
+        self.decode.reserve(max_bs)
         if self.has_dense_layers:
             self.dense.init_cuda_graph_state(max_bs, max_num_tokens)
 
     def init_forward_metadata_capture_cuda_graph(self, *args, **kwargs):
-        self.forward_metadata = None
+        self.forward_pass, self.goes_dense = self.decode.steps[0], False
         if self.has_dense_layers:
             self.dense.init_forward_metadata_capture_cuda_graph(*args, **kwargs)
 
     def init_forward_metadata_replay_cuda_graph(self, *args, **kwargs):
-        self.decode_kernels.prepare(self.pool.page_handouts)
+        self.decode.prepare(self.pool.page_handouts)
         if self.has_dense_layers:
             self.dense.init_forward_metadata_replay_cuda_graph(*args, **kwargs)
 
@@ -146,111 +175,27 @@ class HSAAttnBackend(AttentionBackend):
         hsa_mask_last_slot: bool = False,
         **kwargs,
     ) -> torch.Tensor:
-        return self._forward(
-            self.dense.forward_decode,
-            q,
-            k,
-            v,
-            layer,
-            forward_batch,
-            save_kv_cache,
-            hsa_mask_last_slot,
-            kwargs,
-        )
-
-    def forward_rows(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save_kv_cache: bool = True,
-        step: int = 0,
-        hsa_mask_last_slot: bool = False,
-        **kwargs,
-    ) -> torch.Tensor:
-        """One HSA layer on the decode kernels; shapes as in ``forward_decode``, ``step`` of a multi-step draft."""
-        _refuse_layer_inputs(layer, kwargs)
-        if layer.layer_id == self.pool.hsa_layer_ids[0]:
-            self.decode_kernels.begin(forward_batch, step)
-        if save_kv_cache and k is not None:
-            self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
-        q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        scales = kv_scales(layer, self.pool)
-        return self.decode_kernels.attend(
-            q, layer, scales, step, hsa_mask_last_slot
-        ).flatten(1)
-
-    def forward_extend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save_kv_cache: bool = True,
-        hsa_mask_last_slot: bool = False,
-        **kwargs,
-    ) -> torch.Tensor:
-        return self._forward(
-            self.dense.forward_extend,
-            q,
-            k,
-            v,
-            layer,
-            forward_batch,
-            save_kv_cache,
-            hsa_mask_last_slot,
-            kwargs,
-        )
-
-    def _forward(
-        self,
-        dense_forward,
-        q,
-        k,
-        v,
-        layer,
-        forward_batch,
-        save_kv_cache,
-        mask_last_slot,
-        kwargs,
-    ) -> torch.Tensor:
-        """One layer; q ``[T, H_q * D]``, k and v ``[T, H_kv, D]``, returns ``[T, H_q * D_v]``."""
-        if not self.pool.has_chunk_repr(layer.layer_id):
-            _refuse_hsa_inputs(layer, mask_last_slot, kwargs)
-            return dense_forward(
+        """One layer of any pass; q ``[T, H_q * D]``, k and v ``[T, H_kv, D]``, returns ``[T, H_q * D_v]``."""
+        sparse = self.pool.has_chunk_repr(layer.layer_id)
+        _refuse_inputs(layer, sparse, hsa_mask_last_slot, kwargs)
+        # Dense backends mask no slot.
+        if not sparse or (self.goes_dense and not hsa_mask_last_slot):
+            o = self.dense.forward(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
             )
-        if self.decode_kernels is not None and self.forward_metadata is None:
-            return self.forward_rows(
-                q,
-                k,
-                v,
-                layer,
-                forward_batch,
-                save_kv_cache,
-                hsa_mask_last_slot=mask_last_slot,
-                **kwargs,
-            )
-        _refuse_layer_inputs(layer, kwargs)
-        scales = kv_scales(layer, self.pool)
-        # Dense backends mask no slot.
-        if self._goes_dense(forward_batch) and not mask_last_slot:
-            o = dense_forward(
-                q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache
-            )
-            self.counters.add("rows_dense", self.forward_metadata.rows)
-            self.forward_metadata.write_representations(layer, scales)
+            if sparse:
+                self.counters.add("rows_dense", self.forward_pass.rows)
+                self.forward_pass.write_representations(layer)
             return o
 
+        self.forward_pass.enter_layer(layer, forward_batch)
         if save_kv_cache and k is not None:
             self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
-        self.forward_metadata.write_representations(layer, scales)
+        self.forward_pass.write_representations(layer)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        o = self.forward_metadata.attend(q, layer, scales, mask_last_slot)
-        return o.to(q.dtype).flatten(1)
+        return self.forward_pass.attend(q, layer, hsa_mask_last_slot).flatten(1)
+
+    forward_extend = forward_decode
 
     def _set_kv_buffer(self, layer, slots, k, v) -> None:
         if self.quantised:
@@ -262,57 +207,24 @@ class HSAAttnBackend(AttentionBackend):
             self.pool.set_kv_buffer(layer, slots, k, v)
 
 
-def make_decode_kernels(
-    model_runner: ModelRunner,
-    config: HSAConfig,
-    counters: hsa_counters.HSACounters,
-    draft_steps: int = 0,
-) -> DecodeKernels:
-    """The kernels for the HSA layers of a model and its pool."""
-    pool, args = model_runner.token_to_kv_pool, model_runner.server_args
-    layers = {
-        module.layer_id: module
-        for module in model_runner.model.modules()
-        if isinstance(module, RadixAttention) and pool.has_chunk_repr(module.layer_id)
-    }
-    return DecodeKernels(
-        pool,
-        model_runner.req_to_token_pool,
-        config,
-        layers[pool.hsa_layer_ids[0]].tp_q_head_num,
-        {layer_id: kv_scales(layer, pool) for layer_id, layer in layers.items()},
-        counters,
-        args.speculative_num_draft_tokens if args.speculative_algorithm else 1,
-        draft_steps,
-    )
-
-
-def _is_rows(mode: ForwardMode) -> bool:
-    """Passes that the decode kernels run eagerly. Of draft extend, whose lengths differ, they run the graphs."""
-    return mode.is_decode() or mode.is_target_verify()
-
-
-def _refuse_layer_inputs(layer: RadixAttention, kwargs: dict) -> None:
-    if unknown := [name for name in kwargs if name.startswith(FIELD_PREFIX)]:
-        raise NotImplementedError(
-            f"layer {layer.layer_id} passes {', '.join(unknown)} to its attention, but of such arguments HSA knows "
-            "hsa_mask_last_slot alone; leave them out."
-        )
-    if kwargs:
-        raise NotImplementedError(
-            f"layer {layer.layer_id} passes {', '.join(kwargs)} to its attention, which HSA does not support; "
-            "exclude the layer with --hsa-layers."
-        )
-
-
-def _refuse_hsa_inputs(
-    layer: RadixAttention, mask_last_slot: bool, kwargs: dict
+def _refuse_inputs(
+    layer: RadixAttention, sparse: bool, mask_last_slot: bool, kwargs: dict
 ) -> None:
+    """Raise NotImplementedError for what a layer passes to its attention that is not computed."""
     passed = [name for name in kwargs if name.startswith(FIELD_PREFIX)]
-    if mask_last_slot:
-        passed.append("hsa_mask_last_slot")
-    if passed:
+    if not sparse and (passed or mask_last_slot):
+        passed += ["hsa_mask_last_slot"] * mask_last_slot
         raise NotImplementedError(
             f"layer {layer.layer_id} passes {', '.join(passed)} to its attention, which is dense and masks nothing; "
             "name the layer in --hsa-layers or leave them out."
+        )
+    if passed:
+        raise NotImplementedError(
+            f"layer {layer.layer_id} passes {', '.join(passed)} to its attention, but of such arguments HSA knows "
+            "hsa_mask_last_slot alone; leave them out."
+        )
+    if sparse and kwargs:
+        raise NotImplementedError(
+            f"layer {layer.layer_id} passes {', '.join(kwargs)} to its attention, which HSA does not support; "
+            "exclude the layer with --hsa-layers."
         )

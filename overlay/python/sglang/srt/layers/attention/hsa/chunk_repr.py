@@ -22,7 +22,7 @@ docs/quality.md has the measurements behind it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable, Dict, Optional, Union
 
 import torch
 
@@ -40,6 +40,8 @@ class LinearKind:
         stored: False when E_i is a view of the K cache and needs no buffer.
         from_keys: keys ``[N, page_size, H_kv, D]`` float32 -> ``[N, H_kv, width * D]`` float32.
         query_features: (q ``[..., D]`` float32, softmax scale) -> ``[..., width * D]`` float32.
+
+    Its kernels take what they compute from ``ops/linear_kinds.py``.
     """
 
     name: str
@@ -47,7 +49,7 @@ class LinearKind:
     stored: bool
     from_keys: Callable[[torch.Tensor], torch.Tensor]
     query_features: Callable[[torch.Tensor, float], torch.Tensor]
-    slow: bool = False
+    slow = False
 
     def repr_dim(self, head_dim: int, page_size: int) -> int:
         """Elements of a page's representation per KV head."""
@@ -91,9 +93,9 @@ class SlowKeys:
     The arguments ``channels`` are the kept channels of the layer ``[R]`` int32, see ``slow_channels``.
     """
 
-    name: str = "slow_keys"
-    stored: bool = True
-    slow: bool = True
+    name = "slow_keys"
+    stored = True
+    slow = True
 
     def repr_dim(self, head_dim: int, page_size: int) -> int:
         """Bytes of a page's representation per KV head."""
@@ -176,7 +178,8 @@ def _mean_std_features(q: torch.Tensor, scale: float) -> torch.Tensor:
     return torch.cat([scale * q, scale * q.abs()], dim=-1)
 
 
-KINDS = {
+PageRepr = Union[LinearKind, SlowKeys]
+KINDS: Dict[str, PageRepr] = {
     kind.name: kind
     for kind in (
         SlowKeys(),

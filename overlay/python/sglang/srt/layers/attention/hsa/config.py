@@ -99,6 +99,13 @@ class HSAConfig:
         """Window in tokens; 0 is the query's own page."""
         return self.window_size if self.enable_swa_fusion else 0
 
+    @property
+    def needs_references(self) -> Optional[str]:
+        """Why no kernel can run these options; None if the kernels can."""
+        if self.strict:
+            return "the checks of --hsa-strict read back what the kernels keep on the device"
+        return None
+
     @classmethod
     def from_server_args(cls, server_args: ServerArgs) -> HSAConfig:
         """The options of resolved server arguments."""

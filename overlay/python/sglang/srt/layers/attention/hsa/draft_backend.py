@@ -3,45 +3,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, FrozenSet, Optional
 
-import torch
-
-from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 
 if TYPE_CHECKING:
-    from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 
-class HSADraftStep(AttentionBackend):
+class HSADraftStep(HSAAttnBackend):
     """Attention of one draft step: each request's newest draft token over what is committed and drafted."""
 
     def __init__(self, backend: HSAAttnBackend, step: int):
-        super().__init__()
-        self.backend, self.step = backend, step
+        # All that a backend is, with a pass of its own; nothing is made twice.
+        vars(self).update(vars(backend))
+        self.forward_pass = backend.decode.steps[step]
 
     def init_forward_metadata(self, forward_batch: ForwardBatch):
         """Nothing: ``HSAMultiStepDraftBackend`` prepares all steps at once."""
-
-    def get_cuda_graph_seq_len_fill_value(self):
-        return self.backend.get_cuda_graph_seq_len_fill_value()
-
-    def forward_decode(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save_kv_cache: bool = True,
-        **kwargs,
-    ) -> torch.Tensor:
-        return self.backend.forward_rows(
-            q, k, v, layer, forward_batch, save_kv_cache, step=self.step, **kwargs
-        )
 
 
 class HSAMultiStepDraftBackend:
@@ -51,19 +31,24 @@ class HSAMultiStepDraftBackend:
         model_runner: of the draft model.
         topk: draft tokens per step and branch; HSA drafts chains, so 1.
         speculative_num_steps: draft tokens per round; the first comes from the draft's extend pass.
+        kernels: as of ``HSAAttnBackend``.
 
     Raises:
         ValueError: for branching drafts, and for a draft model with layers that do not use HSA.
     """
 
     def __init__(
-        self, model_runner: ModelRunner, topk: int, speculative_num_steps: int
+        self,
+        model_runner: ModelRunner,
+        topk: int,
+        speculative_num_steps: int,
+        kernels: Optional[FrozenSet[str]] = None,
     ):
         if topk != 1:
             raise ValueError(
                 f"--attention-backend hsa drafts chains; use --speculative-eagle-topk 1, not {topk}."
             )
-        self.backend = HSAAttnBackend(model_runner, speculative_num_steps - 1)
+        self.backend = HSAAttnBackend(model_runner, speculative_num_steps - 1, kernels)
         if self.backend.has_dense_layers:
             raise ValueError(
                 "--attention-backend hsa does not draft with a model that has layers without HSA, such as "

@@ -166,9 +166,7 @@ class HSAServerArgs:
         self.disable_piecewise_cuda_graph = True
         if self.device == "cpu" or self.disable_cuda_graph:
             return
-        from sglang.srt.layers.attention.hsa.decode_kernels import unsupported
-
-        if reason := unsupported(HSAConfig.from_server_args(self)):
+        if reason := HSAConfig.from_server_args(self).needs_references:
             logger.warning(f"Cuda graph is disabled because with HSA {reason}.")
             self.disable_cuda_graph = True
 

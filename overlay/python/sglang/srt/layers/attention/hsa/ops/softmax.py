@@ -7,6 +7,8 @@ from typing import Tuple
 
 import torch
 
+from sglang.srt.layers.attention.hsa.params import AttentionParams
+
 NEG_INF = float("-inf")
 
 
@@ -14,8 +16,7 @@ def masked_logits(
     q: torch.Tensor,
     k: torch.Tensor,
     mask: torch.Tensor,
-    sm_scale: float,
-    logit_cap: float,
+    params: AttentionParams,
 ) -> torch.Tensor:
     """Attention logits, -inf where masked.
 
@@ -23,15 +24,15 @@ def masked_logits(
         q: ``[..., T, D]`` float32.
         k: ``[..., J, D]`` float32.
         mask: broadcastable to ``[..., T, J]``, True where the key is attended.
-        sm_scale: softmax scale.
-        logit_cap: soft cap c of ``c tanh(logit / c)``; 0 for none.
+        params: softmax scale, and soft cap c of ``c tanh(logit / c)``.
 
     Returns:
         ``[..., T, J]`` float32.
     """
-    logits = torch.matmul(q, k.transpose(-1, -2)).mul_(sm_scale)
-    if logit_cap > 0:
-        logits = logits.div_(logit_cap).tanh_().mul_(logit_cap)
+    logits, cap = torch.matmul(q, k.transpose(-1, -2)), params.logit_cap
+    logits = logits.mul_(params.sm_scale)
+    if cap > 0:
+        logits = logits.div_(cap).tanh_().mul_(cap)
     return logits.masked_fill_(~mask, NEG_INF)
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import torch
 import triton
@@ -11,7 +11,9 @@ import triton.language as tl
 
 from sglang.srt.layers.attention.hsa import chunk_repr
 from sglang.srt.layers.attention.hsa.chunk_repr import num_channels
-from sglang.srt.layers.attention.hsa.counters import INDEX
+from sglang.srt.layers.attention.hsa.ops.common import REPRS_HEALED, REPRS_WRITTEN
+from sglang.srt.layers.attention.hsa.ops.linear_kinds import page_features
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 LEVELS: tl.constexpr = tl.constexpr(float(chunk_repr.LEVELS))
 SMALLEST_STEP: tl.constexpr = tl.constexpr(chunk_repr.SMALLEST_STEP)
@@ -74,6 +76,7 @@ def _store_linear(
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """A linear kind's representation of one page and head, whose first key is at ``keys_ptr``, at ``target``."""
     d = tl.arange(0, BLOCK_D)
@@ -82,14 +85,11 @@ def _store_linear(
     keys = tl.load(
         keys_ptr + slot * stride_k_slot + d[None, :], mask=in_head[None, :], other=0.0
     )
-    keys = keys.to(tl.float32) * k_scale
-    mean = tl.sum(keys, axis=0) / PAGE_SIZE
+    first, second = page_features(keys.to(tl.float32) * k_scale, PAGE_SIZE, KIND)
     dtype: tl.constexpr = target.dtype.element_ty
-    tl.store(target + d, mean.to(dtype), mask=in_head)
-    if KIND == "mean_std":
-        centred = keys - mean[None, :]
-        std = tl.sqrt(tl.sum(centred * centred, axis=0) / PAGE_SIZE)
-        tl.store(target + HEAD_DIM + d, std.to(dtype), mask=in_head)
+    tl.store(target + d, first.to(dtype), mask=in_head)
+    if WIDTH == 2:
+        tl.store(target + HEAD_DIM + d, second.to(dtype), mask=in_head)
 
 
 @triton.jit
@@ -103,17 +103,18 @@ def _store_representation(
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
     KEPT: tl.constexpr,
 ):
-    """E of one page and head, whose first key is at ``keys_ptr``, at ``target``."""
-    if KIND == "slow_keys":
+    """E of one page and head, whose first key is at ``keys_ptr``, at ``target``. WIDTH is 0 for slow_keys."""
+    if WIDTH == 0:
         _store_slow_keys(
             keys_ptr, target, channels, k_scale, stride_k_slot, PAGE_SIZE, KEPT
         )
     else:
         _store_linear(
-            keys_ptr, target, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND
-        )
+            keys_ptr, target, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH
+        )  # fmt: skip
 
 
 @triton.jit
@@ -129,7 +130,7 @@ def _write_committed_page_kernel(
     new_lens,
     k_scales,
     channels,
-    written,
+    counters,
     stride_k_slot,
     stride_k_head,
     stride_repr_page,
@@ -141,6 +142,7 @@ def _write_committed_page_kernel(
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
     KEPT: tl.constexpr,
     NEW: tl.constexpr,
     RECENT: tl.constexpr,
@@ -171,24 +173,19 @@ def _write_committed_page_kernel(
         e = tl.load(repr_ptrs + layer).to(tl.pointer_type(REPR_DTYPE))
         stamp = tl.load(stamp_ptrs + layer).to(tl.pointer_type(tl.int64))
         layer_channels = channels
-        if KIND == "slow_keys":
+        if WIDTH == 0:
             layer_channels += layer * KEPT
         _store_representation(
             k + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
             e + page * stride_repr_page + g * stride_repr_head,
             layer_channels,
             tl.load(k_scales + layer),
-            stride_k_slot,
-            HEAD_DIM,
-            BLOCK_D,
-            PAGE_SIZE,
-            KIND,
-            KEPT,
-        )
+            stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
+        )  # fmt: skip
         # Written once more while the page is recent, and by every sequence that shares it: the same bytes, one count.
         if g == 0:
             if tl.atomic_xchg(stamp + page, version) != version:
-                tl.atomic_add(written, tl.full((), 1, tl.int64))
+                tl.atomic_add(counters + REPRS_WRITTEN, tl.full((), 1, tl.int64))
 
 
 @triton.jit
@@ -213,9 +210,8 @@ def _write_pages_kernel(
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
     KEPT: tl.constexpr,
-    WRITTEN: tl.constexpr,
-    HEALED: tl.constexpr,
 ):
     entry = pages + tl.program_id(0) * 3
     b = tl.load(entry).to(tl.int64)
@@ -230,19 +226,12 @@ def _write_pages_kernel(
             _store_representation(
                 k_buffer + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
                 repr_buffer + page * stride_repr_page + g * stride_repr_head,
-                channels,
-                k_scale,
-                stride_k_slot,
-                HEAD_DIM,
-                BLOCK_D,
-                PAGE_SIZE,
-                KIND,
-                KEPT,
-            )
+                channels, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
+            )  # fmt: skip
         # Sequences that share the page write the same bytes; the first to stamp it counts it.
         if tl.atomic_xchg(stamps + page, version) != version:
             tl.atomic_add(
-                counters + tl.where(completed_now, WRITTEN, HEALED),
+                counters + tl.where(completed_now, REPRS_WRITTEN, REPRS_HEALED),
                 tl.full((), 1, tl.int64),
             )
 
@@ -257,25 +246,47 @@ TL_DTYPES = {
 }
 
 
+class AllLayers(NamedTuple):
+    """The caches of all HSA layers of a model, for one launch over them.
+
+    Attributes:
+        keys, reprs, stamps: addresses of each layer's tensors ``[L]`` uint64.
+        k_scales: dequantisation factor of each layer's keys ``[L]`` float32.
+        channels: that a kind which keeps some of them takes of each layer ``[L, R]`` int32, or None.
+        first: one of the layers, for dtypes and strides.
+    """
+
+    keys: torch.Tensor
+    reprs: torch.Tensor
+    stamps: torch.Tensor
+    k_scales: torch.Tensor
+    channels: Optional[torch.Tensor]
+    first: LayerCache
+
+
+def _constants(cache: LayerCache, params: AttentionParams) -> dict:
+    head_dim, kind = cache.keys.shape[-1], params.kind
+    return dict(
+        HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        PAGE_SIZE=params.page_size,
+        KIND=kind.name,
+        WIDTH=0 if kind.slow else kind.width,
+        KEPT=num_channels(head_dim),
+    )
+
+
 def write_committed_page(
-    k_ptrs: torch.Tensor,
-    repr_ptrs: torch.Tensor,
-    stamp_ptrs: torch.Tensor,
-    k_like: torch.Tensor,
-    repr_like: torch.Tensor,
+    layers: AllLayers,
     page_version: torch.Tensor,
     built_at: torch.Tensor,
     req_to_token: torch.Tensor,
     req_pool_indices: torch.Tensor,
     seq_lens: torch.Tensor,
     new_lens: Union[int, torch.Tensor],
-    k_scales: torch.Tensor,
-    written: torch.Tensor,
-    *,
+    counters: torch.Tensor,
+    params: AttentionParams,
     recent: int,
-    page_size: int,
-    kind: str,
-    channels: Optional[torch.Tensor] = None,
 ) -> None:
     """Represent the page that each request completed in its previous pass, for all layers in one launch.
 
@@ -284,9 +295,6 @@ def write_committed_page(
     launch per layer.
 
     Args:
-        k_ptrs, repr_ptrs, stamp_ptrs: addresses of each layer's keys, representations and stamps ``[L]`` uint64.
-        k_like, repr_like: any layer's keys ``[num_slots, H_kv, D]`` and representations
-            ``[num_pages, H_kv, repr_dim]``, for dtype and strides.
         page_version: versions that were read before ``req_to_token`` ``[num_pages]`` int64.
         built_at: hand-outs of the pool when the batch was built, one int64.
         req_to_token: slot of each position of each request ``[num_requests, context]`` int32.
@@ -294,96 +302,75 @@ def write_committed_page(
         seq_lens: ``[B]``.
         new_lens: tokens in ``seq_lens`` that are this pass's own, for all requests or for each ``[B]``; the others are
             committed. Requests without a complete page, such as padding, write nothing.
-        k_scales: dequantisation factor of each layer's keys ``[L]`` float32.
-        written: count of representations written, one int64, added to.
+        counters: ``HSACounters.values``, added to.
+        params: of any layer; its key scale is not used.
         recent: most tokens that a pass commits, at most ``page_size``; a page is looked at while fewer than that
             many tokens follow it.
-        channels: that a kind which keeps some of them takes of each layer ``[L, R]`` int32.
     """
-    head_dim = k_like.shape[-1]
+    keys, reprs = layers.first.keys, layers.first.reprs
     per_request = isinstance(new_lens, torch.Tensor)
-    _write_committed_page_kernel[(len(seq_lens), k_like.shape[1], len(k_ptrs))](
-        k_ptrs,
-        repr_ptrs,
-        stamp_ptrs,
+    _write_committed_page_kernel[(len(seq_lens), keys.shape[1], len(layers.keys))](
+        layers.keys,
+        layers.reprs,
+        layers.stamps,
         page_version,
         built_at,
         req_to_token,
         req_pool_indices,
         seq_lens,
         new_lens if per_request else None,
-        k_scales,
-        channels,
-        written,
-        k_like.stride(0),
-        k_like.stride(1),
-        repr_like.stride(0),
-        repr_like.stride(1),
+        layers.k_scales,
+        layers.channels,
+        counters,
+        keys.stride(0),
+        keys.stride(1),
+        reprs.stride(0),
+        reprs.stride(1),
         req_to_token.stride(0),
-        K_DTYPE=TL_DTYPES[k_like.dtype],
-        REPR_DTYPE=TL_DTYPES[repr_like.dtype],
-        HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
-        PAGE_SIZE=page_size,
-        KIND=kind,
-        KEPT=num_channels(head_dim),
+        K_DTYPE=TL_DTYPES[keys.dtype],
+        REPR_DTYPE=TL_DTYPES[reprs.dtype],
+        **_constants(layers.first, params),
         NEW=None if per_request else new_lens,
         RECENT=recent,
     )
 
 
 def write_pages(
-    k_buffer: torch.Tensor,
-    repr_buffer: torch.Tensor,
-    stamps: torch.Tensor,
-    page_version: torch.Tensor,
+    cache: LayerCache,
     built_at: torch.Tensor,
     page_table: torch.Tensor,
     pages: torch.Tensor,
     counters: torch.Tensor,
-    *,
-    page_size: int,
-    kind: str,
-    k_scale: float = 1.0,
-    channels: Optional[torch.Tensor] = None,
+    params: AttentionParams,
 ) -> None:
     """Represent one layer's pages that an extend pass completes, and heal those whose stamp is not theirs.
 
     Args:
-        k_buffer: keys ``[num_slots, H_kv, D]``, those of the pass written.
-        repr_buffer, stamps: the layer's ``[num_pages, H_kv, repr_dim]`` and ``[num_pages]`` int64.
-        page_version, built_at: as in ``write_committed_page``.
+        cache: of the layer, versions included; the keys of the pass are written.
+        built_at: hand-outs of the pool when the batch was built, one int64.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         pages: ``ExtendPlan.pages``.
         counters: ``HSACounters.values``, added to.
-        k_scale: dequantisation factor of the keys.
-        channels: that a kind which keeps some of them takes ``[R]`` int32.
     """
     if len(pages) == 0:
         return
-    head_dim = k_buffer.shape[-1]
+    keys, reprs = cache.keys, cache.reprs
     _write_pages_kernel[(len(pages),)](
-        k_buffer,
-        repr_buffer,
-        stamps,
-        page_version,
+        keys,
+        reprs,
+        cache.stamps,
+        cache.versions,
         built_at,
         page_table,
         pages,
         counters,
-        channels,
-        k_scale,
-        k_buffer.stride(0),
-        k_buffer.stride(1),
-        repr_buffer.stride(0),
-        repr_buffer.stride(1),
+        cache.channels,
+        params.k_scale,
+        keys.stride(0),
+        keys.stride(1),
+        reprs.stride(0),
+        reprs.stride(1),
         page_table.stride(0),
-        KV_HEADS=k_buffer.shape[1],
-        HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
-        PAGE_SIZE=page_size,
-        KIND=kind,
-        KEPT=num_channels(head_dim),
-        WRITTEN=INDEX["reprs_written"],
-        HEALED=INDEX["reprs_healed"],
+        KV_HEADS=keys.shape[1],
+        **_constants(cache, params),
     )

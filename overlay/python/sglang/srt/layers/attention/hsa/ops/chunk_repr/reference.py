@@ -7,17 +7,14 @@ from typing import Optional
 
 import torch
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.ops.gather import take
+from sglang.srt.layers.attention.hsa.params import AttentionParams
 
 
 def chunk_repr_fwd(
     k_buffer: torch.Tensor,
     page_ids: torch.Tensor,
-    *,
-    page_size: int,
-    kind: str,
-    k_scale: float = 1.0,
+    params: AttentionParams,
     channels: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Representations of complete physical pages.
@@ -25,14 +22,12 @@ def chunk_repr_fwd(
     Args:
         k_buffer: cached keys ``[num_slots, H_kv, D]``, any float dtype.
         page_ids: physical pages ``[N]`` int32 or int64, each one complete.
-        page_size: slots per page.
-        kind: a name in ``chunk_repr.KINDS``.
-        k_scale: dequantisation factor of the keys.
         channels: that a kind which keeps some of them takes ``[R]`` int32.
 
     Returns:
         ``[N, H_kv, repr_dim]``, float32 or the bytes of a kind that is stored as such.
     """
-    pages = k_buffer.view(-1, page_size, *k_buffer.shape[1:])  # [num_pages, P, H_kv, D]
-    keys = take(pages, page_ids.long()).float() * k_scale
-    return KINDS[kind].represent(keys, channels)
+    # [num_pages, P, H_kv, D]
+    pages = k_buffer.view(-1, params.page_size, *k_buffer.shape[1:])
+    keys = take(pages, page_ids.long()).float() * params.k_scale
+    return params.kind.represent(keys, channels)

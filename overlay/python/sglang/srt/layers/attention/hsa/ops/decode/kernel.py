@@ -11,6 +11,14 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.attention.hsa.ops.common import (
+    decode_row,
+    dot_precision,
+    running_max,
+    soft_cap,
+)
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
+
 MAX_SPLITS = 16
 # Pages in flight, as far as they fit into the shared memory that the pipeline may take.
 MAX_STAGES = 3
@@ -66,8 +74,7 @@ def _decode_hsa_kernel(
     split = tl.program_id(1)
     b = row // KV_HEADS
     g = row % KV_HEADS
-    position = tl.load(seq_lens + b).to(tl.int32) - 1
-    start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
+    position, start, candidates = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS)
     table_row = page_table + b.to(tl.int64) * stride_table
     selected_row = (
         selected + b.to(tl.int64) * stride_selected_row + g * stride_selected_head
@@ -88,7 +95,7 @@ def _decode_hsa_kernel(
 
     # The last page of the window is the query's own; the list is as long as this row needs.
     window_pages = position // PAGE_SIZE - start + 1
-    chosen = tl.minimum(tl.maximum(start - SINKS, 0), TOPK)
+    chosen = tl.minimum(candidates, TOPK)
     pages = SINKS + chosen + window_pages
     per_split = tl.cdiv(pages, SPLITS)
     top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
@@ -122,12 +129,9 @@ def _decode_hsa_kernel(
         logits = tl.dot(query, key.to(query.dtype), input_precision=PRECISION)
         logits = logits * (sm_scale * k_scale)
         if CAP:
-            # tanh(x) = 1 - 2 / (exp(2 x) + 1)
-            logits = logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
+            logits = soft_cap(logits, logit_cap)
         logits = tl.where(visible[None, :], logits, float("-inf"))
-        new_top = tl.maximum(top, tl.max(logits, axis=1))
-        # Nothing visible yet: measure against 0, since -inf - -inf is NaN.
-        origin = tl.where(new_top == float("-inf"), 0.0, new_top)
+        new_top, origin = running_max(top, tl.max(logits, axis=1))
         rescale = tl.exp(top - origin)
         p = tl.exp(logits - origin[:, None])
         acc = acc * rescale[:, None] + tl.dot(
@@ -215,36 +219,26 @@ class DecodeWorkspace:
 
 def decode_hsa(
     q: torch.Tensor,
-    k_buffer: torch.Tensor,
-    v_buffer: torch.Tensor,
+    cache: LayerCache,
     selected_pages: torch.Tensor,
     page_table: torch.Tensor,
     seq_lens: torch.Tensor,
     out: torch.Tensor,
     workspace: DecodeWorkspace,
-    *,
-    page_size: int,
-    window_size: int,
-    sink_pages: int,
-    sm_scale: float,
-    logit_cap: float = 0.0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
-    splits: int = MAX_SPLITS,
-    mask_last_slot: bool = False,
+    params: AttentionParams,
+    num_splits: int = MAX_SPLITS,
 ) -> torch.Tensor:
     """Attention of one new token per sequence over sinks, selected pages and window.
 
     Args:
         q: queries ``[B, H_q, D]``, last dimension contiguous.
-        k_buffer, v_buffer: ``[num_slots, H_kv, D]``, ``[num_slots, H_kv, D_v]``; the new tokens are written.
+        cache: of the layer; the keys and values of the new tokens are written.
         selected_pages: physical pages ``[B, H_kv, K]`` int32, -1 for none; K may be 0.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         seq_lens: ``[B]`` int32, the new token included, at least 1.
         out: ``[B, H_q, D_v]``, written whole.
         workspace: scratch for at least this batch.
-        splits: programs that share one sequence and KV head, 1 to MAX_SPLITS.
-        mask_last_slot: the last slot of a page is no key, and is not read (see ``layout``).
+        num_splits: programs that share one sequence and KV head, 1 to MAX_SPLITS.
 
     Returns:
         ``out``.
@@ -253,17 +247,18 @@ def decode_hsa(
         ValueError: for more programs than the scratch has room for.
     """
     batch, num_heads, head_dim = q.shape
+    k_buffer, v_buffer, page_size = cache.keys, cache.values, params.page_size
     num_kv_heads, v_dim = v_buffer.shape[1:]
-    if batch * num_kv_heads * splits > workspace.max_programs:
+    if batch * num_kv_heads * num_splits > workspace.max_programs:
         raise ValueError(
-            f"{batch} rows of {num_kv_heads} KV heads in {splits} splits need more than "
+            f"{batch} rows of {num_kv_heads} KV heads in {num_splits} splits need more than "
             f"{workspace.max_programs} programs"
         )
     group = num_heads // num_kv_heads
     block_v = triton.next_power_of_2(v_dim)
-    merge_splits = triton.next_power_of_2(splits)
+    merge_splits = triton.next_power_of_2(num_splits)
     page_bytes = page_size * (head_dim + v_dim) * k_buffer.element_size()
-    _decode_hsa_kernel[(batch * num_kv_heads, splits)](
+    _decode_hsa_kernel[(batch * num_kv_heads, num_splits)](
         q,
         k_buffer,
         v_buffer,
@@ -274,10 +269,10 @@ def decode_hsa(
         workspace.part_o,
         workspace.part_lse,
         workspace.arrivals,
-        sm_scale,
-        logit_cap,
-        k_scale,
-        v_scale,
+        params.sm_scale,
+        params.logit_cap,
+        params.k_scale,
+        params.v_scale,
         q.stride(0),
         q.stride(1),
         k_buffer.stride(0),
@@ -296,18 +291,16 @@ def decode_hsa(
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         V_DIM=v_dim,
         BLOCK_V=max(16, block_v),
-        PAGE_SIZE=page_size,
-        WINDOW=max(window_size, 1),
-        SINKS=sink_pages,
+        **params.layout,
         TOPK=selected_pages.shape[-1],
-        CAP=logit_cap > 0,
-        SPLITS=splits,
+        CAP=params.logit_cap > 0,
+        SPLITS=num_splits,
         MERGE_SPLITS=merge_splits,
         MERGE_G=min(
             triton.next_power_of_2(group), max(1, 8192 // (merge_splits * block_v))
         ),
-        MASK_LAST=mask_last_slot,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        MASK_LAST=params.mask_last_slot,
+        PRECISION=dot_precision(q.dtype),
         num_warps=4,
         num_stages=max(1, min(MAX_STAGES, SHARED_BYTES // page_bytes)),
     )

@@ -6,6 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.attention.hsa.ops.common import running_max
+
 
 @triton.jit
 def raw_logits(
@@ -26,12 +28,6 @@ def raw_logits(
         other=0.0,
     )
     return tl.dot(query, key.to(query.dtype), input_precision=PRECISION)
-
-
-@triton.jit
-def cap_logits(logits, logit_cap):
-    """tanh(x) = 1 - 2 / (exp(2 x) + 1)"""
-    return logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
 
 
 @triton.jit
@@ -65,9 +61,7 @@ def accumulate(
         mask=inside[:, None] & (dv[None, :] < V_DIM),
         other=0.0,
     )
-    new_top = tl.maximum(top, best)
-    # Nothing visible yet: measure against 0, since -inf - -inf is NaN.
-    origin = tl.where(new_top == float("-inf"), 0.0, new_top)
+    new_top, origin = running_max(top, best)
     rescale = tl.exp2(top - origin)
     # One multiply-add per key, and 0 in the rows that do not see the step.
     shift = tl.where(visible, origin, float("inf"))

@@ -14,15 +14,16 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.common import dot_precision, soft_cap
 from sglang.srt.layers.attention.hsa.ops.extend.attention_step import (
     accumulate,
-    cap_logits,
     raw_logits,
     weigh_by_score,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
+from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
 from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageLists
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 KEYS_PER_STEP = 64
 MAX_STAGES = 3
@@ -152,7 +153,7 @@ def _extend_hsa_kernel(
                 if CAP or BY_SCORE:
                     logits, base = logits * scale, 1.0
                 if CAP:
-                    logits = cap_logits(logits, logit_cap)
+                    logits = soft_cap(logits, logit_cap)
                 if KEYS > PAGE_SIZE:
                     chosen = ((bits[None, :] >> m[:, None]) & 1) != 0
                     logits = tl.where(chosen, logits, float("-inf"))
@@ -200,7 +201,7 @@ def _extend_hsa_kernel(
                 query, k_head, slot, inside, stride_k_slot, HEAD_DIM, BLOCK_D, PRECISION
             )  # fmt: skip
             if CAP:
-                logits = cap_logits(logits, logit_cap)
+                logits = soft_cap(logits, logit_cap)
             if MASK_LAST:
                 visible = visible & inside[None, :]
             logits = tl.where(visible, logits, float("-inf"))
@@ -226,59 +227,41 @@ def _extend_hsa_kernel(
 
 def extend_hsa(
     q: torch.Tensor,
-    k_buffer: torch.Tensor,
-    v_buffer: torch.Tensor,
+    cache: LayerCache,
     lists: Optional[PageLists],
     page_table: torch.Tensor,
     plan: ExtendPlan,
     out: torch.Tensor,
-    *,
-    page_size: int,
-    window_size: int,
-    sink_pages: int,
-    sm_scale: float,
-    logit_cap: float = 0.0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    params: AttentionParams,
     lse: Optional[torch.Tensor] = None,
-    repr_buffer: Optional[torch.Tensor] = None,
-    kind: str = "",
-    score_scale: float = 1.0,
-    mask_last_slot: bool = False,
 ) -> torch.Tensor:
     """Attention of all new tokens of a batch over sinks, selected pages and window.
 
     Args:
         q: packed queries ``[T, H_q, D]``, last dimension contiguous.
-        k_buffer, v_buffer: ``[num_slots, H_kv, D]``, ``[num_slots, H_kv, D_v]``; the new tokens are written.
+        cache: of the layer; the keys and values of the new tokens are written.
         lists: selected pages; None for sinks and window alone.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         plan: of the pass.
         out: ``[T, H_q, D_v]``, written whole.
         lse: natural log-sum-exp ``[T, H_q]`` float32, written if given.
-        repr_buffer: representations by physical page ``[num_pages, H_kv, repr_dim]``. Given, a selected page weighs
-            exp(its raw score) and its keys share that by the softmax within the page; None weighs keys by their logits.
-        kind, score_scale: kind of the representations and softmax scale of their scores.
-        mask_last_slot: the last slot of a page is no key, and is not read (see ``layout``).
 
     Returns:
         ``out``.
     """
     num_heads, head_dim = q.shape[1:]
+    k_buffer, v_buffer = cache.keys, cache.values
     num_kv_heads, v_dim = v_buffer.shape[1:]
+    reprs = cache.reprs if params.by_score and lists is not None else None
     group = num_heads // num_kv_heads
     group_block = triton.next_power_of_2(group)
     tile_rows, list_rows = plan.tiling
     runs = tile_rows // list_rows
     rows = max(16, list_rows * group_block)  # tl.dot needs 16
-    keys = KEYS_PER_STEP if repr_buffer is None else page_size
+    keys = KEYS_PER_STEP if reprs is None else params.page_size
     step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
     stages = max(1, min(MAX_STAGES, SHARED_BYTES // step_bytes))
-    four = (
-        max(head_dim, v_dim) <= FOUR_DIM
-        and q.element_size() == 2
-        and repr_buffer is None
-    )
+    four = max(head_dim, v_dim) <= FOUR_DIM and q.element_size() == 2 and reprs is None
     _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](
         q,
         k_buffer,
@@ -288,13 +271,13 @@ def extend_hsa(
         None if lists is None else lists.lengths,
         page_table,
         plan.tiles,
-        repr_buffer,
+        reprs,
         out,
         lse,
-        sm_scale * k_scale,
-        score_scale,
-        logit_cap,
-        v_scale,
+        params.sm_scale * params.k_scale,
+        params.score_scale,
+        params.logit_cap,
+        params.v_scale,
         q.stride(0),
         q.stride(1),
         k_buffer.stride(0),
@@ -303,8 +286,8 @@ def extend_hsa(
         v_buffer.stride(1),
         0 if lists is None else lists.pages.shape[-1],
         page_table.stride(0),
-        0 if repr_buffer is None else repr_buffer.stride(0),
-        0 if repr_buffer is None else repr_buffer.stride(1),
+        0 if reprs is None else reprs.stride(0),
+        0 if reprs is None else reprs.stride(1),
         out.stride(0),
         out.stride(1),
         0 if lse is None else lse.stride(0),
@@ -318,17 +301,15 @@ def extend_hsa(
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         V_DIM=v_dim,
         BLOCK_V=max(16, triton.next_power_of_2(v_dim)),
-        PAGE_SIZE=page_size,
-        WINDOW=max(window_size, 1),
-        SINKS=sink_pages,
+        **params.layout,
         KEYS=keys,
-        CAP=logit_cap > 0,
+        CAP=params.logit_cap > 0,
         HAS_LISTS=lists is not None,
         HAS_LSE=lse is not None,
-        BY_SCORE=repr_buffer is not None,
-        MASK_LAST=mask_last_slot,
-        KIND=kind,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        BY_SCORE=reprs is not None,
+        MASK_LAST=params.mask_last_slot,
+        KIND=params.kind.name,
+        PRECISION=dot_precision(q.dtype),
         num_warps=4 if max(head_dim, v_dim) <= 128 and rows <= 64 else 8,
         num_stages=2 if four else stages,
         maxnreg=FOUR_REGISTERS if four else None,

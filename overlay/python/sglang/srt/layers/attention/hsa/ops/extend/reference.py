@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference of the extend op: attention of new tokens over the paged past, for a batch of sequences.
+"""Reference of the extend op, and of the decode op, which is one new token per sequence.
 
 Attention is computed in two parts that ``merge_state`` joins into one softmax: the local part (window and
 sink pages) and the selected pages. Both read K and V through the page table only.
@@ -18,6 +18,7 @@ from sglang.srt.layers.attention.hsa.ops.softmax import (
     rescale_pages,
     softmax_attend,
 )
+from sglang.srt.layers.attention.hsa.params import AttentionParams
 
 # Query rows attended at once: bounds the logits held in memory to rows * H_q * keys.
 ROWS_PER_BLOCK = 256
@@ -72,15 +73,7 @@ def extend_local_fwd(
     page_table: torch.Tensor,
     cu_seqlens_q: torch.Tensor,
     seq_lens: torch.Tensor,
-    *,
-    page_size: int,
-    window_size: int,
-    sink_pages: int,
-    sm_scale: float,
-    logit_cap: float = 0.0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
-    mask_last_slot: bool = False,
+    params: AttentionParams,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Causal attention over the window and the sink pages (see ``layout``).
 
@@ -90,13 +83,14 @@ def extend_local_fwd(
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         cu_seqlens_q: ``[B + 1]`` int32.
         seq_lens: keys of each sequence, its new ones included ``[B]`` int32.
-        mask_last_slot: the last slot of a page is no key, not even to the query that sits there (see ``layout``).
 
     Returns:
         (o ``[T, H_q, D_v]``, lse ``[T, H_q]``) float32.
     """
     o, lse = _empty_partials(q, v_buffer)
     num_kv_heads = k_buffer.shape[1]
+    page_size, window_size = params.page_size, params.window_size
+    sink_pages = params.sink_pages
     for block in _blocks(cu_seqlens_q, seq_lens):
         rows = slice(block.lo, block.hi)
         num_rows = block.hi - block.lo
@@ -112,7 +106,7 @@ def extend_local_fwd(
         key = torch.cat(
             [torch.arange(sink_end), torch.arange(window_begin, last_position + 1)]
         ).to(q.device)
-        if mask_last_slot:
+        if params.mask_last_slot:
             key = key[key % page_size < page_size - 1]
         table = page_table[block.sequence].long()
         slots = table[key // page_size] * page_size + key % page_size
@@ -125,12 +119,13 @@ def extend_local_fwd(
         group = q.shape[1] // num_kv_heads
         logits = masked_logits(
             _heads_first(q[rows], num_kv_heads),
-            _gather(k_buffer, slots, k_scale),
+            _gather(k_buffer, slots, params.k_scale),
             mask.repeat(group, 1),
-            sm_scale,
-            logit_cap,
+            params,
         )
-        block_o, block_lse = softmax_attend(logits, _gather(v_buffer, slots, v_scale))
+        block_o, block_lse = softmax_attend(
+            logits, _gather(v_buffer, slots, params.v_scale)
+        )
         o[rows] = _rows_first(block_o, num_rows)
         lse[rows] = _rows_first(block_lse, num_rows)
     return o, lse
@@ -143,14 +138,8 @@ def extend_hsa_fwd(
     selected_pages: torch.Tensor,
     cu_seqlens_q: torch.Tensor,
     seq_lens: torch.Tensor,
-    *,
-    page_size: int,
-    sm_scale: float,
-    logit_cap: float = 0.0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    params: AttentionParams,
     scores: Optional[torch.Tensor] = None,
-    mask_last_slot: bool = False,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Attention over the selected pages of each query and KV head.
 
@@ -161,7 +150,6 @@ def extend_hsa_fwd(
         selected_pages: physical pages ``[T, H_kv, K]`` int32, -1 for none.
         scores: ``[T, H_q, K]`` float32. None weighs keys by their logits (``mass``); given, a page weighs
             exp(score) and its keys share that by the softmax within the page (``score``).
-        mask_last_slot: the last slot of a page is no key (see ``layout``). Scores are taken as they are.
 
     Returns:
         (o ``[T, H_q, D_v]``, lse ``[T, H_q]``) float32; o = 0, lse = -inf where nothing is selected.
@@ -169,7 +157,7 @@ def extend_hsa_fwd(
     o, lse = _empty_partials(q, v_buffer)
     num_kv_heads = k_buffer.shape[1]
     group = q.shape[1] // num_kv_heads
-    keys_per_page = page_size - mask_last_slot
+    page_size, keys_per_page = params.page_size, params.keys_per_page
     for block in _blocks(cu_seqlens_q, seq_lens):
         rows = slice(block.lo, block.hi)
         num_rows = block.hi - block.lo
@@ -194,10 +182,9 @@ def extend_hsa_fwd(
         mask = member.transpose(0, 1).repeat(1, group, 1)  # [H_kv, G * T, C]
         logits = masked_logits(
             _heads_first(q[rows], num_kv_heads),
-            _gather(k_buffer, slots, k_scale),
+            _gather(k_buffer, slots, params.k_scale),
             mask.repeat_interleave(keys_per_page, dim=-1),
-            sm_scale,
-            logit_cap,
+            params,
         )
         if scores is not None:
             by_page = torch.full(
@@ -208,7 +195,9 @@ def extend_hsa_fwd(
             by_page.scatter_(-1, column.repeat_interleave(group, dim=1), scores[rows])
             page_scores = _heads_first(by_page[..., :-1], num_kv_heads)
             logits = rescale_pages(logits, page_scores, keys_per_page)
-        block_o, block_lse = softmax_attend(logits, _gather(v_buffer, slots, v_scale))
+        block_o, block_lse = softmax_attend(
+            logits, _gather(v_buffer, slots, params.v_scale)
+        )
         o[rows] = _rows_first(block_o, num_rows)
         lse[rows] = _rows_first(block_lse, num_rows)
     return o, lse

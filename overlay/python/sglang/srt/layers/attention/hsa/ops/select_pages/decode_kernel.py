@@ -8,13 +8,11 @@ grid depends on neither length nor context limit, so a captured CUDA graph serve
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.counters import INDEX
+from sglang.srt.layers.attention.hsa.ops.common import decode_row, programs_per_row
 from sglang.srt.layers.attention.hsa.ops.select_pages.decode_scores import (
     add_to_norm,
     local_logits,
@@ -25,6 +23,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
     rank_and_count,
     ranking_widths,
 )
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 PAGES_PER_STEP = 8  # and warp
 LOCAL_KEYS: tl.constexpr = tl.constexpr(32)  # of sinks and window, per step
@@ -70,25 +69,20 @@ def _select_pages_kernel(
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
     KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
     STRATEGY: tl.constexpr,
     CAP: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
     SHARES: tl.constexpr,
     WIDTHS: tl.constexpr,
-    ROWS_DENSE: tl.constexpr,
-    ROWS_SPARSE: tl.constexpr,
-    PAGES_CANDIDATE: tl.constexpr,
-    PAGES_SELECTED: tl.constexpr,
 ):
     row = tl.program_id(0)
     share = tl.program_id(1)
     shares = tl.num_programs(1)
     b = row // KV_HEADS
     g = row % KV_HEADS
-    position = tl.load(seq_lens + b).to(tl.int32) - 1
-    start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
-    count = tl.maximum(start - SINKS, 0)
+    position, start, count = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS)
     table_row = page_table + b.to(tl.int64) * stride_table + SINKS
     out_row = out + b.to(tl.int64) * stride_out_row + g * stride_out_head
     PLANES: tl.constexpr = GROUP if STRATEGY == "softmax_head" else 1
@@ -97,7 +91,7 @@ def _select_pages_kernel(
     top, total = store_linear_scores(
         share, shares, count, table_width - SINKS, scores_row, repr_buffer, repr_version, page_version, table_row,
         q_row, sm_scale, stride_q_head, stride_repr_page, stride_repr_head, stride_scores, g,
-        GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, STRATEGY, HAS_VERSIONS, PAGES,
+        GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, WIDTH, STRATEGY, HAS_VERSIONS, PAGES,
     )  # fmt: skip
     if STRATEGY == "softmax_head":
         # Sinks and window count in the normaliser as their keys do. A row without candidates ranks nothing.
@@ -108,27 +102,10 @@ def _select_pages_kernel(
         local_keys = tl.where(count > 0, local_keys, 0)
         for lo in range(share * LOCAL_KEYS, local_keys, shares * LOCAL_KEYS):
             logits = local_logits(
-                lo + tl.arange(0, LOCAL_KEYS),
-                position,
-                start,
-                q_row,
-                k_buffer,
-                table,
-                key_scale,
-                logit_cap,
-                stride_q_head,
-                stride_k_slot,
-                stride_k_head,
-                g,
-                GROUP,
-                BLOCK_G,
-                HEAD_DIM,
-                BLOCK_D,
-                PAGE_SIZE,
-                SINKS,
-                CAP,
-                LOCAL_KEYS,
-            )
+                lo + tl.arange(0, LOCAL_KEYS), position, start, q_row, k_buffer, table, key_scale, logit_cap,
+                stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, SINKS,
+                CAP, LOCAL_KEYS,
+            )  # fmt: skip
             top, total = add_to_norm(top, total, logits)
         norms_row = norms + row.to(tl.int64) * shares * GROUP
         head = tl.arange(0, BLOCK_G)
@@ -141,20 +118,12 @@ def _select_pages_kernel(
         tl.store(arrivals + row, 0)  # ready for the next launch
         if STRATEGY == "softmax_head":
             rank_by_share(
-                scores_row,
-                norms_row,
-                count,
-                shares,
-                stride_scores,
-                GROUP,
-                BLOCK_G,
-                SHARES,
+                scores_row, norms_row, count, shares, stride_scores, GROUP, BLOCK_G, SHARES,
                 WIDTHS[1] if len(WIDTHS) > 1 else WIDTHS[0],
-            )
+            )  # fmt: skip
             tl.debug_barrier()
         rank_and_count(
-            scores_row, table_row, out_row, counters, count, position, g, TOPK, TOPK_BLOCK, WIDTHS,
-            ROWS_DENSE, ROWS_SPARSE, PAGES_CANDIDATE, PAGES_SELECTED,
+            scores_row, table_row, out_row, counters, count, position, g, TOPK, TOPK_BLOCK, WIDTHS
         )  # fmt: skip
 
 
@@ -192,56 +161,52 @@ class SelectPagesWorkspace:
 
 def select_pages_decode(
     q: torch.Tensor,
-    repr_buffer: torch.Tensor,
-    repr_version: Optional[torch.Tensor],
-    page_version: torch.Tensor,
+    cache: LayerCache,
     page_table: torch.Tensor,
     seq_lens: torch.Tensor,
     out: torch.Tensor,
     workspace: SelectPagesWorkspace,
     counters: torch.Tensor,
-    *,
-    page_size: int,
-    window_size: int,
-    sink_pages: int,
-    kind: str,
-    strategy: str,
-    sm_scale: float,
-    programs_per_row: int,
-    keys: torch.Tensor,
-    key_scale: float,
-    logit_cap: float,
+    params: AttentionParams,
+    processors: int,
 ) -> torch.Tensor:
-    """Select pages for one new token per sequence.
+    """Select pages for one new token per sequence by a linear kind.
 
     Args:
         q: queries ``[B, H_q, D]``.
-        repr_buffer: representations by physical page ``[num_pages, H_kv, repr_dim]``, last dimension contiguous.
-        repr_version: version each was written for ``[num_pages]`` int64; None for a kind that is not stored.
-        page_version: versions that were read before the page table ``[num_pages]`` int64.
+        cache: of the layer, versions included.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         seq_lens: ``[B]`` int32, the new token included.
         out: ``[B, H_kv, topk]`` int32, written whole: physical pages ascending by logical page, -1 padded.
         workspace: scratch for at least this batch.
         counters: ``HSACounters.values``, added to.
-        strategy: ``group``, ``head`` or ``softmax_head``.
-        programs_per_row: programs that share one sequence and KV head, 1 to MAX_PROGRAMS_PER_ROW.
-        keys: cached keys ``[num_slots, H_kv, D]``, of which ``softmax_head`` reads sinks and window.
-        key_scale, logit_cap: softmax scale times that of the cached keys, and soft cap, of their logits.
+        processors: multiprocessors of the device.
 
     Returns:
         ``out``.
+
+    Raises:
+        NotImplementedError: for masked slots with the strategy ``softmax_head``.
     """
+    if params.mask_last_slot and params.strategy == "softmax_head":
+        # The log-sum-exp of the window is taken from keys that are not masked here.
+        raise NotImplementedError(
+            "hsa_mask_last_slot does not go with --hsa-selection-strategy softmax_head and --hsa-weight-mode mass; "
+            "use --hsa-weight-mode score or another strategy."
+        )
     batch, num_heads, head_dim = q.shape
-    num_kv_heads = repr_buffer.shape[1]
+    keys, reprs = cache.keys, cache.reprs
+    num_kv_heads = reprs.shape[1]
+    rows = batch * num_kv_heads
+    programs = programs_per_row(processors, rows, MAX_PROGRAMS_PER_ROW)
     topk = out.shape[-1]
     widths = ranking_widths(workspace.max_pages)
     warps = 4 if widths[-1] <= 4096 else 8
-    _select_pages_kernel[(batch * num_kv_heads, programs_per_row)](
+    _select_pages_kernel[(rows, programs)](
         q,
-        repr_buffer,
-        repr_version,
-        page_version,
+        reprs,
+        cache.stamps,
+        cache.versions,
         page_table,
         seq_lens,
         out,
@@ -250,16 +215,16 @@ def select_pages_decode(
         workspace.arrivals,
         counters,
         keys,
-        sm_scale,
-        key_scale,
-        logit_cap,
+        params.score_scale,
+        params.sm_scale * params.k_scale,
+        params.logit_cap,
         page_table.shape[1],
         q.stride(0),
         q.stride(1),
         keys.stride(0),
         keys.stride(1),
-        repr_buffer.stride(0),
-        repr_buffer.stride(1),
+        reprs.stride(0),
+        reprs.stride(1),
         page_table.stride(0),
         out.stride(0),
         out.stride(1),
@@ -269,22 +234,17 @@ def select_pages_decode(
         BLOCK_G=triton.next_power_of_2(num_heads // num_kv_heads),
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
-        PAGE_SIZE=page_size,
-        WINDOW=max(window_size, 1),
-        SINKS=sink_pages,
+        **params.layout,
         TOPK=topk,
         TOPK_BLOCK=triton.next_power_of_2(topk),
-        KIND=kind,
-        STRATEGY=strategy,
-        CAP=logit_cap > 0,
-        HAS_VERSIONS=repr_version is not None,
+        KIND=params.kind.name,
+        WIDTH=params.kind.width,
+        STRATEGY=params.strategy,
+        CAP=params.logit_cap > 0,
+        HAS_VERSIONS=cache.stamps is not None,
         PAGES=PAGES_PER_STEP * warps,
-        SHARES=triton.next_power_of_2(programs_per_row),
+        SHARES=programs,
         WIDTHS=widths,
-        ROWS_DENSE=INDEX["rows_dense"],
-        ROWS_SPARSE=INDEX["rows_sparse"],
-        PAGES_CANDIDATE=INDEX["pages_candidate"],
-        PAGES_SELECTED=INDEX["pages_selected"],
         num_warps=warps,
     )
     return out

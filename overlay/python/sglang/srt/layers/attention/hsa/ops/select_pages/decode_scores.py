@@ -6,7 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
+from sglang.srt.layers.attention.hsa.ops.common import running_max, soft_cap
+from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
 
 
 @triton.jit
@@ -20,7 +21,7 @@ def load_reprs(
     g,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
     PAGES: tl.constexpr,
 ):
     """Physical pages ``[PAGES]`` and both halves of their representations ``[PAGES, BLOCK_D]`` float32.
@@ -37,7 +38,7 @@ def load_reprs(
     )
     mask = reachable[:, None] & (d < HEAD_DIM)[None, :]
     first = tl.load(e_ptr, mask=mask, other=0.0).to(tl.float32)
-    if KIND == "mean_std":
+    if WIDTH == 2:
         second = tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0).to(tl.float32)
     else:
         second = tl.zeros((PAGES, BLOCK_D), tl.float32)
@@ -91,6 +92,7 @@ def _score_pages(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
     STRATEGY: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
@@ -100,35 +102,15 @@ def _score_pages(
     A plane per head for ``softmax_head``, else one plane.
     """
     page, e_first, e_second = load_reprs(
-        index,
-        reachable,
-        repr_buffer,
-        table_row,
-        stride_repr_page,
-        stride_repr_head,
-        g,
-        HEAD_DIM,
-        BLOCK_D,
-        KIND,
-        PAGES,
-    )
+        index, reachable, repr_buffer, table_row, stride_repr_page, stride_repr_head, g, HEAD_DIM, BLOCK_D, WIDTH, PAGES
+    )  # fmt: skip
     if STRATEGY == "group":
         score = tl.sum(e_first * first[None, :] + e_second * second[None, :], axis=1)
         score = score[None, :]
     else:
         score = head_scores(
-            e_first,
-            e_second,
-            q_row,
-            sm_scale,
-            stride_q_head,
-            GROUP,
-            BLOCK_G,
-            HEAD_DIM,
-            BLOCK_D,
-            KIND,
-            PAGES,
-        )
+            e_first, e_second, q_row, sm_scale, stride_q_head, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, PAGES
+        )  # fmt: skip
         if STRATEGY == "head":
             score = tl.max(score, axis=0)[None, :]
     if HAS_VERSIONS:
@@ -161,6 +143,7 @@ def store_linear_scores(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
     STRATEGY: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
@@ -193,7 +176,7 @@ def store_linear_scores(
     index = share * PAGES + tl.arange(0, PAGES)
     score = _score_pages(
         index, index < table_end, repr_buffer, repr_version, page_version, table_row, q_row, first, second, sm_scale,
-        stride_q_head, stride_repr_page, stride_repr_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, STRATEGY,
+        stride_q_head, stride_repr_page, stride_repr_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, WIDTH, STRATEGY,
         HAS_VERSIONS, PAGES,
     )  # fmt: skip
     mask = (plane < PLANES)[:, None] & (index < count)[None, :]
@@ -205,7 +188,7 @@ def store_linear_scores(
         index = lo + tl.arange(0, PAGES)
         score = _score_pages(
             index, index < count, repr_buffer, repr_version, page_version, table_row, q_row, first, second, sm_scale,
-            stride_q_head, stride_repr_page, stride_repr_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, STRATEGY,
+            stride_q_head, stride_repr_page, stride_repr_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, WIDTH, STRATEGY,
             HAS_VERSIONS, PAGES,
         )  # fmt: skip
         mask = (plane < PLANES)[:, None] & (index < count)[None, :]
@@ -257,20 +240,10 @@ def local_logits(
     )
     # A key is a page of one: its score is the logit.
     logits = head_scores(
-        key,
-        key,
-        q_row,
-        key_scale,
-        stride_q_head,
-        GROUP,
-        BLOCK_G,
-        HEAD_DIM,
-        BLOCK_D,
-        "mean",
-        TOKENS,
-    )
+        key, key, q_row, key_scale, stride_q_head, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, "mean", TOKENS
+    )  # fmt: skip
     if CAP:
-        logits = logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
+        logits = soft_cap(logits, logit_cap)
     in_group = tl.arange(0, BLOCK_G) < GROUP
     return tl.where(in_group[:, None] & visible[None, :], logits, float("-inf"))
 
@@ -278,9 +251,7 @@ def local_logits(
 @triton.jit
 def add_to_norm(top, total, values):
     """Running log-sum-exp per row: maximum ``[G]`` and sum of exponentials ``[G]`` after ``values [G, N]``."""
-    new_top = tl.maximum(top, tl.max(values, axis=1))
-    # Nothing yet: measure against 0, since -inf - -inf is NaN.
-    origin = tl.where(new_top == float("-inf"), 0.0, new_top)
+    new_top, origin = running_max(top, tl.max(values, axis=1))
     exponentials = tl.exp(values - origin[:, None])
     return new_top, total * tl.exp(top - origin) + tl.sum(exponentials, axis=1)
 

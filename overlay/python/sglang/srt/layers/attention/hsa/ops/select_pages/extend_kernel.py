@@ -16,14 +16,13 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.counters import INDEX
-from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_lists import (
     num_candidates,
     rank_and_list,
 )
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_scores import raw_scores
-from sglang.srt.layers.attention.hsa.ops.select_pages.features import query_features
 from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
     PAGES_PER_STEP,
     ExtendSelectWorkspace,
@@ -34,6 +33,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     ordered_keys,
     rows_at_a_time,
 )
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 SHARED_BYTES = 230_000  # for features and the pages in flight
 
@@ -82,13 +82,10 @@ def _select_pages_extend_kernel(
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
     KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
     STRATEGY: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
-    ROWS_DENSE: tl.constexpr,
-    ROWS_SPARSE: tl.constexpr,
-    PAGES_CANDIDATE: tl.constexpr,
-    PAGES_SELECTED: tl.constexpr,
 ):
     FEATURE_ROWS: tl.constexpr = ROWS * BLOCK_H
     # A set whose best key is a peak: pages that lie a multiple of PAGES apart, in one part of a row's pages.
@@ -145,7 +142,7 @@ def _select_pages_extend_kernel(
                 index = lo + tl.arange(0, PAGES)
                 raw = raw_scores(
                     index, most, repr_head, repr_version, page_version, table_row, first, second,
-                    stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS,
+                    stride_repr_page, HEAD_DIM, BLOCK_D, WIDTH, HAS_VERSIONS,
                 )  # fmt: skip
                 raw = tl.where(index[None, :] < last[:, None], raw, float("-inf"))
                 top = tl.maximum(norm, tl.max(raw, axis=1))
@@ -160,7 +157,7 @@ def _select_pages_extend_kernel(
                 index = lo + tl.arange(0, PAGES)
                 score = raw_scores(
                     index, most, repr_head, repr_version, page_version, table_row, first, second,
-                    stride_repr_page, HEAD_DIM, BLOCK_D, KIND, HAS_VERSIONS,
+                    stride_repr_page, HEAD_DIM, BLOCK_D, WIDTH, HAS_VERSIONS,
                 )  # fmt: skip
                 if STRATEGY != "group":
                     score -= norm[:, None]
@@ -176,50 +173,38 @@ def _select_pages_extend_kernel(
         rank_and_list(
             item, g, rows, lengths, keys, peaks, kept, ranks, table_row, list_pages, list_rows, list_lengths,
             counters, stride_list, stride_keys, ROWS, WIDTHS, RANKED, PEAKS, LIST_ROWS, TOPK, TOPK_BLOCK,
-            ROWS_DENSE, ROWS_SPARSE, PAGES_CANDIDATE, PAGES_SELECTED,
         )  # fmt: skip
 
 
 def select_pages_extend(
     q: torch.Tensor,
-    repr_buffer: torch.Tensor,
-    repr_version: Optional[torch.Tensor],
-    page_version: torch.Tensor,
+    cache: LayerCache,
     page_table: torch.Tensor,
     plan: ExtendPlan,
     out: PageLists,
     workspace: ExtendSelectWorkspace,
     counters: torch.Tensor,
-    *,
-    page_size: int,
-    window_size: int,
-    sink_pages: int,
-    topk: int,
-    kind: str,
-    strategy: str,
-    sm_scale: float,
+    params: AttentionParams,
     local_lse: Optional[torch.Tensor] = None,
 ) -> PageLists:
     """Select pages for all new tokens of a batch by a linear kind.
 
     Args:
         q: packed queries ``[T, H_q, D]``, last dimension contiguous.
-        repr_buffer: representations by physical page ``[num_pages, H_kv, repr_dim]``, last dimension contiguous.
-        repr_version: version each was written for ``[num_pages]`` int64; None if all are valid.
-        page_version: versions that were read before the page table ``[num_pages]`` int64.
+        cache: of the layer, versions included.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         plan: of the pass, with at least one candidate page.
         out: written whole.
         workspace: made for plans of at least this size.
         counters: ``HSACounters.values``, added to.
-        strategy: ``group``, ``head`` or ``softmax_head``.
         local_lse: log-sum-exp of window and sinks ``[T, H_q]`` float32; needed by ``softmax_head``.
 
     Returns:
         ``out``.
     """
     num_heads, head_dim = q.shape[1:]
-    num_kv_heads = repr_buffer.shape[1]
+    reprs, strategy, topk = cache.reprs, params.strategy, params.topk
+    num_kv_heads = reprs.shape[1]
     group = num_heads // num_kv_heads
     items = len(plan.tiles) * num_kv_heads
     block_d = triton.next_power_of_2(head_dim)
@@ -237,9 +222,9 @@ def select_pages_extend(
         programs = min(programs, workspace.processors)
     _select_pages_extend_kernel[(programs,)](
         q,
-        repr_buffer,
-        repr_version,
-        page_version,
+        reprs,
+        cache.stamps,
+        cache.versions,
         page_table,
         plan.tiles,
         local_lse,
@@ -251,12 +236,12 @@ def select_pages_extend(
         workspace.kept,
         workspace.ranks,
         counters,
-        sm_scale,
+        params.score_scale,
         items,
         q.stride(0),
         q.stride(1),
-        repr_buffer.stride(0),
-        repr_buffer.stride(1),
+        reprs.stride(0),
+        reprs.stride(1),
         page_table.stride(0),
         0 if local_lse is None else local_lse.stride(0),
         out.pages.shape[-1],
@@ -272,19 +257,14 @@ def select_pages_extend(
         LIST_ROWS=out.list_rows,
         HEAD_DIM=head_dim,
         BLOCK_D=max(16, block_d),
-        PAGE_SIZE=page_size,
-        WINDOW=max(window_size, 1),
-        SINKS=sink_pages,
+        **params.layout,
         TOPK=topk,
         TOPK_BLOCK=triton.next_power_of_2(topk),
-        KIND=kind,
+        KIND=params.kind.name,
+        WIDTH=params.kind.width,
         STRATEGY=strategy,
-        HAS_VERSIONS=repr_version is not None,
+        HAS_VERSIONS=cache.stamps is not None,
         PAGES=pages,
-        ROWS_DENSE=INDEX["rows_dense"],
-        ROWS_SPARSE=INDEX["rows_sparse"],
-        PAGES_CANDIDATE=INDEX["pages_candidate"],
-        PAGES_SELECTED=INDEX["pages_selected"],
         num_warps=4 if two else 8,
         num_stages=1,  # shared memory holds no second step
     )

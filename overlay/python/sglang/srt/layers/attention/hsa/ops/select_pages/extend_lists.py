@@ -6,6 +6,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.attention.hsa.ops.common import (
+    PAGES_CANDIDATE,
+    PAGES_SELECTED,
+    ROWS_DENSE,
+    ROWS_SPARSE,
+)
 from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     LANES,
     rank_rows,
@@ -112,10 +118,6 @@ def rank_and_list(
     LIST_ROWS: tl.constexpr,
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
-    ROWS_DENSE: tl.constexpr,
-    ROWS_SPARSE: tl.constexpr,
-    PAGES_CANDIDATE: tl.constexpr,
-    PAGES_SELECTED: tl.constexpr,
 ):
     """Rank the keys of a tile's rows, store the lists of its runs, and count.
 

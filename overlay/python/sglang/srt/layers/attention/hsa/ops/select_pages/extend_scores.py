@@ -49,7 +49,7 @@ def raw_scores(
     stride_repr_page,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
 ):
     """Scores of candidate pages ``index`` ``[C]`` for features ``[D, R]``: ``[R, C]``, -inf if not valid."""
@@ -65,6 +65,6 @@ def raw_scores(
     # What is not valid may hold anything, NaN included: it never enters a score that counts.
     mask = inside[:, None] & (d[None, :] < HEAD_DIM)
     raw = _exact_dot(tl.load(e_ptr, mask=mask, other=0.0), first)
-    if KIND == "mean_std":
+    if WIDTH == 2:
         raw += _exact_dot(tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0), second)
     return tl.trans(tl.where(valid[:, None], raw, float("-inf")))

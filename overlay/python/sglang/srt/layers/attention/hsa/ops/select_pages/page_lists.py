@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     LANES,
     WIDTHS,

@@ -6,6 +6,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.attention.hsa.ops.common import (
+    PAGES_CANDIDATE,
+    PAGES_SELECTED,
+    ROWS_DENSE,
+    ROWS_SPARSE,
+)
 from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
     bisect,
     ordered_keys,
@@ -105,10 +111,6 @@ def rank_and_count(
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
     WIDTHS: tl.constexpr,
-    ROWS_DENSE: tl.constexpr,
-    ROWS_SPARSE: tl.constexpr,
-    PAGES_CANDIDATE: tl.constexpr,
-    PAGES_SELECTED: tl.constexpr,
 ):
     """``store_best`` of the row at ``position`` and KV head ``g``, and its counts."""
     found = store_best(scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, WIDTHS)

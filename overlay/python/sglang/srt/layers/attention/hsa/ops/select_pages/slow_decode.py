@@ -8,14 +8,16 @@ size.
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.chunk_repr import num_channels
-from sglang.srt.layers.attention.hsa.counters import INDEX
+from sglang.srt.layers.attention.hsa.ops.common import (
+    decode_row,
+    dot_precision,
+    programs_per_row,
+)
 from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
     SelectPagesWorkspace,
 )
@@ -28,6 +30,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.slow_codes import (
     load_page,
     unpack,
 )
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 MAX_WARPS_PER_ROW = 512
 WARPS_PER_PROCESSOR = 24  # that registers leave room for
@@ -77,9 +80,7 @@ def _score_slow_decode_kernel(
     packed, low, step, low_2, step_2 = load_page(
         repr_head + page * stride_repr_page, PAGE_SIZE, HALF, BLOCK_HALF
     )
-    position = tl.load(seq_lens + b).to(tl.int32) - 1
-    start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
-    count = tl.maximum(start - SINKS, 0)
+    _, _, count = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS)
     head = tl.arange(0, BLOCK_G)
     in_group = head < GROUP
     q_row = q + b.to(tl.int64) * stride_q_row + (g * GROUP + head) * stride_q_head
@@ -125,92 +126,64 @@ def _rank_slow_decode_kernel(
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
     WIDTHS: tl.constexpr,
-    ROWS_DENSE: tl.constexpr,
-    ROWS_SPARSE: tl.constexpr,
-    PAGES_CANDIDATE: tl.constexpr,
-    PAGES_SELECTED: tl.constexpr,
 ):
     row = tl.program_id(0)
     b = row // KV_HEADS
     g = row % KV_HEADS
-    position = tl.load(seq_lens + b).to(tl.int32) - 1
-    start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
+    position, _, count = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS)
     rank_and_count(
         scores + row.to(tl.int64) * stride_scores,
         page_table + b.to(tl.int64) * stride_table + SINKS,
         out + b.to(tl.int64) * stride_out_row + g * stride_out_head,
-        counters, tl.maximum(start - SINKS, 0), position, g, TOPK, TOPK_BLOCK, WIDTHS,
-        ROWS_DENSE, ROWS_SPARSE, PAGES_CANDIDATE, PAGES_SELECTED,
+        counters, count, position, g, TOPK, TOPK_BLOCK, WIDTHS,
     )  # fmt: skip
 
 
 def select_slow_pages_decode(
     q: torch.Tensor,
-    repr_buffer: torch.Tensor,
-    repr_version: Optional[torch.Tensor],
-    page_version: torch.Tensor,
+    cache: LayerCache,
     page_table: torch.Tensor,
     seq_lens: torch.Tensor,
     out: torch.Tensor,
     workspace: SelectPagesWorkspace,
     counters: torch.Tensor,
-    *,
-    page_size: int,
-    window_size: int,
-    sink_pages: int,
-    strategy: str,
-    sm_scale: float,
-    channels: torch.Tensor,
+    params: AttentionParams,
     processors: int,
 ) -> torch.Tensor:
-    """Select pages for one new token per sequence by slow_keys.
-
-    Arguments as of ``select_pages_decode``, with ``strategy`` group or head, and:
-
-    Args:
-        channels: kept channels ``[R]`` int32.
-        processors: multiprocessors of the device.
-
-    Returns:
-        ``out``.
-    """
+    """As ``select_pages_decode``, by slow_keys and the strategy group or head."""
     batch, num_heads, head_dim = q.shape
-    num_kv_heads = repr_buffer.shape[1]
+    reprs = cache.reprs
+    num_kv_heads = reprs.shape[1]
     rows = batch * num_kv_heads
     half = num_channels(head_dim) // 2
-    layout = dict(
-        KV_HEADS=num_kv_heads,
-        PAGE_SIZE=page_size,
-        WINDOW=max(window_size, 1),
-        SINKS=sink_pages,
-    )
-    share = triton.next_power_of_2(triton.cdiv(WARPS_PER_PROCESSOR * processors, rows))
+    layout = dict(KV_HEADS=num_kv_heads, **params.layout)
+    warps = WARPS_PER_PROCESSOR * processors
     group = num_heads // num_kv_heads
-    _score_slow_decode_kernel[(rows, min(share, MAX_WARPS_PER_ROW))](
+    _score_slow_decode_kernel[(rows, programs_per_row(warps, rows, MAX_WARPS_PER_ROW))](
         q,
-        repr_buffer,
-        repr_version,
-        page_version,
+        reprs,
+        cache.stamps,
+        cache.versions,
         page_table,
         seq_lens,
         workspace.scores,
-        channels,
-        sm_scale,
+        cache.channels,
+        params.score_scale,
         page_table.shape[1],
         q.stride(0),
         q.stride(1),
-        repr_buffer.stride(0),
-        repr_buffer.stride(1),
+        reprs.stride(0),
+        reprs.stride(1),
         page_table.stride(0),
         workspace.scores.stride(0),
         **layout,
         GROUP=group,
         BLOCK_G=max(16, triton.next_power_of_2(group)),  # of a matrix product
-        STRATEGY=strategy,
-        HAS_VERSIONS=repr_version is not None,
+        STRATEGY=params.strategy,
+        HAS_VERSIONS=cache.stamps is not None,
         HALF=half,
         BLOCK_HALF=max(half, 16),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        PRECISION=dot_precision(q.dtype),
         num_warps=1,
         num_stages=1,
     )
@@ -230,10 +203,6 @@ def select_slow_pages_decode(
         TOPK=topk,
         TOPK_BLOCK=triton.next_power_of_2(topk),
         WIDTHS=widths,
-        ROWS_DENSE=INDEX["rows_dense"],
-        ROWS_SPARSE=INDEX["rows_sparse"],
-        PAGES_CANDIDATE=INDEX["pages_candidate"],
-        PAGES_SELECTED=INDEX["pages_selected"],
         num_warps=4 if widths[-1] <= 4096 else 8,
     )
     return out

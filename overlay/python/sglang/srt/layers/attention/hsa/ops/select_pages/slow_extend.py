@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.chunk_repr import num_channels
-from sglang.srt.layers.attention.hsa.counters import INDEX
-from sglang.srt.layers.attention.hsa.extend_plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.common import dot_precision
+from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.select_pages.extend_lists import (
     num_candidates,
     rank_and_list,
@@ -34,6 +34,7 @@ from sglang.srt.layers.attention.hsa.ops.select_pages.slow_codes import (
     load_page,
     unpack,
 )
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 SCRATCH_BYTES = 128 << 20
 PAGES = 16  # whose scores are stored together
@@ -207,10 +208,6 @@ def _rank_slow_kernel(
     SINKS: tl.constexpr,
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
-    ROWS_DENSE: tl.constexpr,
-    ROWS_SPARSE: tl.constexpr,
-    PAGES_CANDIDATE: tl.constexpr,
-    PAGES_SELECTED: tl.constexpr,
 ):
     program = tl.program_id(0)
     peaks += program.to(tl.int64) * ROWS * PEAKS
@@ -233,7 +230,7 @@ def _rank_slow_kernel(
         rank_and_list(
             item, g, rows, lengths, item_keys, peaks, kept, ranks, page_table + b * stride_table + SINKS,
             list_pages, list_rows, list_lengths, counters, stride_list, stride_keys, ROWS, WIDTHS, RANKED, PEAKS,
-            LIST_ROWS, TOPK, TOPK_BLOCK, ROWS_DENSE, ROWS_SPARSE, PAGES_CANDIDATE, PAGES_SELECTED,
+            LIST_ROWS, TOPK, TOPK_BLOCK,
         )  # fmt: skip
 
 
@@ -271,39 +268,22 @@ class SlowSelectWorkspace:
 
 def select_slow_pages_extend(
     q: torch.Tensor,
-    repr_buffer: torch.Tensor,
-    repr_version: Optional[torch.Tensor],
-    page_version: torch.Tensor,
+    cache: LayerCache,
     page_table: torch.Tensor,
     plan: ExtendPlan,
     out: PageLists,
     workspace: SlowSelectWorkspace,
     counters: torch.Tensor,
-    *,
-    page_size: int,
-    window_size: int,
-    sink_pages: int,
-    topk: int,
-    strategy: str,
-    sm_scale: float,
-    channels: torch.Tensor,
+    params: AttentionParams,
 ) -> PageLists:
-    """Select pages for all new tokens of a batch by slow_keys.
-
-    Arguments as of ``select_pages_extend``, with ``strategy`` group or head, and the kept channels ``[R]`` int32.
-    """
+    """As ``select_pages_extend``, by slow_keys and the strategy group or head."""
     num_heads, head_dim = q.shape[1:]
-    num_kv_heads = repr_buffer.shape[1]
+    reprs, page_size, topk = cache.reprs, params.page_size, params.topk
+    num_kv_heads = reprs.shape[1]
     group = num_heads // num_kv_heads
     half = num_channels(head_dim) // 2
     tile_rows = plan.tiling.tile_rows
-    layout = dict(
-        KV_HEADS=num_kv_heads,
-        ROWS=tile_rows,
-        PAGE_SIZE=page_size,
-        WINDOW=max(window_size, 1),
-        SINKS=sink_pages,
-    )
+    layout = dict(KV_HEADS=num_kv_heads, ROWS=tile_rows, **params.layout)
     block_half = max(half, 16)
     if workspace.expanded is None:
         shape = (num_kv_heads, plan.max_candidates, page_size, 2 * block_half)
@@ -311,20 +291,20 @@ def select_slow_pages_extend(
     for sequence, candidates, first_tile, tiles in plan.sequences:
         if candidates:
             _expand_slow_kernel[(candidates, num_kv_heads)](
-                repr_buffer,
-                repr_version,
-                page_version,
+                reprs,
+                cache.stamps,
+                cache.versions,
                 page_table,
                 workspace.expanded,
                 workspace.bias,
                 sequence,
                 candidates,
-                repr_buffer.stride(0),
-                repr_buffer.stride(1),
+                reprs.stride(0),
+                reprs.stride(1),
                 page_table.stride(0),
                 PAGE_SIZE=page_size,
-                SINKS=sink_pages,
-                HAS_VERSIONS=repr_version is not None,
+                SINKS=params.sink_pages,
+                HAS_VERSIONS=cache.stamps is not None,
                 HALF=half,
                 BLOCK_HALF=block_half,
                 num_warps=4,
@@ -340,22 +320,22 @@ def select_slow_pages_extend(
                     workspace.bias,
                     plan.tiles,
                     workspace.keys,
-                    channels,
+                    cache.channels,
                     first,
                     candidates,
-                    sm_scale,
+                    params.score_scale,
                     q.stride(0),
                     q.stride(1),
                     workspace.keys.shape[1],
                     **layout,
                     GROUP=group,
                     BLOCK_H=triton.next_power_of_2(group),
-                    STRATEGY=strategy,
+                    STRATEGY=params.strategy,
                     PAGES=PAGES,
                     PER_PROGRAM=PAGES_PER_PROGRAM,
                     HALF=half,
                     BLOCK_HALF=block_half,
-                    PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+                    PRECISION=dot_precision(q.dtype),
                     STAGES=3,
                     num_warps=4,
                 )
@@ -383,10 +363,6 @@ def select_slow_pages_extend(
                 LIST_ROWS=out.list_rows,
                 TOPK=topk,
                 TOPK_BLOCK=triton.next_power_of_2(topk),
-                ROWS_DENSE=INDEX["rows_dense"],
-                ROWS_SPARSE=INDEX["rows_sparse"],
-                PAGES_CANDIDATE=INDEX["pages_candidate"],
-                PAGES_SELECTED=INDEX["pages_selected"],
                 num_warps=4,
                 num_stages=1,
             )

@@ -14,7 +14,8 @@ import torch
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
 
 if TYPE_CHECKING:
-    from sglang.srt.layers.attention.hsa.metadata import HSAMetadata
+    from sglang.srt.layers.attention.hsa.params import AttentionParams
+    from sglang.srt.layers.attention.hsa.passes.metadata import HSAMetadata
     from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
 
 
@@ -57,7 +58,10 @@ def check_page_table(
 
 
 def check_representations(
-    md: HSAMetadata, pool: ChunkReprMixin, layer_id: int, k_scale: float
+    md: HSAMetadata,
+    pool: ChunkReprMixin,
+    layer_id: int,
+    params: AttentionParams,
 ) -> None:
     """Raise RuntimeError unless every complete page has the representation that its keys give.
 
@@ -65,7 +69,7 @@ def check_representations(
         md: metadata of the forward pass, after the layer wrote its representations.
         pool: pool that keeps them.
         layer_id: a layer that uses HSA.
-        k_scale: dequantisation factor of the layer's keys.
+        params: of the layer.
     """
     pages = md.real_page_table[md.page_complete]
     valid = pool.chunk_repr_valid(layer_id, pages, md.page_version[md.page_complete])
@@ -76,10 +80,8 @@ def check_representations(
     expected = chunk_repr_fwd(
         pool.get_key_buffer(layer_id),
         pages,
-        page_size=md.page_size,
-        kind=pool.chunk_repr_kind.name,
-        k_scale=k_scale,
-        channels=pool.chunk_repr_channels(layer_id),
+        params,
+        pool.chunk_repr_channels(layer_id),
     )
     stored = pool.chunk_repr_pages(layer_id)[pages.long()]
     same_bits = torch.equal(

@@ -8,6 +8,8 @@ from typing import NamedTuple, Sequence, Tuple
 
 import torch
 
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
 
 # Rows of a matrix product, by head dimension: what registers and shared memory hold.
@@ -36,8 +38,8 @@ class Tiling(NamedTuple):
         )
 
 
-def choose_tiling(group: int, head_dim: int, strategy: str, kind: str) -> Tiling:
-    """Tiling for query heads per KV head, head dimension, selection strategy and kind of representation.
+def choose_tiling(group: int, head_dim: int, config: HSAConfig) -> Tiling:
+    """Tiling for ``group`` query heads per KV head and these options.
 
     Raises:
         ValueError: for a head dimension above 256.
@@ -50,10 +52,13 @@ def choose_tiling(group: int, head_dim: int, strategy: str, kind: str) -> Tiling
         )
     heads = 1 << (group - 1).bit_length()
     list_rows = min(MAX_LIST_ROWS, max(1, rows // heads))
-    if kind == "slow_keys":  # a row of the selection's product is a query head
+    if KINDS[
+        config.chunk_repr
+    ].slow:  # a row of the selection's product is a query head
         return Tiling(max(list_rows, SLOW_ROWS // heads), list_rows)
     # The strategy group adds up the heads first: a row of the selection's product is a token.
-    return Tiling(SELECT_ROWS if strategy == "group" else list_rows, list_rows)
+    by_token = config.selection_strategy == "group"
+    return Tiling(SELECT_ROWS if by_token else list_rows, list_rows)
 
 
 @dataclass
@@ -87,9 +92,7 @@ def plan_extend(
     new_lens: Sequence[int],
     *,
     tiling: Tiling,
-    page_size: int,
-    window_size: int,
-    sink_pages: int,
+    config: HSAConfig,
     device: torch.device | str,
 ) -> ExtendPlan:
     """Plan a pass from lengths that the host knows; the copy to the device does not wait for it.
@@ -99,6 +102,7 @@ def plan_extend(
         new_lens: new tokens of each sequence ``[B]``.
         tiling: see ``choose_tiling``.
     """
+    page_size = config.page_size
     prefix = torch.as_tensor(prefix_lens, dtype=torch.int64)
     new = torch.as_tensor(new_lens, dtype=torch.int64)
     total = prefix + new
@@ -122,7 +126,9 @@ def plan_extend(
     completed_now = page >= (prefix // page_size)[owner]
     pages = torch.stack([owner, page, completed_now.long()], dim=1)
 
-    candidates = num_candidate_pages(total - 1, window_size, page_size, sink_pages)
+    candidates = num_candidate_pages(
+        total - 1, config.effective_window, page_size, config.sink_pages
+    )
     return ExtendPlan(
         tiles=_to_device(tiles, device),
         pages=_to_device(pages, device),

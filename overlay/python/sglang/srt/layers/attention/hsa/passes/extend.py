@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The extend path on Triton kernels: one launch per op for the whole batch, whatever its lengths.
+"""The extend pass on Triton kernels: one launch per op for the whole batch, whatever its lengths.
 
 Per forward pass: work lists from the host's lengths, page table, scratch. Per layer: representations, selection,
 attention. Nothing here reads the device.
@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 
-from sglang.srt.layers.attention.hsa.extend_plan import Tiling, plan_extend
-from sglang.srt.layers.attention.hsa.layer_buffers import pool_buffers
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
+from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.tile_attention import TileAttention
+from sglang.srt.layers.attention.hsa.params import layer_params
+from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
+from sglang.srt.layers.attention.hsa.passes.tile_attention import TileAttention
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.attention.hsa.counters import HSACounters
-    from sglang.srt.layers.attention.hsa.scales import KVScales
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
-class ExtendKernels:
-    """What the layers of one extend pass share, and their launches.
+class ExtendPass(AttentionPass):
+    """New tokens of some sequences, whose lengths the host knows.
 
     Args:
         forward_batch: the batch; its lengths on the host must be set.
@@ -36,9 +36,6 @@ class ExtendKernels:
         config: resolved options.
         tiling: of the kernels.
         counters: counts are added to it on the device.
-
-    Attributes:
-        rows: new tokens of the pass; max_candidates: largest number of candidate pages of any of them (host ints).
     """
 
     def __init__(
@@ -57,9 +54,7 @@ class ExtendKernels:
             forward_batch.seq_lens_cpu - new_lens,
             new_lens,
             tiling=tiling,
-            page_size=config.page_size,
-            window_size=config.effective_window,
-            sink_pages=config.sink_pages,
+            config=config,
             device=device,
         )
         self.rows, self.max_candidates = self.plan.rows, self.plan.max_candidates
@@ -84,34 +79,23 @@ class ExtendKernels:
         )
         self.tiles = TileAttention.of(self.plan, pool.head_num, config, counters)
 
-    def write_representations(self, layer: RadixAttention, scales: KVScales) -> None:
-        """Represent the pages that this pass completes, and heal complete pages that have no valid E_i."""
-        if not self.pool.chunk_repr_kind.stored:
-            return
-        write_pages(
-            self.pool.get_key_buffer(layer.layer_id),
-            self.pool.chunk_repr_pages(layer.layer_id),
-            self.pool.chunk_repr_stamp(layer.layer_id),
-            self.page_version,
-            self.built_at,
-            self.page_table,
-            self.plan.pages,
-            self.counters.values,
-            page_size=self.config.page_size,
-            kind=self.config.chunk_repr,
-            k_scale=scales.k,
-            channels=self.pool.chunk_repr_channels(layer.layer_id),
-        )
+    def write_representations(self, layer: RadixAttention) -> None:
+        if self.pool.chunk_repr_kind.stored:
+            write_pages(
+                self.pool.layer_cache(layer.layer_id, self.page_version),
+                self.built_at,
+                self.page_table,
+                self.plan.pages,
+                self.counters.values,
+                layer_params(layer, self.pool, self.config),
+            )
 
     def attend(
-        self,
-        q: torch.Tensor,
-        layer: RadixAttention,
-        scales: KVScales,
-        mask_last_slot: bool = False,
+        self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
     ) -> torch.Tensor:
-        """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D_v]`` in the dtype of q. K, V and representations are written."""
-        buffers = pool_buffers(
-            layer, self.pool, scales, self.page_version, mask_last_slot
+        return self.tiles.launch(
+            q,
+            self.pool.layer_cache(layer.layer_id, self.page_version),
+            self.page_table,
+            layer_params(layer, self.pool, self.config, mask_last_slot),
         )
-        return self.tiles.attend(q, buffers, self.page_table)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decode path on Triton kernels: a launch sequence, and buffers that stay where they are, for CUDA graphs to hold.
+"""The decode passes on Triton kernels: a launch sequence, and buffers that stay where they are, for CUDA graphs to hold.
 
 Per forward pass: page tables, representations of the pages that the previous pass completed. Per layer: selection,
 attention. Nothing here reads a length on the host. The passes of speculative decoding over draft tokens are decode
@@ -8,37 +8,45 @@ passes with more rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, List, Mapping, NamedTuple, Optional
+from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Union
 
 import torch
 import triton
 
-from sglang.srt.layers.attention.hsa.counters import INDEX, HSACounters
-from sglang.srt.layers.attention.hsa.draft_rows import Rows, write_draft_rows
-from sglang.srt.layers.attention.hsa.extend_kernels import ExtendKernels
-from sglang.srt.layers.attention.hsa.extend_plan import choose_tiling
-from sglang.srt.layers.attention.hsa.layer_buffers import pool_buffers
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_committed_page
+from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import (
+    AllLayers,
+    write_committed_page,
+)
+from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.split_decode import DecodeSize, SplitDecode
-from sglang.srt.layers.attention.hsa.tiled_decode import TiledDecode, decode_attention
+from sglang.srt.layers.attention.hsa.params import layer_params
+from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
+from sglang.srt.layers.attention.hsa.passes.draft_rows import Rows, write_draft_rows
+from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
+from sglang.srt.layers.attention.hsa.passes.tiled_decode import TiledDecode
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
-    from sglang.srt.layers.attention.hsa.scales import KVScales
+    from sglang.srt.layers.attention.hsa.counters import HSACounters
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+DecodeAttention = Union[SplitDecode, TiledDecode]
 
-def unsupported(config: HSAConfig) -> Optional[str]:
-    """Why the kernels cannot run these options; None if they can."""
-    if config.strict:
-        return (
-            "the checks of --hsa-strict read back what the kernels keep on the device"
-        )
-    return None
+
+def decode_attention(
+    config: HSAConfig,
+    counters: HSACounters,
+    size: DecodeSize,
+    device: torch.device,
+    tiling: Tiling,
+) -> DecodeAttention:
+    """The decode of these options: split if its kernels have them, since it is the faster one."""
+    if config.weight_mode == "mass":
+        return SplitDecode(config, counters, size, device)
+    return TiledDecode(config, counters, size, device, tiling)
 
 
 class DecodeBuffers(NamedTuple):
@@ -52,24 +60,24 @@ class DecodeBuffers(NamedTuple):
 
     seq_lens: torch.Tensor
     page_table: torch.Tensor
-    attention: SplitDecode | TiledDecode
+    attention: DecodeAttention
 
 
-class DecodeKernels:
-    """Buffers and launches of the decode path.
+class DecodePasses:
+    """The decode passes of one model and their static buffers.
 
     Args:
         pool: pool that keeps the representations.
         req_to_token_pool: slots of the requests' tokens; its width bounds the number of pages.
-        config: resolved options, such that ``unsupported`` is None.
-        num_heads: query heads on this rank.
-        scales: of the cached keys and values of each HSA layer.
+        config: resolved options.
+        tiling: of the extend kernels.
+        layers: the attention layers that use HSA, by number.
         counters: counts are added to it on the device.
         num_draft_tokens: most rows of a request in a pass of speculative decoding; 1 without it.
-        draft_steps: steps of the multi-step draft that the kernels are for; 0 for any other use.
+        draft_steps: steps of the multi-step draft that the passes are for; 0 for any other use.
 
-    Raises:
-        ValueError: for a head dimension above 256.
+    Attributes:
+        steps: one pass for each step of a multi-step draft, else the only one.
     """
 
     def __init__(
@@ -77,27 +85,22 @@ class DecodeKernels:
         pool: ChunkReprMixin,
         req_to_token_pool: ReqToTokenPool,
         config: HSAConfig,
-        num_heads: int,
-        scales: Mapping[int, KVScales],
+        tiling: Tiling,
+        layers: Dict[int, RadixAttention],
         counters: HSACounters,
         num_draft_tokens: int = 1,
         draft_steps: int = 0,
     ):
         self.pool, self.config, self.counters = pool, config, counters
-        self.num_draft_tokens, self.draft_steps = num_draft_tokens, draft_steps
+        self.tiling, self.num_draft_tokens = tiling, num_draft_tokens
+        self.draft_steps = draft_steps
         self.rows_per_request = 1 if draft_steps else num_draft_tokens
-        self.tiling = choose_tiling(
-            num_heads // pool.head_num,
-            pool.head_dim,
-            config.selection_strategy,
-            config.chunk_repr,
-        )
         self.req_to_token = req_to_token_pool.req_to_token
         device = self.req_to_token.device
         self.size = DecodeSize(
             0,
             triton.cdiv(self.req_to_token.shape[1], config.page_size),
-            num_heads,
+            layers[pool.hsa_layer_ids[0]].tp_q_head_num,
             pool.head_num,
             pool.v_head_dim,
         )
@@ -107,16 +110,17 @@ class DecodeKernels:
         self.rows: List[Rows] = []  # its rows, by draft step
         self.page_version = torch.empty_like(pool.page_version)
         self.built_at = torch.zeros(1, dtype=torch.int64, device=device)
+        params = [layer_params(layers[i], pool, config) for i in pool.hsa_layer_ids]
+        self.params = params[0]
+        self.k_scales = torch.tensor([p.k_scale for p in params], device=device)
         keys = [pool.k_buffer[layer - pool.start_layer] for layer in pool.hsa_layer_ids]
-        self.k_ptrs, self.repr_ptrs, self.stamp_ptrs = (
+        self.addresses = [
             torch.tensor(
                 [t.data_ptr() for t in tensors], dtype=torch.uint64, device=device
             )
             for tensors in (keys, pool.chunk_repr_buffer, pool.chunk_repr_version)
-        )
-        self.k_scales = torch.tensor(
-            [scales[layer].k for layer in pool.hsa_layer_ids], device=device
-        )
+        ]
+        self.steps = [DecodePass(self, step) for step in range(max(draft_steps, 1))]
 
     def reserve(self, requests: int) -> None:
         """Make the buffers that CUDA graphs of so many requests hold, before the first of them is captured."""
@@ -124,7 +128,7 @@ class DecodeKernels:
 
     def _make_buffers(self, rows: int) -> DecodeBuffers:
         size, device = self.size._replace(rows=rows), self.req_to_token.device
-        shape = (max(self.draft_steps, 1), rows, size.max_pages)
+        shape = (len(self.steps), rows, size.max_pages)
         return DecodeBuffers(
             torch.zeros(shape[:2], dtype=torch.int32, device=device),
             torch.zeros(shape, dtype=torch.int32, device=device),
@@ -147,29 +151,16 @@ class DecodeKernels:
         """
         self.built_at.fill_(page_handouts)
 
-    def extend(self, forward_batch: ForwardBatch) -> ExtendKernels:
-        """The kernels of an extend pass."""
-        return ExtendKernels(
-            forward_batch, self.pool, self.config, self.tiling, self.counters
+    def begin(self, forward_batch: ForwardBatch) -> None:
+        """Launch what all layers of all steps share, for a batch in decode, verification, or draft extend."""
+        # Versions before the table, as in ``build_metadata``.
+        self.page_version.copy_(self.pool.page_version)
+        self.buffers = self._buffers_for(
+            len(forward_batch.seq_lens) * self.rows_per_request
         )
-
-    def begin(self, forward_batch: ForwardBatch, step: int = 0) -> None:
-        """Launch what all layers of a forward pass share.
-
-        Args:
-            forward_batch: in decode, verification, or draft extend.
-            step: of a multi-step draft; the first prepares them all.
-        """
-        if step == 0:
-            # Versions before the table, as in ``build_metadata``.
-            self.page_version.copy_(self.pool.page_version)
-            self.buffers = self._buffers_for(
-                len(forward_batch.seq_lens) * self.rows_per_request
-            )
-            self.rows = self._write_rows(forward_batch)
-            if self.pool.chunk_repr_kind.stored:
-                self._write_representations(forward_batch)
-        self.buffers.attention.begin(self.rows[step].seq_lens)
+        self.rows = self._write_rows(forward_batch)
+        if self.pool.chunk_repr_kind.stored:
+            self._write_representations(forward_batch)
 
     def _write_rows(self, forward_batch: ForwardBatch) -> List[Rows]:
         seq_lens, page_table, _ = self.buffers
@@ -198,39 +189,53 @@ class DecodeKernels:
             new_lens = forward_batch.extend_seq_lens
         else:  # decode counts the new token, a draft and its verification the committed ones alone
             new_lens = int(mode.is_decode() and not self.draft_steps)
-        first = self.pool.hsa_layer_ids[0]
-        written = INDEX["reprs_written"]
         write_committed_page(
-            self.k_ptrs,
-            self.repr_ptrs,
-            self.stamp_ptrs,
-            self.pool.get_key_buffer(first),
-            self.pool.chunk_repr_pages(first),
+            AllLayers(
+                *self.addresses,
+                self.k_scales,
+                self.pool.all_repr_channels,
+                self.pool.layer_cache(self.pool.hsa_layer_ids[0]),
+            ),
             self.page_version,
             self.built_at,
             self.req_to_token,
             forward_batch.req_pool_indices,
             forward_batch.seq_lens,
             new_lens,
-            self.k_scales,
-            self.counters.values[written : written + 1],
+            self.counters.values,
+            self.params,
             recent=self.num_draft_tokens,
-            page_size=self.config.page_size,
-            kind=self.config.chunk_repr,
-            channels=self.pool.all_repr_channels,
         )
 
+
+class DecodePass(AttentionPass):
+    """A decode pass, or one step of a multi-step draft: its first step does for all what they share.
+
+    Every query may have a page to select: the host does not know the lengths.
+    """
+
+    def __init__(self, passes: DecodePasses, step: int):
+        self.passes, self.step = passes, step
+        self.rows, self.max_candidates = 0, passes.size.max_pages
+
+    def enter_layer(self, layer: RadixAttention, forward_batch: ForwardBatch) -> None:
+        passes = self.passes
+        if layer.layer_id == passes.pool.hsa_layer_ids[0]:
+            if self.step == 0:
+                passes.begin(forward_batch)
+            passes.buffers.attention.begin(passes.rows[self.step].seq_lens)
+
+    def write_representations(self, layer: RadixAttention) -> None:
+        """Nothing: ``enter_layer`` wrote those of all layers, and no page that this pass completes is a candidate yet."""
+
     def attend(
-        self,
-        q: torch.Tensor,
-        layer: RadixAttention,
-        scales: KVScales,
-        step: int = 0,
-        mask_last_slot: bool = False,
+        self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
     ) -> torch.Tensor:
-        """One layer: q ``[R, H_q, D]`` -> ``[R, H_q, D_v]`` in the dtype of q. K and V are written."""
-        layer_buffers = pool_buffers(
-            layer, self.pool, scales, self.page_version, mask_last_slot
+        passes, (seq_lens, page_table) = self.passes, self.passes.rows[self.step]
+        return passes.buffers.attention.launch(
+            q,
+            passes.pool.layer_cache(layer.layer_id, passes.page_version),
+            page_table,
+            seq_lens,
+            layer_params(layer, passes.pool, passes.config, mask_last_slot),
         )
-        seq_lens, page_table = self.rows[step]
-        return self.buffers.attention.attend(q, layer_buffers, page_table, seq_lens)

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Tuple
 
 import torch
 
-from sglang.srt.layers.attention.hsa import strict
-from sglang.srt.layers.attention.hsa.layer_buffers import pool_buffers
-from sglang.srt.layers.attention.hsa.metadata import HSAMetadata, build_metadata
 from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
-from sglang.srt.layers.attention.hsa.reference_attention import attend_reference
+from sglang.srt.layers.attention.hsa.params import layer_params
+from sglang.srt.layers.attention.hsa.passes import strict
+from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
+from sglang.srt.layers.attention.hsa.passes.metadata import HSAMetadata, build_metadata
+from sglang.srt.layers.attention.hsa.passes.reference_attention import attend_reference
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.attention.hsa.counters import HSACounters
-    from sglang.srt.layers.attention.hsa.scales import KVScales
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
-class ReferencePass:
-    """What the layers of one forward pass share, and their ops.
+class ReferencePass(AttentionPass):
+    """A pass in decode or extend mode on the torch references.
 
     Args:
         forward_batch: a batch in decode, extend or mixed mode.
@@ -43,33 +43,27 @@ class ReferencePass:
         counters: HSACounters,
     ):
         self.pool, self.config, self.counters = pool, config, counters
-        self.decode = forward_batch.forward_mode.is_decode()
         self.out_cache_loc = forward_batch.out_cache_loc
         self.metadata: HSAMetadata = build_metadata(forward_batch, pool, config)
 
-    @property
-    def rows(self) -> int:
-        """New tokens."""
-        return self.metadata.rows
+        self.rows = self.metadata.rows
+        self.max_candidates = self.metadata.max_candidates
 
-    @property
-    def max_candidates(self) -> int:
-        """Largest number of candidate pages of any new token."""
-        return self.metadata.max_candidates
-
-    def write_representations(self, layer: RadixAttention, scales: KVScales) -> None:
-        """Represent the pages that this pass completes, and heal complete pages that have no valid E_i."""
+    def write_representations(self, layer: RadixAttention) -> None:
         if self.config.strict:
             strict.check_page_table(self.metadata, self.out_cache_loc, self.pool)
         if not self.pool.chunk_repr_kind.stored:
             return
-        self._write_missing(layer, scales)
+        self._write_missing(layer)
         if self.config.strict:
             strict.check_representations(
-                self.metadata, self.pool, layer.layer_id, scales.k
+                self.metadata,
+                self.pool,
+                layer.layer_id,
+                layer_params(layer, self.pool, self.config),
             )
 
-    def _write_missing(self, layer: RadixAttention, scales: KVScales) -> None:
+    def _write_missing(self, layer: RadixAttention) -> None:
         md = self.metadata
         valid = self.pool.chunk_repr_valid(
             layer.layer_id, md.real_page_table, md.page_version
@@ -81,42 +75,34 @@ class ReferencePass:
         reprs = chunk_repr_fwd(
             self.pool.get_key_buffer(layer.layer_id),
             page_ids,
-            page_size=md.page_size,
-            kind=self.config.chunk_repr,
-            k_scale=scales.k,
-            channels=self.pool.chunk_repr_channels(layer.layer_id),
+            layer_params(layer, self.pool, self.config),
+            self.pool.chunk_repr_channels(layer.layer_id),
         )
         self.pool.save_chunk_repr(layer.layer_id, page_ids, reprs, versions)
         self.counters.add("reprs_written", (~healed).sum())
         self.counters.add("reprs_healed", healed.sum())
 
     def attend(
-        self,
-        q: torch.Tensor,
-        layer: RadixAttention,
-        scales: KVScales,
-        mask_last_slot: bool = False,
+        self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
     ) -> torch.Tensor:
-        """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D_v]`` float32. K, V and representations are written."""
         md = self.metadata
         valid = md.page_complete & self.pool.chunk_repr_valid(
             layer.layer_id, md.real_page_table, md.page_version
         )
         o, selected = attend_reference(
             q,
-            pool_buffers(layer, self.pool, scales, None, mask_last_slot),
+            self.pool.layer_cache(layer.layer_id),
             valid,
             md.real_page_table,
             md.cache_seqlens_int32,
             md.cu_seqlens_q,
-            decode=self.decode,
-            config=self.config,
+            layer_params(layer, self.pool, self.config, mask_last_slot),
         )
         self.counters.add("rows_dense", md.rows - md.sparse_rows)
         self.counters.add("rows_sparse", md.sparse_rows)
         self.counters.add("pages_candidate", md.pages_candidate * selected.shape[1])
         self.counters.add("pages_selected", (selected >= 0).sum())
-        return o
+        return o.to(q.dtype)
 
 
 def _distinct_pages(

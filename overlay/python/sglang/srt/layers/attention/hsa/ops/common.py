@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pieces that several kernels share."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang.srt.layers.attention.hsa.counters import INDEX
+
+# Places of what kernels count in ``HSACounters.values``.
+ROWS_DENSE: tl.constexpr = tl.constexpr(INDEX["rows_dense"])
+ROWS_SPARSE: tl.constexpr = tl.constexpr(INDEX["rows_sparse"])
+PAGES_CANDIDATE: tl.constexpr = tl.constexpr(INDEX["pages_candidate"])
+PAGES_SELECTED: tl.constexpr = tl.constexpr(INDEX["pages_selected"])
+REPRS_WRITTEN: tl.constexpr = tl.constexpr(INDEX["reprs_written"])
+REPRS_HEALED: tl.constexpr = tl.constexpr(INDEX["reprs_healed"])
+
+INTERPRETED = 4  # lets several programs share a row under the Triton interpreter
+
+
+def num_processors(device: torch.device | str) -> int:
+    """Multiprocessors of a CUDA device; a small constant elsewhere."""
+    if torch.device(device).type != "cuda":
+        return INTERPRETED
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def programs_per_row(processors: int, rows: int, limit: int) -> int:
+    """Programs per row that fill the device: a power of two, so that few variants are compiled."""
+    return min(limit, triton.next_power_of_2(triton.cdiv(processors, rows)))
+
+
+def max_programs(processors: int, rows: int, limit: int) -> int:
+    """Bound of ``rows * programs_per_row(...)`` for any number of rows up to this one."""
+    return min(limit * rows, max(rows, 4 * processors))
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """Input precision of products of queries in ``dtype``: exact for float32."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+@triton.jit
+def decode_row(
+    seq_lens,
+    b,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+):
+    """(position of sequence ``b``'s query, first page of its window, number of its candidate pages)."""
+    position = tl.load(seq_lens + b).to(tl.int32) - 1
+    start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
+    return position, start, tl.maximum(start - SINKS, 0)
+
+
+@triton.jit
+def soft_cap(logits, logit_cap):
+    """``logit_cap * tanh(logits / logit_cap)``, by tanh(x) = 1 - 2 / (exp(2 x) + 1)."""
+    return logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))
+
+
+@triton.jit
+def running_max(top, best):
+    """(new maximum, what exponentials are measured against) of an online softmax.
+
+    Before anything is visible that is 0 instead of the maximum, since -inf - -inf is NaN.
+    """
+    new_top = tl.maximum(top, best)
+    return new_top, tl.where(new_top == float("-inf"), 0.0, new_top)

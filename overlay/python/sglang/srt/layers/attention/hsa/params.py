@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every op is told about one layer: the numbers that define its attention, and where its cache lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Dict, NamedTuple, Optional
+
+import torch
+
+from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, PageRepr
+from sglang.srt.layers.attention.hsa.config import HSAConfig
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+
+
+class LayerCache(NamedTuple):
+    """Paged cache of one layer, whoever keeps it.
+
+    Attributes:
+        keys, values: ``[num_slots, H_kv, D]``, ``[num_slots, H_kv, D_v]``; slot = page * page_size + offset.
+        reprs: representations by physical page ``[num_pages, H_kv, repr_dim]``, last dimension contiguous.
+        stamps: page version that each representation was written for ``[num_pages]`` int64; None if every
+            complete page has a valid one.
+        versions: page versions, read before the page table ``[num_pages]`` int64; None where nobody compares them.
+        channels: that representations are taken from ``[R]`` int32; None for a kind that takes all.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    reprs: torch.Tensor
+    stamps: Optional[torch.Tensor] = None
+    versions: Optional[torch.Tensor] = None
+    channels: Optional[torch.Tensor] = None
+
+
+@dataclass(frozen=True)
+class AttentionParams:
+    """What attention is in one layer; every op takes it whole.
+
+    Attributes:
+        config: resolved options: pages, window, sinks, budget, representation, strategy, weights.
+        sm_scale: softmax scale.
+        logit_cap: soft cap of the logits, 0 for none.
+        k_scale, v_scale: dequantisation factors of the cached keys and values; 1 for a cache that is not quantised.
+        mask_last_slot: the last slot of a page is no key, not even to the query that sits there (see ``layout``).
+    """
+
+    config: HSAConfig
+    sm_scale: float
+    logit_cap: float = 0.0
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+    mask_last_slot: bool = False
+
+    @property
+    def page_size(self) -> int:
+        return self.config.page_size
+
+    @property
+    def window_size(self) -> int:
+        """Tokens; 0 is the query's own page."""
+        return self.config.effective_window
+
+    @property
+    def sink_pages(self) -> int:
+        return self.config.sink_pages
+
+    @property
+    def topk(self) -> int:
+        return self.config.topk
+
+    @property
+    def strategy(self) -> str:
+        return self.config.selection_strategy
+
+    @property
+    def kind(self) -> PageRepr:
+        """Kind of representation."""
+        return KINDS[self.config.chunk_repr]
+
+    @property
+    def by_score(self) -> bool:
+        """A selected page weighs exp(its raw score), and its keys share that by the softmax within the page."""
+        return self.config.weight_mode == "score"
+
+    @property
+    def score_scale(self) -> float:
+        """Scale of page scores; keys that serve as representations are still quantised."""
+        return self.sm_scale * (1.0 if self.kind.stored else self.k_scale)
+
+    @property
+    def keys_per_page(self) -> int:
+        return self.page_size - self.mask_last_slot
+
+    @property
+    def layout(self) -> Dict[str, int]:
+        """How the past is cut into sinks, candidates and window: constants of every kernel."""
+        return dict(
+            PAGE_SIZE=self.page_size,
+            WINDOW=max(self.window_size, 1),
+            SINKS=self.sink_pages,
+        )
+
+
+def layer_params(
+    layer: RadixAttention,
+    pool: ChunkReprMixin,
+    config: HSAConfig,
+    mask_last_slot: bool = False,
+) -> AttentionParams:
+    """Parameters of a layer of SGLang whose cache ``pool`` keeps."""
+    scales = {}
+    if pool.dtype.itemsize == 1 and layer.k_scale is not None:
+        scales = dict(k_scale=layer.k_scale_float, v_scale=layer.v_scale_float)
+    return AttentionParams(
+        config,
+        layer.scaling,
+        layer.logit_cap,
+        mask_last_slot=mask_last_slot,
+        **scales,
+    )

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AttentionPass: what the layers of one forward pass share, and the calls that each layer makes."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+
+class AttentionPass(abc.ABC):
+    """One forward pass. Each HSA layer enters it, writes its keys and values, then its representations, and attends.
+
+    Attributes:
+        rows: new tokens (host int); unknown to passes that run in CUDA graphs.
+        max_candidates: largest number of candidate pages of any new token (host int), or a bound of it.
+    """
+
+    rows: int
+    max_candidates: int
+
+    def enter_layer(self, layer: RadixAttention, forward_batch: ForwardBatch) -> None:
+        """Launch what all layers share, before the first of them writes its keys. A CUDA graph holds it, too."""
+
+    @abc.abstractmethod
+    def write_representations(self, layer: RadixAttention) -> None:
+        """Represent the pages that are complete and have no valid representation."""
+
+    @abc.abstractmethod
+    def attend(
+        self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
+    ) -> torch.Tensor:
+        """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D_v]`` in the dtype of q. K, V and representations are written."""

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Selection and attention of one layer on the torch reference ops: extend and decode, on any device."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import torch
+
+from sglang.srt.layers.attention.hsa.ops.extend.reference import (
+    extend_hsa_fwd,
+    extend_local_fwd,
+)
+from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
+from sglang.srt.layers.attention.hsa.selector import HSASelector
+
+
+def attend_reference(
+    q: torch.Tensor,
+    cache: LayerCache,
+    repr_valid: torch.Tensor,
+    page_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    params: AttentionParams,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """One layer; its new keys, values and representations are written.
+
+    Args:
+        q: packed queries ``[T, H_q, D]``.
+        repr_valid: which logical pages have a representation ``[B, max_pages]`` bool.
+        page_table: physical page of each logical page ``[B, max_pages]`` int32.
+        seq_lens: keys of each sequence, its new ones included ``[B]`` int32.
+        cu_seqlens_q: prefix sums of the new tokens ``[B + 1]`` int32.
+
+    Returns:
+        (o ``[T, H_q, D_v]`` float32, selected physical pages ``[T, H_kv, K]`` int32, -1 for none).
+    """
+    keys, values = cache.keys, cache.values
+    o, lse = extend_local_fwd(
+        q, keys, values, page_table, cu_seqlens_q, seq_lens, params
+    )
+    selected, scores = HSASelector(params, cache.channels).select(
+        q, cache.reprs, repr_valid, page_table, cu_seqlens_q, seq_lens, lse
+    )
+    if not selected.shape[-1]:  # no row has a candidate page
+        return o, selected
+    far = extend_hsa_fwd(
+        q,
+        keys,
+        values,
+        selected,
+        cu_seqlens_q,
+        seq_lens,
+        params,
+        scores if params.by_score else None,
+    )
+    return merge_state(o, lse, *far)[0], selected

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Selection and attention of one layer over tiles of queries: the launches that extend and some decodes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+
+from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.counters import HSACounters
+from sglang.srt.layers.attention.hsa.ops.common import num_processors
+from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
+from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.select_pages.by_kind import (
+    ExtendWorkspace,
+    selection_of,
+)
+from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageLists
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
+
+
+@dataclass
+class TileAttention:
+    """Launches over the tiles of one plan.
+
+    Attributes:
+        plan: of the pass.
+        lists, workspace: for the plan; None if no row has a candidate page.
+    """
+
+    counters: HSACounters
+    plan: ExtendPlan
+    lists: Optional[PageLists] = None
+    workspace: Optional[ExtendWorkspace] = None
+
+    @classmethod
+    def of(
+        cls,
+        plan: ExtendPlan,
+        num_kv_heads: int,
+        config: HSAConfig,
+        counters: HSACounters,
+    ) -> TileAttention:
+        """For a plan, with fresh lists and scratch."""
+        if not plan.max_candidates:
+            return cls(counters, plan)
+        workspace = selection_of(config).extend_workspace(
+            plan, num_kv_heads, config.topk, num_processors(plan.tiles.device)
+        )
+        lists = PageLists.empty(plan, num_kv_heads, config.topk)
+        return cls(counters, plan, lists, workspace)
+
+    def launch(
+        self,
+        q: torch.Tensor,
+        cache: LayerCache,
+        page_table: torch.Tensor,
+        params: AttentionParams,
+    ) -> torch.Tensor:
+        """One layer; its new keys, values and representations are written.
+
+        Args:
+            q: packed queries ``[T, H_q, D]``, last dimension contiguous.
+            cache: of the layer, versions included.
+            page_table: physical page of each logical page ``[B, max_pages]`` int32.
+
+        Returns:
+            ``[T, H_q, D_v]`` in the dtype of q.
+        """
+        plan, lists = self.plan, self.lists
+        # Rows of no tile are padding, and read as zeros.
+        whole = plan.complete and plan.rows == len(q)
+        shape = (*q.shape[:2], cache.values.shape[-1])
+        out = q.new_empty(shape) if whole else q.new_zeros(shape)
+        if lists is None:
+            self.counters.add("rows_dense", plan.rows)
+        else:
+            extra = {}
+            if params.strategy == "softmax_head":
+                extra["local_lse"] = q.new_empty(q.shape[:2], dtype=torch.float32)
+                extend_hsa(
+                    q, cache, None, page_table, plan, out, params, extra["local_lse"]
+                )
+            selection_of(params.config).extend(
+                q,
+                cache,
+                page_table,
+                plan,
+                lists,
+                self.workspace,
+                self.counters.values,
+                params,
+                **extra,
+            )
+        return extend_hsa(q, cache, lists, page_table, plan, out, params)
