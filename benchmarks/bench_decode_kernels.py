@@ -17,15 +17,15 @@ import cuda_only
 import torch
 
 from representations import represent
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.common import num_processors, programs_per_row
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS, DecodeWorkspace, decode_hsa
 from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_hsa_fwd, extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
-from sglang.srt.layers.attention.hsa.ops.select_pages.by_kind import selection_of
-from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import MAX_PROGRAMS_PER_ROW, SelectPagesWorkspace
+from sglang.srt.layers.attention.hsa.ops.select.by_kind import decode_op
+from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import MAX_PROGRAMS_PER_ROW, SelectPagesWorkspace
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 from sglang.srt.layers.attention.hsa.selector import HSASelector
 
@@ -134,7 +134,7 @@ def bench(
     select_workspace = SelectPagesWorkspace(batch, kv_heads, pages, "cuda", heads // kv_heads, programs)
     decode_workspace = DecodeWorkspace(batch, batch * kv_heads * MAX_SPLITS, heads, kv_heads, dim, "cuda")
     cache = LayerCache(k, v, reprs, version, version, channels)
-    processors, op = num_processors("cuda"), selection_of(config).decode
+    processors, op = num_processors("cuda"), decode_op(config)
     splits = programs_per_row(processors, batch * kv_heads, MAX_SPLITS)
 
     def select():

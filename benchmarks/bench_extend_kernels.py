@@ -18,17 +18,17 @@ import torch
 
 from peaks import measure_peaks
 from representations import empty_representations, kept_channels
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
+from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.common import num_processors
 from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_hsa_fwd, extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
-from sglang.srt.layers.attention.hsa.ops.select_pages.by_kind import selection_of
-from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageLists
+from sglang.srt.layers.attention.hsa.ops.select.by_kind import extend_op, extend_workspace
+from sglang.srt.layers.attention.hsa.ops.select.page_lists import PageLists
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 from sglang.srt.layers.attention.hsa.selector import HSASelector
 
@@ -113,10 +113,10 @@ def bench(
     noise = torch.randn(new, heads, dim, device="cuda")
     q = (agreement * shared + (1 - agreement**2) ** 0.5 * noise).mul(4).to(torch.bfloat16)
     counters = HSACounters("cuda")
-    group, op = heads // kv_heads, selection_of(config)
+    group, op = heads // kv_heads, extend_op(config)
     plan = plan_extend([prefix], [new], tiling=choose_tiling(group, dim, config), config=config, device="cuda")
     lists = PageLists.empty(plan, kv_heads, TOPK)
-    workspace = op.extend_workspace(plan, kv_heads, TOPK, num_processors("cuda"))
+    workspace = extend_workspace(config)(plan, kv_heads, TOPK, num_processors("cuda"))
     out = torch.empty_like(q)
     local_lse = q.new_empty(q.shape[:2], dtype=torch.float32) if strategy == "softmax_head" else None
 
@@ -128,7 +128,7 @@ def bench(
         if local_lse is not None:  # the normaliser's share of sinks and window
             extra["local_lse"] = local_lse
             extend_hsa(q, cache, None, table, plan, out, params, local_lse)
-        op.extend(q, cache, table, plan, lists, workspace, counters.values, params, **extra)
+        op(q, cache, table, plan, lists, workspace, counters.values, params, **extra)
 
     def attend():
         extend_hsa(q, cache, lists, table, plan, out, params)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from sglang.srt.layers.attention.hsa.chunk_repr import slow_channels
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+from sglang.srt.layers.attention.hsa.page_repr import slow_channels
+from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
 from sglang.srt.layers.attention.hsa.params import AttentionParams
 
 PAGES_AT_ONCE = 4096
@@ -31,5 +31,5 @@ def represent(k: torch.Tensor, params: AttentionParams) -> tuple[torch.Tensor, t
     """(representations of every page, kept channels) of keys ``[num_slots, H_kv, D]``."""
     out, channels = empty_representations(k, params), kept_channels(params, k.shape[-1])
     for pages in torch.arange(len(out), device=k.device).split(PAGES_AT_ONCE):
-        out[pages] = chunk_repr_fwd(k, pages, params, channels).to(out.dtype)
+        out[pages] = page_repr_fwd(k, pages, params, channels).to(out.dtype)
     return out, channels

@@ -256,7 +256,7 @@ def _wrong_test(test: str) -> list[str]:
 def support_matrix() -> str:
     """The page docs/support_matrix.md."""
     from sglang.srt.layers.attention.hsa import config
-    from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+    from sglang.srt.layers.attention.hsa.page_repr import KINDS
     from sglang.srt.layers.attention.hsa.refusals import REFUSALS
 
     values = (

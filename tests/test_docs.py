@@ -81,7 +81,7 @@ def test_a_refusal_left_out_is_found(generator):
 
 def test_options_are_current(generator):
     page = ROOT / "docs" / "options.md"
-    current = generator._between(page, "options", generator.options_table())
+    current = generator.options_with(generator.options_table())
     assert page.read_text(encoding="utf-8") == current, "run scripts/support_matrix.py --options"
 
 
@@ -104,7 +104,7 @@ def test_guide_names_every_counter():
 
 
 def test_guide_names_every_representation():
-    from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+    from sglang.srt.layers.attention.hsa.page_repr import KINDS
 
     guide = (ROOT / "docs" / "hsa.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z_]+)`(?: \(default\))? \|.*\| \d D", guide, re.MULTILINE)

@@ -13,7 +13,7 @@ from sglang.hsa_calibrate import CalibrateError, sparse
 from sglang.hsa_calibrate.__main__ import main
 from sglang.hsa_calibrate.measure import Measurement, Setting, attended_keys
 from sglang.hsa_calibrate.recommend import Outcome, dense_layer_limit, ranges, recommend, worst_layers
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import HSAConfig, parse_layers
 
 

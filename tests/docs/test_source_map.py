@@ -213,7 +213,7 @@ def test_the_line_after_does_not(patched):
             "flash_attn.cute.flash_attn_varlen_func",
         ),
         ("nsa", ["forward_decode", "_forward_flashmla_kv"], "sgl_kernel.flash_mla.flash_mla_with_kvcache"),
-        ("hsa", ["forward_decode", "_forward", "forward_rows", "attend", "attend", "decode_hsa"], "_decode_hsa_kernel"),
+        ("hsa", ["forward_decode", "attend", "launch", "decode_hsa"], "_decode_hsa_kernel"),
         (
             "torch_native",
             ["forward_decode", "_run_sdpa_forward_decode"],

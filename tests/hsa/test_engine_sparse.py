@@ -61,7 +61,6 @@ def test_tokens_equal_the_brute_force_model(path, prompts, expected):
 
 @pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s != "whole"])
 def test_schedule_does_not_change_tokens(run_engine, path, prompts, expected, schedule):
-    """# trap 25, 26"""
     tokens, cached, counts = run_alone_and_batched(run_engine, path, prompts, **SCHEDULES[schedule])
     assert tokens == [expected] * 3
     assert (max(cached) > 0) == (schedule != "no-radix")
@@ -69,7 +68,7 @@ def test_schedule_does_not_change_tokens(run_engine, path, prompts, expected, sc
 
 
 def test_two_tensor_parallel_ranks(run_engine, path, prompts, expected):
-    """Each rank has one of the two KV heads; the counters are the first rank's. # trap 29"""
+    """Each rank has one of the two KV heads; the counters are the first rank's."""
     cores = sorted(os.sched_getaffinity(0))
     run_ranks = partial(
         run_engine,
@@ -86,7 +85,7 @@ def test_two_tensor_parallel_ranks(run_engine, path, prompts, expected):
 
 
 def test_two_replicas(run_engine, path, prompts, expected):
-    """Data parallel: each replica is an engine of its own. # trap 29"""
+    """Data parallel: each replica is an engine of its own."""
     tokens, _, counts = run_alone_and_batched(run_engine, path, prompts, dp_size=2)
     assert tokens == [expected] * 3
     assert 0 < counts["pages_selected"] < counts["pages_candidate"] and counts["reprs_healed"] == 0

@@ -57,7 +57,7 @@ def alone(drive):
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_forced_retractions_and_shuffled_shared_prefixes(drive, alone, overlap):
-    """A pool for two of the six requests, and a retraction every few passes. # trap 5, 13, 27"""
+    """A pool for two of the six requests, and a retraction every few passes."""
     [results], answer = drive(
         dict(max_total_tokens=1536, disable_overlap_schedule=not overlap),
         [("together", dict(seed=1, rounds=2))],
@@ -77,7 +77,7 @@ def test_shortage_retracts_by_itself(drive, alone):
 
 
 def test_aborts_in_mid_prefill(drive, alone):
-    """# trap 46, and cancelled requests that share pages with others"""
+    """Aborted and cancelled requests that share pages with others"""
     [result, again], _ = drive(
         dict(max_total_tokens=4096), [("aborts", dict(seed=3, extra=8)), ("together", dict(seed=4))]
     )
@@ -98,7 +98,7 @@ def test_flush_under_load(drive, alone):
 
 @pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2"])
 def test_fp8_cache_gives_each_request_its_own_answer(drive, dtype):
-    """Chunked, shared and retracted, as alone. # trap 25"""
+    """Chunked, shared and retracted, as alone."""
     (single, together), _ = drive(
         dict(max_total_tokens=2048, kv_cache_dtype=dtype), [("alone", {}), ("together", dict(seed=8))]
     )
@@ -107,7 +107,7 @@ def test_fp8_cache_gives_each_request_its_own_answer(drive, dtype):
 
 
 def test_two_thousand_short_requests_leave_nothing_behind(drive):
-    """# trap 6: rows and pages are recycled and all come back"""
+    """Rows and pages are recycled and all come back"""
     [result], answer = drive(
         dict(max_total_tokens=2048, max_running_requests=32, hsa_strict=False, hsa_window_size=0, page_size=16),
         [("many", dict(count=2000, length=50, concurrency=32))],

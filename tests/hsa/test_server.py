@@ -21,7 +21,7 @@ def server(checkpoints, tmp_path_factory):
 
 
 def test_chat_request_selects_pages_and_counts_them(server):
-    """# trap 9, 11: the production path made the pool, and HSA is what ran"""
+    """The production path made the pool, and HSA is what ran"""
     url, log = server
     text = " ".join(f"line {i}: the key is {i * 7919 % 1000}." for i in range(180))
     reply = post(

@@ -14,7 +14,7 @@ KERNEL_TESTS = {
     "test_hsa_decode_selection.py": 15,
     "test_hsa_draft_rows.py": 10,
     "test_hsa_extend_kernels.py": 55,
-    "test_hsa_row_ranking.py": 24,
+    "test_hsa_extend_ranking.py": 24,
 }
 
 

@@ -86,8 +86,8 @@ def make_config(args: argparse.Namespace):
     Raises:
         CalibrateError: for a kind, strategy, budget or size that does not exist.
     """
-    from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
     from sglang.srt.layers.attention.hsa.config import HSAConfig
+    from sglang.srt.layers.attention.hsa.page_repr import KINDS
 
     for kind in args.kinds or ():
         if kind not in KINDS:
@@ -133,7 +133,7 @@ def calibrate(args: argparse.Namespace) -> int:
     from sglang.hsa_calibrate import loading, recommend, report
     from sglang.hsa_calibrate.measure import EXACT, Bench, Measurement, Setting
     from sglang.hsa_calibrate.probe import kept_channels, probe
-    from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+    from sglang.srt.layers.attention.hsa.page_repr import KINDS
 
     config = make_config(args)
     kinds = list(dict.fromkeys(args.kinds or [config.chunk_repr]))

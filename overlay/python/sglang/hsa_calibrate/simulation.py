@@ -13,8 +13,8 @@ from typing import Callable, Dict, FrozenSet, Iterator, Optional, Sequence, Tupl
 import torch
 
 from sglang.hsa_calibrate.sparse import BlockResult, Layer, dense_block, sparse_block
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 
 NAME = "hsa_calibrate"
 CHUNK = 512  # tokens per forward pass

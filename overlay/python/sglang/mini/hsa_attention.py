@@ -16,11 +16,11 @@ from sglang.mini.api import MiniError
 from sglang.mini.attention import AttentionBackend
 from sglang.mini.kv_cache import CacheState, LayerSpec
 from sglang.mini.torch_attention import torch_attention
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
+from sglang.srt.layers.attention.hsa.page_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 from sglang.srt.layers.attention.hsa.passes.reference_attention import attend_reference
 from sglang.srt.layers.attention.hsa.rotary_channels import channel_frequencies
@@ -117,7 +117,7 @@ class HSAAttentionBackend(AttentionBackend):
             self.reprs[layer] = keys.new_zeros(shape, dtype=dtype)
         if len(pages):
             channels = self.channels.get(layer)
-            fresh = chunk_repr_fwd(keys.flatten(0, 1), pages, params, channels)
+            fresh = page_repr_fwd(keys.flatten(0, 1), pages, params, channels)
             self.reprs[layer][pages] = fresh.to(self.reprs[layer].dtype)
             self.counters.add("reprs_written", len(pages))
         return self.reprs[layer]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Callable, Iterator, Optional, Tuple, Type
 
 import torch
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.rotary_channels import layer_channels
 from sglang.srt.layers.dp_attention import get_attention_tp_size
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
@@ -17,14 +17,14 @@ from sglang.srt.mem_cache.allocator import (
     BaseTokenToKVPoolAllocator,
     PagedTokenToKVPoolAllocator,
 )
-from sglang.srt.mem_cache.chunk_repr_pool import (
+from sglang.srt.mem_cache.memory_pool import KVCache, MHATokenToKVPool
+from sglang.srt.mem_cache.page_repr_pool import (
     HSAPagedTokenToKVPoolAllocator,
     HSASWAKVPool,
     HSASWATokenToKVPoolAllocator,
     HSATokenToKVPool,
     PageVersions,
 )
-from sglang.srt.mem_cache.memory_pool import KVCache, MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllocator
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def kv_pool_class(
     return functools.partial(
         _HSA_POOLS[default],
         hsa_layer_ids=layer_ids,
-        chunk_repr_kind=kind,
+        repr_kind=kind,
         repr_dtype=_repr_dtype(runner),
         page_versions=_shared_page_versions(runner),
         repr_channels=_channels(runner, layer_ids) if KINDS[kind].slow else None,
@@ -82,7 +82,7 @@ def paged_allocator_class(
     return _HSA_ALLOCATORS[default] if _uses_hsa(runner) else default
 
 
-def chunk_repr_bytes_per_token(runner: ModelRunner) -> int:
+def page_repr_bytes_per_token(runner: ModelRunner) -> int:
     """Bytes of page representations and versions that each token of the pool costs, rounded up."""
     if not _uses_hsa(runner):
         return 0
@@ -113,7 +113,7 @@ def repr_bytes_per_page(
         num_kv_heads: KV heads on this rank.
         head_dim: dimensions of a key.
         page_size: tokens per page.
-        kind: a name in ``chunk_repr.KINDS``.
+        kind: a name in ``page_repr.KINDS``.
         dtype: of the keys, or of the model if the keys are quantised to 8 bits.
     """
     entry = KINDS[kind]

@@ -26,9 +26,7 @@ def flip_bit(tensor: torch.Tensor, rng: np.random.Generator) -> None:
 
 def flip_stamp(h: Harness, s: Sequence_, rng: np.random.Generator) -> None:
     """The version that a representation is stamped with."""
-    flip_bit(
-        h.pool.chunk_repr_version[0][_random_complete_page(h, s, rng)].view(1), rng
-    )
+    flip_bit(h.pool.repr_stamps[0][_random_complete_page(h, s, rng)].view(1), rng)
 
 
 def lower_page_version(h: Harness, s: Sequence_, rng: np.random.Generator) -> None:
@@ -48,7 +46,7 @@ def raise_page_version(h: Harness, s: Sequence_, rng: np.random.Generator) -> No
 
 def flip_representation(h: Harness, s: Sequence_, rng: np.random.Generator) -> None:
     """One bit of a representation that is stamped as valid."""
-    flip_bit(h.pool.chunk_repr_buffer[0][_random_complete_page(h, s, rng)], rng)
+    flip_bit(h.pool.repr_buffers[0][_random_complete_page(h, s, rng)], rng)
 
 
 def flip_page_table_entry(h: Harness, s: Sequence_, rng: np.random.Generator) -> None:
@@ -68,6 +66,6 @@ def scribble_free_pages(h: Harness, rng: np.random.Generator) -> None:
         value = float(rng.choice([float("nan"), float("inf"), -1e30, 0.0]))
         for k, v in zip(h.pool.k_buffer, h.pool.v_buffer):
             k[slots], v[slots] = value, value
-        for buffer, stamp in zip(h.pool.chunk_repr_buffer, h.pool.chunk_repr_version):
+        for buffer, stamp in zip(h.pool.repr_buffers, h.pool.repr_stamps):
             buffer[page] = value if buffer.is_floating_point() else rng.integers(256)
             stamp[page] = int(rng.integers(0, h.pool.page_handouts + 1))

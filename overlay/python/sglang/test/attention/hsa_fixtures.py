@@ -10,12 +10,12 @@ from typing import List, NamedTuple, Sequence
 import numpy as np
 import torch
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.config import (
     NOT_WEIGHTS,
     SELECTION_STRATEGIES,
     HSAConfig,
 )
+from sglang.srt.layers.attention.hsa.page_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams
 
 # An engine of a test on a CUDA device: prompts of some hundred tokens have more pages than it selects.

@@ -18,12 +18,12 @@ from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.allocator import BaseTokenToKVPoolAllocator
-from sglang.srt.mem_cache.chunk_repr_pool import (
-    ChunkReprMixin,
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.page_repr_pool import (
     HSAPagedTokenToKVPoolAllocator,
     HSATokenToKVPool,
+    PageReprMixin,
 )
-from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.test.attention import hsa_oracle as oracle
 from sglang.test.attention.hsa_fixtures import rotary_channels
@@ -73,7 +73,7 @@ class Harness:
         extend_kernels: bool = False,
         num_draft_tokens: int | None = None,
         mask_last_slot: bool = False,
-        pool: ChunkReprMixin | None = None,
+        pool: PageReprMixin | None = None,
         allocator: BaseTokenToKVPoolAllocator | None = None,
         **options,
     ):
@@ -101,7 +101,7 @@ class Harness:
                 device=device,
                 enable_memory_saver=False,
                 hsa_layer_ids=range(layers) if hsa_layer_ids is None else hsa_layer_ids,
-                chunk_repr_kind=self.config.chunk_repr,
+                repr_kind=self.config.chunk_repr,
                 repr_dtype=dtype,
                 repr_channels=self._channels(layers, hsa_layer_ids),
             )
@@ -159,13 +159,11 @@ class Harness:
             device=device,
             is_draft_worker=False,
         )
-        self.kernels = (
-            None  # all on a CUDA device; interpreted, only those that a test is about
-        )
+        kernels = None  # all on a CUDA device; interpreted, those that a test is about
         if device == "cpu":
             asked = {"decode": decode_kernels, "extend": extend_kernels}
-            self.kernels = frozenset(name for name in asked if asked[name])
-        self.backend = HSAAttnBackend(self.runner, kernels=self.kernels)
+            kernels = frozenset(name for name in asked if asked[name])
+        self.backend = HSAAttnBackend(self.runner, kernels=kernels)
         self.oracle = oracle.Options(
             page_size=page_size,
             window_size=self.config.effective_window,

@@ -22,11 +22,11 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchPrefixParams,
 )
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.chunk_repr_pool import (
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.page_repr_pool import (
     HSAPagedTokenToKVPoolAllocator,
     HSATokenToKVPool,
 )
-from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.test.attention.hsa_storage_request import (
@@ -49,7 +49,7 @@ class World:
         size = PAGES * PAGE
         self.pool = HSATokenToKVPool(
             size, page_size=PAGE, dtype=torch.float32, head_num=1, head_dim=2, layer_num=1, device="cpu",
-            enable_memory_saver=False, hsa_layer_ids=[0], chunk_repr_kind="mean",
+            enable_memory_saver=False, hsa_layer_ids=[0], repr_kind="mean",
         )  # fmt: skip
         self.allocator = HSAPagedTokenToKVPoolAllocator(
             size, PAGE, torch.float32, "cpu", self.pool, need_sort=False
@@ -235,10 +235,10 @@ class World:
     def check(self, batch: ForwardBatch) -> None:
         """No stale read, no missing candidate: complete pages are valid and represent the dictionary's keys."""
         md = self.backend.forward_pass.metadata
-        valid = md.page_complete & self.pool.chunk_repr_valid(
+        valid = md.page_complete & self.pool.repr_valid(
             0, md.real_page_table, md.page_version
         )
-        found = self.pool.chunk_repr_pages(0)[md.real_page_table.long()][..., 0, 0]
+        found = self.pool.repr_pages(0)[md.real_page_table.long()][..., 0, 0]
         found = found.masked_fill(~valid, float("nan")).tolist()
         for row, (req, length) in enumerate(batch.requests):
             if req in self.requests:

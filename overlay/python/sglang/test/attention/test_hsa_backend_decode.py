@@ -52,7 +52,7 @@ def test_prefill_and_decode(strategy, chunk_repr, weight_mode):
 
 
 def test_chunked_prefill_cut_anywhere():
-    """Chunks that start and end in mid-page complete their pages all the same. # trap 26"""
+    """Chunks that start and end in mid-page complete their pages all the same."""
     h = Harness(strict=True)
     s = h.new_sequence()
     for chunk in (1, 15, 17, 62, 63, 64, 1, 47):
@@ -72,7 +72,6 @@ def test_mixed_batch_of_chunks_and_decoding_rows():
 
 
 def test_pages_generated_in_batched_decode_are_represented():
-    """# trap 2, 4"""
     h = Harness(num_pages=200, strict=True)
     sequences = [h.new_sequence() for _ in range(4)]
     check(h, sequences, [3, 16, 33, 60])
@@ -80,7 +79,7 @@ def test_pages_generated_in_batched_decode_are_represented():
         check(h, sequences, [1] * 4, decode=True)
     for s in sequences:
         pages = complete_pages(h, s)
-        assert h.pool.chunk_repr_valid(0, pages).all() and len(pages) > 5
+        assert h.pool.repr_valid(0, pages).all() and len(pages) > 5
 
 
 def test_only_complete_pages_are_represented():
@@ -89,12 +88,12 @@ def test_only_complete_pages_are_represented():
     for chunk in (15, 1, 16, 5):
         h.step([s], [chunk])
         pages = h.pages_of(s)
-        valid = h.pool.chunk_repr_valid(0, pages)
+        valid = h.pool.repr_valid(0, pages)
         assert valid.tolist() == [(i + 1) * 16 <= s.length for i in range(len(pages))]
 
 
 def test_shared_prefix_is_represented_once():
-    """Requests with a common prefix share pages and representations. # trap 5"""
+    """Requests with a common prefix share pages and representations."""
     h = Harness(strict=True)
     parent = h.new_sequence()
     check(h, [parent], [160])
@@ -112,7 +111,7 @@ def test_shared_prefix_is_represented_once():
 
 
 def test_recycled_pages_are_never_believed():
-    """Freed pages keep their bytes and stamps; their next owner must not see them. # trap 6, 37"""
+    """Freed pages keep their bytes and stamps; their next owner must not see them."""
     h = Harness(num_pages=24, strict=True)
     for round_ in range(6):
         sequences = [h.new_sequence() for _ in range(2)]
@@ -130,11 +129,11 @@ def test_missing_representations_are_healed_before_selection():
     s = h.new_sequence()
     check(h, [s], [150])
     pages = complete_pages(h, s)
-    h.pool.chunk_repr_version[0][pages[2:5].long()] -= 1
-    h.pool.chunk_repr_buffer[0][pages[2:5].long()] = 255  # NaN as lowest value and step
+    h.pool.repr_stamps[0][pages[2:5].long()] -= 1
+    h.pool.repr_buffers[0][pages[2:5].long()] = 255  # NaN as lowest value and step
     check(h, [s], [1], decode=True)
     assert h.backend.counters.snapshot()["reprs_healed"] == 3
-    assert h.pool.chunk_repr_valid(0, pages).all()
+    assert h.pool.repr_valid(0, pages).all()
     check(h, [s], [1], decode=True)
     assert h.backend.counters.snapshot()["reprs_healed"] == 3
 
@@ -143,7 +142,7 @@ def test_strict_mode_stops_on_a_page_that_stays_invalid(monkeypatch):
     h = Harness(strict=True)
     s = h.new_sequence()
     h.step([s], [150])
-    h.pool.chunk_repr_version[0][complete_pages(h, s)[3].long()] -= 1
+    h.pool.repr_stamps[0][complete_pages(h, s)[3].long()] -= 1
     monkeypatch.setattr(ReferencePass, "_write_missing", lambda *args: None)
     with pytest.raises(
         RuntimeError, match="layer 0 has complete pages without a valid"
@@ -152,14 +151,14 @@ def test_strict_mode_stops_on_a_page_that_stays_invalid(monkeypatch):
 
 
 def test_layers_keep_separate_representations():
-    """Layers share pages and versions, and nothing else. # trap 7"""
+    """Layers share pages and versions, and nothing else."""
     h = Harness(layers=3, hsa_layer_ids=[0, 2])
     s = h.new_sequence()
     h.step([s], [64], layer=2)
     pages = h.pages_of(s)
-    assert h.pool.chunk_repr_valid(2, pages).all()
-    assert not h.pool.chunk_repr_valid(0, pages).any()
-    assert len(h.pool.chunk_repr_buffer) == 2 and not h.pool.has_chunk_repr(1)
+    assert h.pool.repr_valid(2, pages).all()
+    assert not h.pool.repr_valid(0, pages).any()
+    assert len(h.pool.repr_buffers) == 2 and not h.pool.has_page_repr(1)
 
 
 def test_layers_without_hsa_are_dense():
@@ -174,7 +173,7 @@ def test_layers_without_hsa_are_dense():
 
 
 def test_histories_of_many_lengths_in_one_process():
-    """# trap 1, 43: one backend, lengths in any order, poisoned memory throughout"""
+    """One backend, lengths in any order, poisoned memory throughout"""
     h = Harness(num_pages=40, strict=True)
     for length in (200, 1, 16, 199, 15, 17, 64, 2, 130, 31):
         s = h.new_sequence()

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from sglang.srt.layers.attention.hsa.config import HSAConfig
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
 from sglang.srt.layers.attention.hsa.ops.common import max_programs, programs_per_row
-from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
+from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
+from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
     SelectPagesWorkspace,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.slow_decode import (
+from sglang.srt.layers.attention.hsa.ops.select.slow_decode import (
     select_slow_pages_decode,
 )
 from sglang.srt.layers.attention.hsa.params import LayerCache
@@ -70,7 +70,7 @@ def test_every_kind_and_strategy(chunk_repr, strategy):
     ],
 )
 def test_shapes(heads, kv_heads, head_dim, page_size, window, sinks, topk, cap):
-    """Head dims 16 to 256, groups 1 to 16, pages 16 to 128. # trap 20"""
+    """Head dims 16 to 256, groups 1 to 16, pages 16 to 128."""
     h = harness(
         num_pages=40, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, logit_cap=cap,
         page_size=page_size, window_size=window, sink_pages=sinks, topk=topk,
@@ -101,7 +101,7 @@ def test_shares_are_measured_with_the_window_and_the_sinks(
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65, 127, 200])
 def test_odd_lengths(length):
-    """No empty part may leak NaN; unused slots hold NaN. # trap 1"""
+    """No empty part may leak NaN; unused slots hold NaN."""
     h = harness()
     s = h.new_sequence()
     h.step([s], [length])
@@ -141,7 +141,7 @@ def test_every_page_selected_is_dense():
 
 
 def test_pages_generated_in_batched_decode_are_represented():
-    """The page that a step completes is represented at the start of the next one, in every layer. # trap 2, 3, 4"""
+    """The page that a step completes is represented at the start of the next one, in every layer."""
     h = harness(num_pages=100, layers=2, window_size=1, sink_pages=0)
     sequences = [h.new_sequence() for _ in range(3)]
     h.step(sequences, [14, 15, 16])
@@ -150,10 +150,7 @@ def test_pages_generated_in_batched_decode_are_represented():
     for s in sequences:
         committed = s.length - 1
         pages = h.pages_of(s)[: committed // 16]
-        assert (
-            h.pool.chunk_repr_valid(0, pages).all()
-            and h.pool.chunk_repr_valid(1, pages).all()
-        )
+        assert h.pool.repr_valid(0, pages).all() and h.pool.repr_valid(1, pages).all()
 
 
 @pytest.mark.parametrize("weight_mode", ["mass", "score"])
@@ -203,7 +200,7 @@ def test_padded_rows_of_a_graph_are_harmless():
     h.step([s], [100])
     batch = h.batch({0: 1}, [s], decode=True)
     before = h.backend.counters.snapshot()
-    stamps = h.pool.chunk_repr_version[0].clone()
+    stamps = h.pool.repr_stamps[0].clone()
     batch.batch_size = 3
     batch.req_pool_indices = torch.tensor([s.row, 0, 9], device=DEVICE)
     batch.seq_lens = torch.tensor([101, 1, 1], device=DEVICE)
@@ -219,7 +216,7 @@ def test_padded_rows_of_a_graph_are_harmless():
         after["rows_sparse"] - before["rows_sparse"] == 1
         and after["rows_dense"] == before["rows_dense"]
     )
-    assert torch.equal(h.pool.chunk_repr_version[0], stamps)
+    assert torch.equal(h.pool.repr_stamps[0], stamps)
 
 
 def test_a_page_handed_out_again_gets_no_stamp():
@@ -229,8 +226,8 @@ def test_a_page_handed_out_again_gets_no_stamp():
     h.step([s], [64])
     batch = h.batch({0: 1}, [s], decode=True)
     page = h.pages_of(s)[3]
-    h.pool.chunk_repr_version[0][page] -= 1  # not represented before this pass
-    stamp = h.pool.chunk_repr_version[0][page].clone()
+    h.pool.repr_stamps[0][page] -= 1  # not represented before this pass
+    stamp = h.pool.repr_stamps[0][page].clone()
     built_at = h.pool.page_handouts
     h.pool.bump_page_version(
         page.long().view(1) * 16
@@ -239,8 +236,8 @@ def test_a_page_handed_out_again_gets_no_stamp():
     h.backend.init_forward_metadata(batch)
     x = torch.randn(1, 32, device=DEVICE)
     h.layers[0](torch.randn(1, 64, device=DEVICE), x, x.clone(), batch)
-    assert h.pool.chunk_repr_version[0][page] == stamp
-    assert not h.pool.chunk_repr_valid(0, page)
+    assert h.pool.repr_stamps[0][page] == stamp
+    assert not h.pool.repr_valid(0, page)
 
 
 def test_invalid_pages_are_passed_over():
@@ -248,8 +245,8 @@ def test_invalid_pages_are_passed_over():
     s = h.new_sequence()
     h.step([s], [200])
     bad = h.pages_of(s)[3]
-    h.pool.chunk_repr_version[0][bad] -= 1
-    h.pool.chunk_repr_buffer[0][bad] = 255  # NaN as lowest value and step
+    h.pool.repr_stamps[0][bad] -= 1
+    h.pool.repr_buffers[0][bad] = 255  # NaN as lowest value and step
     _, o = h.step([s], [1], decode=True)
     assert (
         bad not in h.backend.decode.buffers.attention.selected[0]
@@ -296,7 +293,7 @@ def test_slow_selection_of_few_and_many_pages(strategy):
     )
     channels = rotary_channels(dim)
     num_pages = len(batch.k_buffer) // page
-    reprs = chunk_repr_fwd(batch.k_buffer, torch.arange(num_pages), params, channels)
+    reprs = page_repr_fwd(batch.k_buffer, torch.arange(num_pages), params, channels)
     version = torch.ones(num_pages, dtype=torch.int64)
     stamp = version - (torch.rand(num_pages) < 0.2).long()
     q = torch.randn(4, heads, dim)

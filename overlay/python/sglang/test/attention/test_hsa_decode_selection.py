@@ -10,11 +10,11 @@ import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_local_fwd
-from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
+from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
     SelectPagesWorkspace,
     select_pages_decode,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
+from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
     ranking_widths,
     store_best,
 )
@@ -100,7 +100,7 @@ def _rank_kernel(
 )
 @pytest.mark.parametrize("topk", [1, 6, 32])
 def test_ranking_is_the_total_order_of_the_reference(max_pages, counts, topk):
-    """Many ties, negative scores and pages that cannot be selected, in every width. # trap 38"""
+    """Many ties, negative scores and pages that cannot be selected, in every width."""
     for count in counts:
         scores = torch.randint(-20, 20, (count,)).float() / 4
         scores[torch.rand(count) < 0.2] = float("-inf")

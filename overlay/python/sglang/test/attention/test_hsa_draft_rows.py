@@ -13,7 +13,8 @@ import torch
 
 from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 from sglang.srt.layers.attention.hsa.draft_backend import HSAMultiStepDraftBackend
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
+from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.speculative.draft_utils import DraftBackendFactory
 from sglang.test.attention.hsa_harness import Harness
@@ -37,7 +38,7 @@ class Drafts(Harness):
             device=DEVICE, decode_kernels=True, extend_kernels=extend_kernels, num_draft_tokens=STEPS + 1, num_pages=40,
             num_heads=2, num_kv_heads=1, **{"window_size": 20, "topk": 2, **options},
         )  # fmt: skip
-        self.draft = HSAMultiStepDraftBackend(self.runner, 1, STEPS + 1, self.kernels)
+        self.draft = HSAMultiStepDraftBackend(self.runner, 1, STEPS + 1)
 
     def allocate(self, sequences, new):
         """A batch whose ``new`` tokens have slots and are not committed; the sequences already count them."""
@@ -123,16 +124,18 @@ class Drafts(Harness):
         """Pages complete by ``settled`` tokens have their representation, pages with room left have none."""
         for s, count in zip(sequences, settled):
             pages = self.pages_of(s)
-            valid = self.pool.chunk_repr_valid(0, pages)
+            valid = self.pool.repr_valid(0, pages)
             assert valid[: count // PAGE].all()
             assert not valid[s.length // PAGE :].any()
             complete = pages[: count // PAGE]
-            expected = chunk_repr_fwd(
-                self.pool.get_key_buffer(0), complete, page_size=PAGE, kind=self.config.chunk_repr,
-                channels=self.pool.chunk_repr_channels(0),
-            )  # fmt: skip
+            expected = page_repr_fwd(
+                self.pool.get_key_buffer(0),
+                complete,
+                layer_params(self.layers[0], self.pool, self.config),
+                self.pool.repr_channels_of(0),
+            )
             torch.testing.assert_close(
-                self.pool.chunk_repr_pages(0)[complete.long()], expected, atol=1e-5, rtol=1e-5
+                self.pool.repr_pages(0)[complete.long()], expected, atol=1e-5, rtol=1e-5
             )  # fmt: skip
 
 
@@ -147,7 +150,7 @@ class Drafts(Harness):
     ids=["group", "head", "softmax_head", "score"],
 )
 def test_verification_equals_decode_whatever_is_rejected(options):
-    """Accepted tokens alone complete pages, in any number per pass and over page boundaries. # trap 2, 26"""
+    """Accepted tokens alone complete pages, in any number per pass and over page boundaries."""
     h = Drafts(**options)
     sequences = [h.new_sequence() for _ in range(2)]
     h.step(sequences, [106, 61])
@@ -208,7 +211,7 @@ def test_draft_extend_without_a_graph(lengths):
 
 
 def test_padding_rows_of_a_graph_are_harmless():
-    """A graph's padding has one key, request 0, and the full number of rows. # trap 3"""
+    """A graph's padding has one key, request 0, and the full number of rows."""
     h = Drafts()
     s = h.new_sequence()
     h.step([s], [100])

@@ -53,7 +53,6 @@ def eager(model_path):
 
 
 def test_cuda_graphs_do_not_change_tokens(model_path, eager):
-    """# trap 3, 10"""
     outputs, [counts] = generate(model_path)
     assert tokens(outputs) == tokens(eager)
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
@@ -61,7 +60,7 @@ def test_cuda_graphs_do_not_change_tokens(model_path, eager):
 
 @two_devices
 def test_two_tensor_parallel_ranks(model_path):
-    """Each rank has one of the two KV heads. # trap 29
+    """Each rank has one of the two KV heads.
 
     The ranks' sums round in another order. Where pages are left out, that may swap one and change what is read, so the
     tokens of one rank are asked for with every page selected.

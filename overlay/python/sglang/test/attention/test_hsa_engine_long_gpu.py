@@ -42,7 +42,6 @@ def model_path(tmp_path_factory):
 
 
 def test_every_page_of_128k_selected_is_dense_attention(model_path):
-    """# trap 20"""
     dense, none = generate(model_path, LONG, attention_backend="triton")
     assert none is None
     got, counts = generate(model_path, LONG, hsa_topk=10**6)
@@ -55,7 +54,7 @@ def test_every_page_of_128k_selected_is_dense_attention(model_path):
 
 
 def test_sixteen_requests_at_once_or_one_by_one(model_path):
-    """With and without the radix cache, a few pages of many selected. # trap 3, 10"""
+    """With and without the radix cache, a few pages of many selected."""
     outputs, counts = generate(model_path, MANY)
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
     alone, batch = outputs[: len(MANY)], outputs[len(MANY) :]

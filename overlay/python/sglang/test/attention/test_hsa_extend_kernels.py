@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.ops.chunk_repr import kernel as chunk_repr
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
 from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
+from sglang.srt.layers.attention.hsa.ops.page_repr import kernel as page_repr
+from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
 from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
-from sglang.srt.layers.attention.hsa.ops.select_pages import extend_kernel, slow_extend
+from sglang.srt.layers.attention.hsa.ops.select import extend_kernel, slow_extend
 from sglang.srt.layers.attention.hsa.params import LayerCache
 from sglang.srt.layers.attention.hsa.passes.tiled_decode import TiledDecode
 from sglang.srt.layers.attention.hsa.selector import HSASelector
@@ -134,7 +134,7 @@ def test_shapes(heads, kv_heads, head_dim, page_size, window, sinks, topk, cap):
     [(torch.float8_e4m3fn, "mean_std"), (torch.float8_e5m2, "landmark")],
 )
 def test_8_bit_cache(dtype, chunk_repr):
-    """Extend and both ways to decode see the keys as they come back from the cache. # trap 25"""
+    """Extend and both ways to decode see the keys as they come back from the cache."""
     for strategy in ("group", "softmax_head"):
         h = harness(
             decode_kernels=True, kv_cache_dtype=dtype, kv_scales=(0.05, 0.3),
@@ -149,7 +149,7 @@ def test_8_bit_cache(dtype, chunk_repr):
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65, 127, 200])
 def test_odd_lengths(length):
-    """Unused slots hold NaN, and no empty part may leak one. # trap 1"""
+    """Unused slots hold NaN, and no empty part may leak one."""
     h = harness()
     check(h, [h.new_sequence()], [length])
 
@@ -204,7 +204,7 @@ def test_counters_equal_the_reference():
 
 
 def test_a_batch_attends_as_its_sequences_alone():
-    """Prefixes that end anywhere, in one launch per op. # trap 10"""
+    """Prefixes that end anywhere, in one launch per op."""
     new = [1, 33, 64, 16]
     outputs = []
     for batched in (True, False):
@@ -273,17 +273,17 @@ def pages_of_row(lists, plan, row, g):
 
 
 def test_shared_pages_are_healed_once():
-    """Two sequences of one batch share pages whose representation is gone. # trap 4"""
+    """Two sequences of one batch share pages whose representation is gone."""
     h = harness(topk=2)
     parent = h.new_sequence()
     h.step([parent], [200])
     child = h.fork(parent, 9)
-    h.pool.chunk_repr_version[0][h.pages_of(parent)[2:5].long()] -= 1
+    h.pool.repr_stamps[0][h.pages_of(parent)[2:5].long()] -= 1
     before = h.backend.counters.snapshot()
     check(h, [parent, child], [20, 20])
     after = h.backend.counters.snapshot()
     assert after["reprs_healed"] - before["reprs_healed"] == 3
-    assert h.pool.chunk_repr_valid(0, h.pages_of(parent)[:12]).all()
+    assert h.pool.repr_valid(0, h.pages_of(parent)[:12]).all()
 
 
 def test_a_page_handed_out_again_gets_no_stamp():
@@ -293,13 +293,13 @@ def test_a_page_handed_out_again_gets_no_stamp():
     h.step([s], [64])
     batch = h.batch({0: 40}, [s], decode=False)
     page = h.pages_of(s)[1]
-    stamp = h.pool.chunk_repr_version[0][page].clone()
+    stamp = h.pool.repr_stamps[0][page].clone()
     batch.page_handouts = h.pool.page_handouts
     h.pool.bump_page_version(page.long().view(1) * 16)  # for a later batch
     h.backend.init_forward_metadata(batch)
     x = torch.randn(40, 32, device=DEVICE)
     o = h.layers[0](torch.randn(40, 64, device=DEVICE), x, x.clone(), batch)
-    assert h.pool.chunk_repr_version[0][page] == stamp
+    assert h.pool.repr_stamps[0][page] == stamp
     assert page not in h.backend.forward_pass.tiles.lists.pages[0, 0, 0, :3]
     assert torch.isfinite(o).all()
 
@@ -365,7 +365,7 @@ def test_slow_selection_in_turns(strategy, monkeypatch):
     channels = rotary_channels(dim)
     num_pages = len(batch.k_buffer) // page
     every = torch.arange(num_pages)
-    reprs = chunk_repr_fwd(batch.k_buffer, every, params, channels)
+    reprs = page_repr_fwd(batch.k_buffer, every, params, channels)
     version = torch.ones(num_pages, dtype=torch.int64)
     stamp = version - (torch.rand(num_pages) < 0.2).long()
     q = torch.randn(sum(news), heads, dim)
@@ -422,7 +422,7 @@ def test_nothing_is_compiled_after_warm_up():
     kernels = [
         extend_kernel._select_pages_extend_kernel,
         extend._extend_hsa_kernel,
-        chunk_repr._write_pages_kernel,
+        page_repr._write_pages_kernel,
         page_table._page_table_kernel,
     ]
 

@@ -73,7 +73,7 @@ def test_damage_after_the_metadata_was_built_stops_a_strict_server():
 
 
 def test_bytes_of_free_pages_are_never_read():
-    """Recycled pages, whatever they hold and claim. # trap 37"""
+    """Recycled pages, whatever they hold and claim."""
     for seed in range(TRIALS):
         rng = np.random.default_rng(seed)
         h = Harness(num_pages=40, seed=seed, strict=True)

@@ -52,7 +52,7 @@ def generate(model_path, prompts, **engine):
 
 @pytest.mark.parametrize("io_backend", ["kernel", "direct"])
 def test_pages_from_the_host_are_healed(tmp_path, io_backend):
-    """The device holds a third of the prompts; every later round loads the rest back. # trap 30"""
+    """The device holds a third of the prompts; every later round loads the rest back."""
     model_path = write_random_model(tmp_path / "qwen3", head_dim=64)
     rng = np.random.default_rng(0)
     shared = rng.integers(0, 512, 512).tolist()

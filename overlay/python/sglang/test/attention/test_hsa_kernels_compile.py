@@ -10,18 +10,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, num_channels
-from sglang.srt.layers.attention.hsa.ops.chunk_repr import kernel as chunk_repr
 from sglang.srt.layers.attention.hsa.ops.decode import kernel as decode
 from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
+from sglang.srt.layers.attention.hsa.ops.page_repr import kernel as page_repr
 from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
-from sglang.srt.layers.attention.hsa.ops.select_pages import (
+from sglang.srt.layers.attention.hsa.ops.select import (
     decode_kernel,
     extend_kernel,
     slow_decode,
     slow_extend,
 )
+from sglang.srt.layers.attention.hsa.page_repr import KINDS, num_channels
 from sglang.srt.layers.attention.hsa.params import LayerCache
 from sglang.test.attention.hsa_fixtures import make_params
 
@@ -316,9 +316,9 @@ def test_extend(record, dtype, head_dim, heads, cap, masked, by_score):
 
 @pytest.mark.parametrize("kind", ["mean", "mean_std", "slow_keys"])
 def test_write_pages(record, kind):
-    recorder = record(chunk_repr, "_write_pages_kernel")
+    recorder = record(page_repr, "_write_pages_kernel")
     layer = cache(kind, 80, torch.bfloat16)
-    chunk_repr.write_pages(
+    page_repr.write_pages(
         layer,
         layer.versions[:1],
         TABLE,
@@ -339,11 +339,11 @@ def test_write_pages(record, kind):
     ],
 )
 def test_write_committed_page(record, kind, dtype, new_lens):
-    recorder = record(chunk_repr, "_write_committed_page_kernel")
+    recorder = record(page_repr, "_write_committed_page_kernel")
     layer = cache(kind, 80, torch.bfloat16, keys=dtype)
     addresses = torch.zeros(4, dtype=torch.uint64)
-    chunk_repr.write_committed_page(
-        chunk_repr.AllLayers(
+    page_repr.write_committed_page(
+        page_repr.AllLayers(
             addresses, addresses, addresses, torch.ones(4), layer.channels, layer
         ),
         layer.versions,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.test.attention.hsa_fixtures import rotary_channels
 from sglang.test.attention.hsa_harness import Harness
 
@@ -71,7 +71,7 @@ def test_codes_are_taken_from_dequantised_keys(dtype):
 
 
 def test_short_rows_of_an_fp8_cache_do_not_depend_on_their_neighbours():
-    """Alone, no row has a candidate; beside a long sequence the same rows must give the same bits. # trap 25"""
+    """Alone, no row has a candidate; beside a long sequence the same rows must give the same bits."""
     alone, beside = (
         Harness(kv_cache_dtype=torch.float8_e4m3fn, kv_scales=SCALES, seed=3)
         for _ in range(2)
@@ -117,7 +117,7 @@ def test_half_precision_caches(dtype, atol):
             o.float().numpy(), h.expected(q, [s], [new]), atol=atol
         )
     stored = KINDS[h.config.chunk_repr].storage_dtype(dtype)
-    assert h.pool.chunk_repr_buffer[0].dtype == stored
+    assert h.pool.repr_buffers[0].dtype == stored
 
 
 if __name__ == "__main__":

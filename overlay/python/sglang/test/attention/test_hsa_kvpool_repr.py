@@ -9,10 +9,6 @@ import torch
 
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache import hsa_pool_setup
-from sglang.srt.mem_cache.chunk_repr_pool import (
-    HSAPagedTokenToKVPoolAllocator,
-    HSATokenToKVPool,
-)
 from sglang.srt.mem_cache.hsa_pool_setup import (
     hsa_layer_ids,
     kv_pool_class,
@@ -20,6 +16,10 @@ from sglang.srt.mem_cache.hsa_pool_setup import (
     repr_bytes_per_page,
 )
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.page_repr_pool import (
+    HSAPagedTokenToKVPoolAllocator,
+    HSATokenToKVPool,
+)
 from sglang.srt.model_executor import model_runner_kv_cache_mixin as kv_cache_mixin
 from sglang.srt.model_executor.model_runner_kv_cache_mixin import (
     ModelRunnerKVCacheMixin,
@@ -35,7 +35,7 @@ def make_pool(
 ):
     return HSATokenToKVPool(
         pages * PAGE, page_size=PAGE, dtype=dtype, head_num=2, head_dim=8, layer_num=layers,
-        device="cpu", enable_memory_saver=False, hsa_layer_ids=hsa_layers, chunk_repr_kind=kind,
+        device="cpu", enable_memory_saver=False, hsa_layer_ids=hsa_layers, repr_kind=kind,
         repr_channels=rotary_channels(8).repeat(len(hsa_layers), 1) if kind == "slow_keys" else None,
     )  # fmt: skip
 
@@ -60,13 +60,13 @@ def extend(allocator, prefix, lens, last):
 
 def test_buffers_exist_for_hsa_layers_only():
     pool = make_pool()
-    assert [b.shape for b in pool.chunk_repr_buffer] == [(PAGES + 1, 2, 16)] * 2
-    assert [v.shape for v in pool.chunk_repr_version] == [(PAGES + 1,)] * 2
+    assert [b.shape for b in pool.repr_buffers] == [(PAGES + 1, 2, 16)] * 2
+    assert [v.shape for v in pool.repr_stamps] == [(PAGES + 1,)] * 2
     assert (
         pool.page_version.shape == (PAGES + 1,)
         and pool.page_version.dtype == torch.int64
     )
-    assert [layer for layer in range(4) if pool.has_chunk_repr(layer)] == [1, 3]
+    assert [layer for layer in range(4) if pool.has_page_repr(layer)] == [1, 3]
 
 
 @pytest.mark.parametrize("kind,dim", [("mean", 8), ("mean_std", 16)])
@@ -83,7 +83,7 @@ def test_save_and_get(kind, dim):
 
 def test_a_new_pool_has_no_representation():
     pool = make_pool()
-    assert not pool.chunk_repr_valid(1, torch.arange(PAGES + 1)).any()
+    assert not pool.repr_valid(1, torch.arange(PAGES + 1)).any()
 
 
 def test_another_version_is_no_representation():
@@ -104,7 +104,7 @@ def test_another_version_is_no_representation():
 
 def test_landmark_reads_the_last_key_and_costs_nothing():
     pool = make_pool("landmark")
-    assert pool.chunk_repr_buffer == [] and pool.chunk_repr_version == []
+    assert pool.repr_buffers == [] and pool.repr_stamps == []
     keys = torch.randn(PAGE, 2, 8)
     pool.k_buffer[1][3 * PAGE : 4 * PAGE] = keys
     assert torch.equal(pool.get_chunk_repr(1, torch.tensor([3]))[0], keys[-1])
@@ -156,7 +156,7 @@ def test_no_memory_bumps_nothing():
 
 
 def test_free_and_alloc_again_invalidates():
-    """Memory is not cleared when a page is freed; only its next owner's version protects it. # trap 37"""
+    """Memory is not cleared when a page is freed; only its next owner's version protects it."""
     pool = make_pool()
     allocator = make_allocator(pool)
     slots = allocator.alloc(PAGES * PAGE)
@@ -180,7 +180,7 @@ def test_clear_and_restore_keep_versions_apart():
     assert torch.equal(pages, again) and pool.get_chunk_repr(1, again).isnan().all()
     pool.save_chunk_repr(1, again, torch.ones(2, 2, 16))
     allocator.clear()
-    assert not pool.chunk_repr_valid(1, torch.arange(PAGES + 1)).any()
+    assert not pool.repr_valid(1, torch.arange(PAGES + 1)).any()
 
 
 # Which layers, which classes
@@ -216,7 +216,6 @@ def fake_runner(attention_backend="hsa", layers="all", sliding=(), **kwargs):
 
 
 def test_sliding_window_layers_keep_no_representations():
-    """# trap 23"""
     assert hsa_layer_ids(fake_runner()) == (0, 1, 2, 3)
     assert hsa_layer_ids(fake_runner(sliding=(0, 2))) == (1, 3)
     assert hsa_layer_ids(fake_runner(sliding=(0, 2), layers="0-1")) == (1,)
@@ -242,14 +241,14 @@ def test_a_draft_model_shares_the_page_versions_of_its_target():
     page = slots[:1] // target.page_size
     for p in (target, pool):
         p.save_chunk_repr(
-            0, page, torch.zeros(1, p.head_num, p.chunk_repr_pages(0).shape[-1])
+            0, page, torch.zeros(1, p.head_num, p.repr_pages(0).shape[-1])
         )
-        assert p.chunk_repr_valid(0, page).all()
+        assert p.repr_valid(0, page).all()
     allocator.free(slots)
     allocator.clear()
     assert pool.page_handouts == target.page_handouts == allocator.page_handouts
-    assert not pool.chunk_repr_valid(0, page).any()
-    assert not target.chunk_repr_valid(0, page).any()
+    assert not pool.repr_valid(0, page).any()
+    assert not target.repr_valid(0, page).any()
 
     draft.server_args.speculative_draft_attention_backend = "triton"
     assert kv_pool_class(draft, MHATokenToKVPool) is MHATokenToKVPool
@@ -268,7 +267,7 @@ def test_other_backends_get_the_stock_classes_and_pay_nothing(monkeypatch):
     runner = fake_runner("triton")
     assert kv_pool_class(runner, MHATokenToKVPool) is MHATokenToKVPool
     assert paged_allocator_class(runner).__name__ == "PagedTokenToKVPoolAllocator"
-    assert hsa_pool_setup.chunk_repr_bytes_per_token(runner) == 0
+    assert hsa_pool_setup.page_repr_bytes_per_token(runner) == 0
 
 
 def test_checkpoints_with_four_bit_keys_are_refused():
@@ -283,12 +282,11 @@ def test_checkpoints_with_four_bit_keys_are_refused():
 
 @pytest.mark.parametrize("kind", ["mean", "mean_std", "slow_keys", "landmark"])
 def test_the_price_is_what_the_pool_allocates(kind):
-    """# trap 8"""
     pages = 1000
     pool = make_pool(kind, pages=pages)
     shape = dict(num_kv_heads=2, head_dim=8, page_size=PAGE)
     price = repr_bytes_per_page(2, **shape, kind=kind, dtype=torch.float32)
-    assert pool.get_chunk_repr_size_bytes() == price * (pages + 1)
+    assert pool.page_repr_bytes() == price * (pages + 1)
     plain = MHATokenToKVPool(
         pages * PAGE, page_size=PAGE, dtype=torch.float32, head_num=2, head_dim=8, layer_num=4,
         device="cpu", enable_memory_saver=False,
@@ -300,7 +298,7 @@ def test_the_price_is_what_the_pool_allocates(kind):
 
 def test_price_per_token_is_rounded_up(monkeypatch):
     monkeypatch.setattr(hsa_pool_setup, "get_attention_tp_size", lambda: 1)
-    per_token = hsa_pool_setup.chunk_repr_bytes_per_token(fake_runner())
+    per_token = hsa_pool_setup.page_repr_bytes_per_token(fake_runner())
     per_page = 4 * (2 * 2 * 8 * 2 + 8) + 8
     assert per_token == -(-per_page // 64) and per_token * 64 >= per_page
 
@@ -369,7 +367,7 @@ REPR_PER_PAGE = 4 * (2 * 16 * 2 + 8) + 8
 
 
 def test_profiled_tokens_fit_with_their_representations(one_gigabyte):
-    """``--mem-fraction-static``: keys, values and representations of what was profiled fill the memory. # trap 8"""
+    """``--mem-fraction-static``: keys, values and representations of what was profiled fill the memory."""
     tokens = Runner("hsa").profile_max_num_token(2.5)
     plain = Runner("triton").profile_max_num_token(2.5)
     free = 1.0 * 2**30 - 2.5 * (1 - 0.8) * 2**30

@@ -42,13 +42,13 @@ def test_a_late_forward_pass_never_stamps_pages_of_the_next_batch(length):
     assert set(pages.tolist()) <= set(h.pages_of(heir).tolist())
 
     forward(h, late)
-    assert not h.pool.chunk_repr_valid(0, pages).any()
+    assert not h.pool.repr_valid(0, pages).any()
     # A row that the heir has taken over makes no difference: what it names is not the late batch's.
     assert (h.backend.forward_pass.metadata.page_version == NO_VERSION).all()
     assert not h.backend.forward_pass.metadata.page_complete.any()
 
     forward(h, next_batch)  # strict: recomputes every representation
-    assert h.pool.chunk_repr_valid(0, pages).all()
+    assert h.pool.repr_valid(0, pages).all()
     assert h.backend.counters.snapshot()["reprs_healed"] == 0
 
 
@@ -58,7 +58,7 @@ def test_a_writer_stamps_the_version_its_batch_was_built_with(moment):
     s, late = ended_request(h, 63)
     page = h.pages_of(s)[3].long()
     built_with = int(h.pool.page_version[page])
-    stamp = int(h.pool.chunk_repr_version[0][page])
+    stamp = int(h.pool.repr_stamps[0][page])
 
     if moment == "before writers":
         h.backend.init_forward_metadata(late)
@@ -70,9 +70,9 @@ def test_a_writer_stamps_the_version_its_batch_was_built_with(moment):
     x = torch.randn(1, 2 * 16)
     h.layers[0](torch.randn(1, 4 * 16), x, x.clone(), late)
 
-    assert not h.pool.chunk_repr_valid(0, page)
+    assert not h.pool.repr_valid(0, page)
     expected = stamp if moment == "before metadata" else built_with
-    assert h.pool.chunk_repr_version[0][page] == expected < h.pool.page_version[page]
+    assert h.pool.repr_stamps[0][page] == expected < h.pool.page_version[page]
 
 
 def test_neighbours_of_an_ended_request_are_unharmed():
@@ -87,14 +87,13 @@ def test_neighbours_of_an_ended_request_are_unharmed():
 
     forward(h, late)
     own = h.pages_of(running)
-    assert h.pool.chunk_repr_valid(0, own[: running.length // PAGE]).all()
+    assert h.pool.repr_valid(0, own[: running.length // PAGE]).all()
     forward(h, next_batch)
-    assert h.pool.chunk_repr_valid(0, h.pages_of(heir)[: 200 // PAGE]).all()
+    assert h.pool.repr_valid(0, h.pages_of(heir)[: 200 // PAGE]).all()
     assert h.backend.counters.snapshot()["reprs_healed"] == 0
 
 
 def test_chunk_of_an_aborted_prefill_runs_after_its_pages_were_given_away():
-    """# trap 27"""
     h = Harness(num_pages=12, strict=True)
     s = h.new_sequence()
     h.step([s], [64])
@@ -103,9 +102,9 @@ def test_chunk_of_an_aborted_prefill_runs_after_its_pages_were_given_away():
     heir = h.new_sequence()
     next_batch = h.batch({0: 12 * PAGE - 1}, [heir], decode=False)
     forward(h, late)
-    assert not h.pool.chunk_repr_valid(0, h.pages_of(heir)).any()
+    assert not h.pool.repr_valid(0, h.pages_of(heir)).any()
     forward(h, next_batch)
-    valid = h.pool.chunk_repr_valid(0, h.pages_of(heir))
+    valid = h.pool.repr_valid(0, h.pages_of(heir))
     assert valid.tolist() == [True] * 11 + [False], "the last page is one token short"
 
 
@@ -162,7 +161,7 @@ def test_a_running_request_whose_pages_are_replaced_while_its_metadata_is_built(
     h.backend.init_forward_metadata(late)
     md = h.backend.forward_pass.metadata
     assert md.page_complete[0, :6].all(), "no candidate may go missing"
-    assert h.pool.chunk_repr_valid(0, md.real_page_table, md.page_version)[0, :6].all()
+    assert h.pool.repr_valid(0, md.real_page_table, md.page_version)[0, :6].all()
 
 
 def test_a_batch_without_a_count_sees_what_was_handed_out_so_far():
@@ -171,7 +170,7 @@ def test_a_batch_without_a_count_sees_what_was_handed_out_so_far():
     batch = h.batch({0: 64}, [s], decode=False)
     batch.page_handouts = None
     forward(h, batch)
-    assert h.pool.chunk_repr_valid(0, h.pages_of(s)).all()
+    assert h.pool.repr_valid(0, h.pages_of(s)).all()
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.config import NOT_WEIGHTS, WEIGHT_MODES
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
 from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
+from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
+from sglang.srt.layers.attention.hsa.page_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.params import LayerCache
 from sglang.srt.layers.attention.hsa.passes.reference_attention import attend_reference
 from sglang.srt.layers.attention.hsa.selector import HSASelector
@@ -32,7 +32,7 @@ def represent(batch, opt):
     """Representations of every physical page; NaN for the incomplete and the unused."""
     num_pages = batch.k_buffer.shape[0] // opt.page_size
     every = torch.arange(num_pages)
-    return chunk_repr_fwd(batch.k_buffer, every, params_of(opt), kept(opt))
+    return page_repr_fwd(batch.k_buffer, every, params_of(opt), kept(opt))
 
 
 def params_of(opt):
@@ -112,7 +112,7 @@ def test_attention_equals_the_oracle(kind, strategy, mode):
     "num_heads,num_kv_heads", [(1, 1), (4, 4), (8, 1), (16, 2), (8, 4)]
 )
 def test_head_groups(num_heads, num_kv_heads):
-    """MHA, GQA and MQA. # trap 20"""
+    """MHA, GQA and MQA."""
     opt = small(strategy="softmax_head")
     batch = make_batch(
         [150, 97], page_size=16, num_kv_heads=num_kv_heads, v_head_dim=24
@@ -144,7 +144,7 @@ def test_all_pages_selected_is_dense_attention(page_size, cap):
 
 @pytest.mark.parametrize("n", [*range(1, 130), 576, 577, 1000])
 def test_short_sequences_are_finite_and_dense(n):
-    """No window or page with an empty key set may leak NaN. # trap 1, 37"""
+    """No window or page with an empty key set may leak NaN."""
     opt = oracle.Options(topk=2, scale=0.3)
     batch = make_batch([n])
     q = queries(1, 4, 16)
@@ -176,7 +176,7 @@ def test_few_pages_differ_from_dense():
 
 
 def test_only_selected_pages_reach_the_output():
-    """Changing an unselected page changes no bit of the output; a selected one changes it. # trap 10"""
+    """Changing an unselected page changes no bit of the output; a selected one changes it."""
     opt = small()
     batch = make_batch([300], page_size=16)
     q = queries(1, 4, 16)
@@ -203,7 +203,6 @@ def best(topk, logits, page_table):
 
 
 def test_ties_go_to_the_smaller_page_and_order_is_ascending():
-    """# trap 38"""
     logits = torch.tensor([[[1.0, 2.0, 2.0, 2.0, 0.5, float("-inf")]]])
     page_table = torch.tensor([50, 40, 30, 20, 10, 60], dtype=torch.int32)
     selected, physical = best(2, logits, page_table)
@@ -217,7 +216,6 @@ def test_ties_go_to_the_smaller_page_and_order_is_ascending():
 
 
 def test_rows_do_not_depend_on_the_batch_or_on_the_cut():
-    """# trap 25"""
     opt = small()
     batch = make_batch([333, 40, 150], page_size=16)
     q_lens = [333, 40, 150]
@@ -247,7 +245,7 @@ def test_rows_do_not_depend_on_the_batch_or_on_the_cut():
 
 
 def test_window_boundary_visibility():
-    """One-hot values show exactly which positions a query sees around the window's edge. # trap 24"""
+    """One-hot values show exactly which positions a query sees around the window's edge."""
     opt = oracle.Options(window_size=512, topk=1, sink_pages=1, scale=0.0)
     for n in (511, 512, 513, 575, 576, 577, 640, 641):
         batch = make_batch([n], num_kv_heads=1, v_head_dim=n)
@@ -348,8 +346,8 @@ def test_scales_dequantise_keys_and_values():
     torch.testing.assert_close(o, expected)
     pages = batch.page_table[0, :6]
     torch.testing.assert_close(
-        chunk_repr_fwd(half.k_buffer, pages, scaled),
-        chunk_repr_fwd(batch.k_buffer, pages, params),
+        page_repr_fwd(half.k_buffer, pages, scaled),
+        page_repr_fwd(batch.k_buffer, pages, params),
     )
 
 

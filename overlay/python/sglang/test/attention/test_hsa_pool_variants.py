@@ -8,13 +8,13 @@ import torch
 
 from sglang.srt.environ import envs
 from sglang.srt.mem_cache import hsa_pool_setup
-from sglang.srt.mem_cache.chunk_repr_pool import (
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.page_repr_pool import (
     HSAPagedTokenToKVPoolAllocator,
     HSASWAKVPool,
     HSASWATokenToKVPoolAllocator,
     HSATokenToKVPool,
 )
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllocator
 from sglang.test.attention.hsa_harness import Harness
 
@@ -25,19 +25,19 @@ PAGES = 20
 def make_pool(kind="mean", **kwargs):
     return HSATokenToKVPool(
         PAGES * PAGE, page_size=PAGE, dtype=torch.float16, head_num=2, head_dim=8, layer_num=3,
-        device="cpu", enable_memory_saver=False, hsa_layer_ids=(0, 2), chunk_repr_kind=kind, **kwargs,
+        device="cpu", enable_memory_saver=False, hsa_layer_ids=(0, 2), repr_kind=kind, **kwargs,
     )  # fmt: skip
 
 
 def test_eight_bit_keys_keep_wide_representations():
     pool = HSATokenToKVPool(
         PAGES * PAGE, page_size=PAGE, dtype=torch.float8_e4m3fn, head_num=2, head_dim=8, layer_num=1,
-        device="cpu", enable_memory_saver=False, hsa_layer_ids=(0,), chunk_repr_kind="mean",
+        device="cpu", enable_memory_saver=False, hsa_layer_ids=(0,), repr_kind="mean",
         repr_dtype=torch.bfloat16,
     )  # fmt: skip
     assert (
         pool.k_buffer[0].dtype == torch.uint8
-        and pool.chunk_repr_buffer[0].dtype == torch.bfloat16
+        and pool.repr_buffers[0].dtype == torch.bfloat16
     )
 
 
@@ -51,11 +51,11 @@ def test_moved_keys_invalidate_their_target_page():
     pool.save_chunk_repr(0, pages, torch.ones(PAGES, 2, 8))
     with envs.SGLANG_NATIVE_MOVE_KV_CACHE.override(True):
         pool.move_kv_cache(torch.tensor([5 * PAGE + 3]), torch.tensor([7 * PAGE + 2]))
-    assert pages[~pool.chunk_repr_valid(0, pages)].tolist() == [5]
+    assert pages[~pool.repr_valid(0, pages)].tolist() == [5]
 
 
 def test_offloaded_keys_come_back_without_a_representation(monkeypatch):
-    """Retraction that copies to the host and loads into other pages. # trap 30"""
+    """Retraction that copies to the host and loads into other pages."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     h = Harness(strict=True)
     s, other = h.new_sequence(), h.new_sequence()
@@ -79,7 +79,7 @@ def test_offloaded_keys_come_back_without_a_representation(monkeypatch):
     table[s.row, :150] = again.int()
     h.allocator.load_cpu_copy(copy, again)
     pages = h.pages_of(s)[: 150 // PAGE]
-    assert not h.pool.chunk_repr_valid(0, pages).any()
+    assert not h.pool.repr_valid(0, pages).any()
     q, o = h.step([s], [1], decode=True)
     torch.testing.assert_close(
         o.double(), torch.as_tensor(h.expected(q, [s], [1])), atol=3e-5, rtol=0
@@ -106,7 +106,7 @@ def test_pages_loaded_from_a_host_tier_are_healed():
     for (k, v), k_buffer, v_buffer in zip(host, h.pool.k_buffer, h.pool.v_buffer):
         k_buffer[loaded], v_buffer[loaded] = k, v
     h.req_to_token_pool.req_to_token[s.row, :160] = loaded.int()
-    assert not h.pool.chunk_repr_valid(0, loaded[::PAGE] // PAGE).any()
+    assert not h.pool.repr_valid(0, loaded[::PAGE] // PAGE).any()
     q, o = h.step([s], [30])
     torch.testing.assert_close(
         o.double(), torch.as_tensor(h.expected(q, [s], [30])), atol=3e-5, rtol=0
@@ -130,10 +130,10 @@ def test_free_groups_and_sorting_keep_versions(group):
     allocator.free(slots[6 * PAGE : 8 * PAGE])
     if group:
         allocator.free_group_end()
-    assert pool.chunk_repr_valid(0, pages).all(), "a freed page is not touched"
+    assert pool.repr_valid(0, pages).all(), "a freed page is not touched"
     again = allocator.alloc(4 * PAGE)[::PAGE] // PAGE
-    assert not pool.chunk_repr_valid(0, again).any()
-    assert int(pool.chunk_repr_valid(0, pages).sum()) == PAGES - 4
+    assert not pool.repr_valid(0, again).any()
+    assert int(pool.repr_valid(0, pages).sum()) == PAGES - 4
     assert allocator.available_size() == PAGE
 
 
@@ -145,7 +145,7 @@ def swa_pool_and_allocator(size_swa=8):
     pool = HSASWAKVPool(
         PAGES * PAGE, size_swa * PAGE, head_num=2, head_dim=16, swa_attention_layer_ids=[0, 2],
         full_attention_layer_ids=[1, 3], enable_kvcache_transpose=False,
-        hsa_layer_ids=(1, 3), chunk_repr_kind="mean_std", **kwargs,
+        hsa_layer_ids=(1, 3), repr_kind="mean_std", **kwargs,
     )  # fmt: skip
     allocator = HSASWATokenToKVPoolAllocator(
         PAGES * PAGE, size_swa * PAGE, kvcache=pool, need_sort=False, **kwargs
@@ -159,10 +159,10 @@ def extend(allocator, prefix, length, last=-1):
 
 
 def test_representations_live_beside_the_full_attention_pool():
-    """Sliding-window layers have none; pages are those of the full pool. # trap 23"""
+    """Sliding-window layers have none; pages are those of the full pool."""
     pool, _ = swa_pool_and_allocator()
-    assert [layer for layer in range(4) if pool.has_chunk_repr(layer)] == [1, 3]
-    assert [b.shape for b in pool.chunk_repr_buffer] == [(PAGES + 1, 2, 32)] * 2
+    assert [layer for layer in range(4) if pool.has_page_repr(layer)] == [1, 3]
+    assert [b.shape for b in pool.repr_buffers] == [(PAGES + 1, 2, 32)] * 2
     plain = SWAKVPool(
         PAGES * PAGE, 8 * PAGE, page_size=PAGE, dtype=torch.float32, head_num=2, head_dim=16, device="cpu",
         swa_attention_layer_ids=[0, 2], full_attention_layer_ids=[1, 3], enable_kvcache_transpose=False,
@@ -174,7 +174,7 @@ def test_representations_live_beside_the_full_attention_pool():
 
 
 def test_the_hybrid_allocator_bumps_full_pages_whatever_the_sliding_slots():
-    """The two inner allocators hand out different pages; versions follow the full one. # trap 47"""
+    """The two inner allocators hand out different pages; versions follow the full one."""
     pool, allocator = swa_pool_and_allocator()
     allocator.swa_attn_allocator.free_pages = (
         allocator.swa_attn_allocator.free_pages.flip(0)
@@ -193,14 +193,14 @@ def test_the_hybrid_allocator_bumps_full_pages_whatever_the_sliding_slots():
     pages = slots[:32:PAGE] // PAGE
     pool.save_chunk_repr(1, pages, torch.ones(2, 2, 32))
     allocator.free_swa(slots[:16])  # out of the window: the full pool keeps its page
-    assert pool.chunk_repr_valid(1, pages).all()
+    assert pool.repr_valid(1, pages).all()
     allocator.free(slots)
     allocator.clear()
-    assert not pool.chunk_repr_valid(1, torch.arange(PAGES + 1)).any()
+    assert not pool.repr_valid(1, torch.arange(PAGES + 1)).any()
 
 
 def test_the_backend_reads_full_attention_layers_of_hybrid_memory():
-    """Writes, representations and attention of an HSA layer, with evicted sliding-window slots. # trap 48"""
+    """Writes, representations and attention of an HSA layer, with evicted sliding-window slots."""
     pool, allocator = swa_pool_and_allocator(size_swa=PAGES)
     h = Harness(
         layers=4,
@@ -227,7 +227,7 @@ def test_the_backend_reads_full_attention_layers_of_hybrid_memory():
         and counts["reprs_written"] == 150 // PAGE
         and counts["reprs_healed"] == 0
     )
-    assert not pool.chunk_repr_valid(3, h.pages_of(s)).any()
+    assert not pool.repr_valid(3, h.pages_of(s)).any()
 
 
 def test_class_choice_covers_hybrid_memory(monkeypatch):

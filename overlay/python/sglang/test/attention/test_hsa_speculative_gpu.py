@@ -68,7 +68,6 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_drafts_leave_the_tokens_alone(checkpoints, plain, case):
-    """# trap 26"""
     options = dict(CASES[case])
     draft = options.pop("draft")
     outputs, counts = generate(

@@ -259,7 +259,6 @@ def tiny_pages_on_a_cpu(monkeypatch):
 
 
 def test_random_histories():
-    """# trap 5, 6, 7, 25, 26, 27, 30, 37, 46"""
     assert run(STEPS, seed=20260401) >= STEPS
 
 

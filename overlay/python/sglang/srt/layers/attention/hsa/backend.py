@@ -18,7 +18,7 @@ from sglang.srt.layers.attention.hsa.passes.decode import DecodePasses
 from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass
 from sglang.srt.layers.attention.hsa.passes.reference import ReferencePass
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -59,7 +59,7 @@ class HSAAttnBackend(AttentionBackend):
     ):
         super().__init__()
         self.pool = model_runner.token_to_kv_pool
-        if not isinstance(self.pool, ChunkReprMixin):
+        if not isinstance(self.pool, PageReprMixin):
             raise ValueError(
                 f"--attention-backend hsa needs a pool with page representations, not {type(self.pool).__name__}; "
                 "choose another --attention-backend for this model."
@@ -71,13 +71,13 @@ class HSAAttnBackend(AttentionBackend):
         self.counters = hsa_counters.HSACounters(model_runner.device)
         if not model_runner.is_draft_worker:
             # The server's counts are the target model's.
-            hsa_counters.register(self.counters, self.pool.get_chunk_repr_size_bytes())
+            hsa_counters.register(self.counters, self.pool.page_repr_bytes())
         layers = {
             module.layer_id: module
             for module in model_runner.model.modules()
             if isinstance(module, RadixAttention)
         }
-        self.has_dense_layers = not all(map(self.pool.has_chunk_repr, layers))
+        self.has_dense_layers = not all(map(self.pool.has_page_repr, layers))
         self.kernels = self._kernels_on(model_runner.device, kernels)
         self.decode: Optional[DecodePasses] = None
         if self.kernels:
@@ -176,7 +176,7 @@ class HSAAttnBackend(AttentionBackend):
         **kwargs,
     ) -> torch.Tensor:
         """One layer of any pass; q ``[T, H_q * D]``, k and v ``[T, H_kv, D]``, returns ``[T, H_q * D_v]``."""
-        sparse = self.pool.has_chunk_repr(layer.layer_id)
+        sparse = self.pool.has_page_repr(layer.layer_id)
         _refuse_inputs(layer, sparse, hsa_mask_last_slot, kwargs)
         # Dense backends mask no slot.
         if not sparse or (self.goes_dense and not hsa_mask_last_slot):

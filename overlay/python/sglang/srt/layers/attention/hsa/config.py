@@ -7,7 +7,7 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, FrozenSet, Iterable, Optional, Tuple
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs

@@ -46,15 +46,15 @@ class HSACounters:
 
 # The scheduler's process has one model and so one set of counters; its info and metrics hooks look here.
 _live: Optional[HSACounters] = None
-_chunk_repr_bytes = 0
+_page_repr_bytes = 0
 _metrics: Dict[str, object] = {}
 _published: Dict[str, int] = dict.fromkeys(COUNTERS, 0)
 
 
 def register(counters: HSACounters, chunk_repr_bytes: int) -> None:
     """Make ``counters``, and the size of the page representations, the ones that this process exports."""
-    global _live, _chunk_repr_bytes
-    _live, _chunk_repr_bytes = counters, chunk_repr_bytes
+    global _live, _page_repr_bytes
+    _live, _page_repr_bytes = counters, chunk_repr_bytes
 
 
 def internal_state() -> Dict[str, object]:
@@ -63,7 +63,7 @@ def internal_state() -> Dict[str, object]:
         return {}
     return {
         "hsa_counters": _live.snapshot(),
-        "hsa_chunk_repr_bytes": _chunk_repr_bytes,
+        "hsa_chunk_repr_bytes": _page_repr_bytes,
     }
 
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, FrozenSet, Optional
+from typing import TYPE_CHECKING
 
-from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
+from sglang.srt.layers.attention.hsa.backend import KERNELS, HSAAttnBackend
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -31,24 +31,20 @@ class HSAMultiStepDraftBackend:
         model_runner: of the draft model.
         topk: draft tokens per step and branch; HSA drafts chains, so 1.
         speculative_num_steps: draft tokens per round; the first comes from the draft's extend pass.
-        kernels: as of ``HSAAttnBackend``.
 
     Raises:
         ValueError: for branching drafts, and for a draft model with layers that do not use HSA.
     """
 
     def __init__(
-        self,
-        model_runner: ModelRunner,
-        topk: int,
-        speculative_num_steps: int,
-        kernels: Optional[FrozenSet[str]] = None,
+        self, model_runner: ModelRunner, topk: int, speculative_num_steps: int
     ):
         if topk != 1:
             raise ValueError(
                 f"--attention-backend hsa drafts chains; use --speculative-eagle-topk 1, not {topk}."
             )
-        self.backend = HSAAttnBackend(model_runner, speculative_num_steps - 1, kernels)
+        # The references have no draft steps.
+        self.backend = HSAAttnBackend(model_runner, speculative_num_steps - 1, KERNELS)
         if self.backend.has_dense_layers:
             raise ValueError(
                 "--attention-backend hsa does not draft with a model that has layers without HSA, such as "

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Dict, NamedTuple, Optional
 
 import torch
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS, PageRepr
 from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.page_repr import KINDS, PageRepr
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
-    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+    from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
 
 
 class LayerCache(NamedTuple):
@@ -107,7 +107,7 @@ class AttentionParams:
 
 def layer_params(
     layer: RadixAttention,
-    pool: ChunkReprMixin,
+    pool: PageReprMixin,
     config: HSAConfig,
     mask_last_slot: bool = False,
 ) -> AttentionParams:

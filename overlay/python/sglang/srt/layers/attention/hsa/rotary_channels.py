@@ -7,7 +7,7 @@ from typing import Dict, Optional, Sequence
 
 import torch
 
-from sglang.srt.layers.attention.hsa.chunk_repr import slow_channels
+from sglang.srt.layers.attention.hsa.page_repr import slow_channels
 
 # Buffers of [positions, rotary_dim]: the cosines of all pairs, then the sines.
 CACHES = ("cos_sin_cache", "long_cos_sin_cache")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HSASelector: reference of the select_pages op. Score candidate pages, take the top k, map them to physical pages."""
+"""HSASelector: reference of the select op. Score candidate pages, take the top k, map them to physical pages."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The linear kinds of ``chunk_repr.KINDS`` inside a Triton program: what they keep of a page, and of a query."""
+"""The linear kinds of ``page_repr.KINDS`` inside a Triton program: what they keep of a page, and of a query."""
 
 from __future__ import annotations
 

@@ -8,16 +8,16 @@ passes with more rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional
 
 import torch
 import triton
 
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import (
+from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling
+from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
     AllLayers,
     write_committed_page,
 )
-from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
@@ -29,11 +29,9 @@ if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.attention.hsa.counters import HSACounters
     from sglang.srt.layers.radix_attention import RadixAttention
-    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+    from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-
-DecodeAttention = Union[SplitDecode, TiledDecode]
 
 
 def decode_attention(
@@ -42,7 +40,7 @@ def decode_attention(
     size: DecodeSize,
     device: torch.device,
     tiling: Tiling,
-) -> DecodeAttention:
+) -> SplitDecode | TiledDecode:
     """The decode of these options: split if its kernels have them, since it is the faster one."""
     if config.weight_mode == "mass":
         return SplitDecode(config, counters, size, device)
@@ -60,7 +58,7 @@ class DecodeBuffers(NamedTuple):
 
     seq_lens: torch.Tensor
     page_table: torch.Tensor
-    attention: DecodeAttention
+    attention: SplitDecode | TiledDecode
 
 
 class DecodePasses:
@@ -82,7 +80,7 @@ class DecodePasses:
 
     def __init__(
         self,
-        pool: ChunkReprMixin,
+        pool: PageReprMixin,
         req_to_token_pool: ReqToTokenPool,
         config: HSAConfig,
         tiling: Tiling,
@@ -118,7 +116,7 @@ class DecodePasses:
             torch.tensor(
                 [t.data_ptr() for t in tensors], dtype=torch.uint64, device=device
             )
-            for tensors in (keys, pool.chunk_repr_buffer, pool.chunk_repr_version)
+            for tensors in (keys, pool.repr_buffers, pool.repr_stamps)
         ]
         self.steps = [DecodePass(self, step) for step in range(max(draft_steps, 1))]
 
@@ -159,7 +157,7 @@ class DecodePasses:
             len(forward_batch.seq_lens) * self.rows_per_request
         )
         self.rows = self._write_rows(forward_batch)
-        if self.pool.chunk_repr_kind.stored:
+        if self.pool.repr_kind.stored:
             self._write_representations(forward_batch)
 
     def _write_rows(self, forward_batch: ForwardBatch) -> List[Rows]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling, plan_extend
+from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.attention.hsa.counters import HSACounters
     from sglang.srt.layers.radix_attention import RadixAttention
-    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+    from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
@@ -41,7 +41,7 @@ class ExtendPass(AttentionPass):
     def __init__(
         self,
         forward_batch: ForwardBatch,
-        pool: ChunkReprMixin,
+        pool: PageReprMixin,
         config: HSAConfig,
         tiling: Tiling,
         counters: HSACounters,
@@ -80,7 +80,7 @@ class ExtendPass(AttentionPass):
         self.tiles = TileAttention.of(self.plan, pool.head_num, config, counters)
 
     def write_representations(self, layer: RadixAttention) -> None:
-        if self.pool.chunk_repr_kind.stored:
+        if self.pool.repr_kind.stored:
             write_pages(
                 self.pool.layer_cache(layer.layer_id, self.page_version),
                 self.built_at,

@@ -13,7 +13,7 @@ from sglang.srt.layers.attention.hsa.ops.page_table.reference import build_page_
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
-    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+    from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
@@ -56,7 +56,7 @@ class HSAMetadata:
 
 
 def build_metadata(
-    forward_batch: ForwardBatch, pool: ChunkReprMixin, config: HSAConfig
+    forward_batch: ForwardBatch, pool: PageReprMixin, config: HSAConfig
 ) -> HSAMetadata:
     """Metadata of an eager forward pass in decode, extend or mixed mode.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Tuple
 
 import torch
 
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes import strict
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.attention.hsa.counters import HSACounters
     from sglang.srt.layers.radix_attention import RadixAttention
-    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+    from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
@@ -38,7 +38,7 @@ class ReferencePass(AttentionPass):
     def __init__(
         self,
         forward_batch: ForwardBatch,
-        pool: ChunkReprMixin,
+        pool: PageReprMixin,
         config: HSAConfig,
         counters: HSACounters,
     ):
@@ -52,7 +52,7 @@ class ReferencePass(AttentionPass):
     def write_representations(self, layer: RadixAttention) -> None:
         if self.config.strict:
             strict.check_page_table(self.metadata, self.out_cache_loc, self.pool)
-        if not self.pool.chunk_repr_kind.stored:
+        if not self.pool.repr_kind.stored:
             return
         self._write_missing(layer)
         if self.config.strict:
@@ -65,18 +65,18 @@ class ReferencePass(AttentionPass):
 
     def _write_missing(self, layer: RadixAttention) -> None:
         md = self.metadata
-        valid = self.pool.chunk_repr_valid(
+        valid = self.pool.repr_valid(
             layer.layer_id, md.real_page_table, md.page_version
         )
         missing = md.page_complete & ~valid & ~md.page_completed_now
         page_ids, healed, versions = _distinct_pages(md, missing)
         if page_ids.numel() == 0:
             return
-        reprs = chunk_repr_fwd(
+        reprs = page_repr_fwd(
             self.pool.get_key_buffer(layer.layer_id),
             page_ids,
             layer_params(layer, self.pool, self.config),
-            self.pool.chunk_repr_channels(layer.layer_id),
+            self.pool.repr_channels_of(layer.layer_id),
         )
         self.pool.save_chunk_repr(layer.layer_id, page_ids, reprs, versions)
         self.counters.add("reprs_written", (~healed).sum())
@@ -86,7 +86,7 @@ class ReferencePass(AttentionPass):
         self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
     ) -> torch.Tensor:
         md = self.metadata
-        valid = md.page_complete & self.pool.chunk_repr_valid(
+        valid = md.page_complete & self.pool.repr_valid(
             layer.layer_id, md.real_page_table, md.page_version
         )
         o, selected = attend_reference(

@@ -17,8 +17,8 @@ from sglang.srt.layers.attention.hsa.ops.decode.kernel import (
     DecodeWorkspace,
     decode_hsa,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.by_kind import selection_of
-from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
+from sglang.srt.layers.attention.hsa.ops.select.by_kind import decode_op
+from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
     MAX_PROGRAMS_PER_ROW,
     SelectPagesWorkspace,
 )
@@ -61,7 +61,7 @@ class SplitDecode:
         size: DecodeSize,
         device: torch.device,
     ):
-        self.counters, self.select = counters, selection_of(config).decode
+        self.counters = counters
         self.processors = num_processors(device)
         rows, max_pages, num_heads, num_kv_heads, v_head_dim = size
         self.selected = torch.empty(
@@ -111,7 +111,8 @@ class SplitDecode:
         Returns:
             ``[B, H_q, D_v]`` in the dtype of q.
         """
-        selected = self.select(
+        select = decode_op(params.config)
+        selected = select(
             q,
             cache,
             page_table,

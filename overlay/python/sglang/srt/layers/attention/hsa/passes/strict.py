@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sglang.srt.layers.attention.hsa.ops.chunk_repr.reference import chunk_repr_fwd
+from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.params import AttentionParams
     from sglang.srt.layers.attention.hsa.passes.metadata import HSAMetadata
-    from sglang.srt.mem_cache.chunk_repr_pool import ChunkReprMixin
+    from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
 
 
 def check_page_table(
-    md: HSAMetadata, out_cache_loc: torch.Tensor, pool: ChunkReprMixin
+    md: HSAMetadata, out_cache_loc: torch.Tensor, pool: PageReprMixin
 ) -> None:
     """Raise RuntimeError unless every live position has the slot that its page and the batch say.
 
@@ -59,7 +59,7 @@ def check_page_table(
 
 def check_representations(
     md: HSAMetadata,
-    pool: ChunkReprMixin,
+    pool: PageReprMixin,
     layer_id: int,
     params: AttentionParams,
 ) -> None:
@@ -72,18 +72,18 @@ def check_representations(
         params: of the layer.
     """
     pages = md.real_page_table[md.page_complete]
-    valid = pool.chunk_repr_valid(layer_id, pages, md.page_version[md.page_complete])
+    valid = pool.repr_valid(layer_id, pages, md.page_version[md.page_complete])
     _require(
         valid.all(),
         f"layer {layer_id} has complete pages without a valid representation",
     )
-    expected = chunk_repr_fwd(
+    expected = page_repr_fwd(
         pool.get_key_buffer(layer_id),
         pages,
         params,
-        pool.chunk_repr_channels(layer_id),
+        pool.repr_channels_of(layer_id),
     )
-    stored = pool.chunk_repr_pages(layer_id)[pages.long()]
+    stored = pool.repr_pages(layer_id)[pages.long()]
     same_bits = torch.equal(
         stored.contiguous().view(torch.uint8),
         expected.to(stored.dtype).view(torch.uint8),

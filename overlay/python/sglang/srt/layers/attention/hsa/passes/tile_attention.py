@@ -13,11 +13,12 @@ from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.common import num_processors
 from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
-from sglang.srt.layers.attention.hsa.ops.select_pages.by_kind import (
+from sglang.srt.layers.attention.hsa.ops.select.by_kind import (
     ExtendWorkspace,
-    selection_of,
+    extend_op,
+    extend_workspace,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageLists
+from sglang.srt.layers.attention.hsa.ops.select.page_lists import PageLists
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 
@@ -46,7 +47,7 @@ class TileAttention:
         """For a plan, with fresh lists and scratch."""
         if not plan.max_candidates:
             return cls(counters, plan)
-        workspace = selection_of(config).extend_workspace(
+        workspace = extend_workspace(config)(
             plan, num_kv_heads, config.topk, num_processors(plan.tiles.device)
         )
         lists = PageLists.empty(plan, num_kv_heads, config.topk)
@@ -83,7 +84,8 @@ class TileAttention:
                 extend_hsa(
                     q, cache, None, page_table, plan, out, params, extra["local_lse"]
                 )
-            selection_of(params.config).extend(
+            select = extend_op(params.config)
+            select(
                 q,
                 cache,
                 page_table,

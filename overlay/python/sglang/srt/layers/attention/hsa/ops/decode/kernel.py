@@ -2,7 +2,7 @@
 """Triton kernel of the decode op: sinks, selected pages and window under one softmax, in one launch.
 
 The pages of one sequence and KV head form one list: sinks, selected, window. Several programs share the list, each
-attends its part for all query heads of the KV head at once, and the one that finishes last merges the parts.
+attends its part for all query heads of the KV head at once, and the one that finishes last combines the parts.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def _decode_hsa_kernel(
     SINKS: tl.constexpr,
     TOPK: tl.constexpr,
     CAP: tl.constexpr,
-    SPLITS: tl.constexpr,
-    MERGE_SPLITS: tl.constexpr,
-    MERGE_G: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    COMBINE_SPLITS: tl.constexpr,
+    COMBINE_G: tl.constexpr,
     MASK_LAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -97,7 +97,7 @@ def _decode_hsa_kernel(
     window_pages = position // PAGE_SIZE - start + 1
     chosen = tl.minimum(candidates, TOPK)
     pages = SINKS + chosen + window_pages
-    per_split = tl.cdiv(pages, SPLITS)
+    per_split = tl.cdiv(pages, NUM_SPLITS)
     top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_G,), tl.float32)
     acc = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
@@ -140,21 +140,21 @@ def _decode_hsa_kernel(
         total = total * rescale + tl.sum(p, axis=1)
         top = new_top
 
-    part = row.to(tl.int64) * SPLITS + split
+    part = row.to(tl.int64) * NUM_SPLITS + split
     norm = tl.where(total > 0, total, 1.0)
     o_ptr = part_o + (part * GROUP + head[:, None]) * V_DIM + dv[None, :]
     tl.store(o_ptr, acc / norm[:, None], mask=in_group[:, None] & (dv[None, :] < V_DIM))
     tl.store(part_lse + part * GROUP + head, top + tl.log(total), mask=in_group)
 
-    # The last program to arrive merges the parts.
+    # The last program to arrive combines the parts.
     tl.debug_barrier()
-    if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == SPLITS - 1:
+    if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == NUM_SPLITS - 1:
         tl.store(arrivals + row, 0)  # ready for the next launch
-        n = tl.arange(0, MERGE_SPLITS)
-        first = row.to(tl.int64) * SPLITS
-        for h0 in tl.static_range(0, GROUP, MERGE_G):
-            h = h0 + tl.arange(0, MERGE_G)
-            live = (n[:, None] < SPLITS) & (h[None, :] < GROUP)
+        n = tl.arange(0, COMBINE_SPLITS)
+        first = row.to(tl.int64) * NUM_SPLITS
+        for h0 in tl.static_range(0, GROUP, COMBINE_G):
+            h = h0 + tl.arange(0, COMBINE_G)
+            live = (n[:, None] < NUM_SPLITS) & (h[None, :] < GROUP)
             at = (first + n[:, None]) * GROUP + h[None, :]  # [splits, heads]
             lse = tl.load(
                 part_lse + at, mask=live, other=float("-inf"), cache_modifier=".cg"
@@ -171,7 +171,7 @@ def _decode_hsa_kernel(
                 cache_modifier=".cg",
             )
             share = weight / tl.where(mass > 0, mass, 1.0)[None, :]
-            merged = tl.sum(o * share[:, :, None], axis=0) * v_scale  # [heads, V]
+            combined = tl.sum(o * share[:, :, None], axis=0) * v_scale  # [heads, V]
             out_ptr = (
                 out
                 + b.to(tl.int64) * stride_out_row
@@ -180,7 +180,7 @@ def _decode_hsa_kernel(
             )
             tl.store(
                 out_ptr,
-                merged.to(out.dtype.element_ty),
+                combined.to(out.dtype.element_ty),
                 mask=(h[:, None] < GROUP) & (dv[None, :] < V_DIM),
             )
 
@@ -256,7 +256,7 @@ def decode_hsa(
         )
     group = num_heads // num_kv_heads
     block_v = triton.next_power_of_2(v_dim)
-    merge_splits = triton.next_power_of_2(num_splits)
+    combine_splits = triton.next_power_of_2(num_splits)
     page_bytes = page_size * (head_dim + v_dim) * k_buffer.element_size()
     _decode_hsa_kernel[(batch * num_kv_heads, num_splits)](
         q,
@@ -294,10 +294,10 @@ def decode_hsa(
         **params.layout,
         TOPK=selected_pages.shape[-1],
         CAP=params.logit_cap > 0,
-        SPLITS=num_splits,
-        MERGE_SPLITS=merge_splits,
-        MERGE_G=min(
-            triton.next_power_of_2(group), max(1, 8192 // (merge_splits * block_v))
+        NUM_SPLITS=num_splits,
+        COMBINE_SPLITS=combine_splits,
+        COMBINE_G=min(
+            triton.next_power_of_2(group), max(1, 8192 // (combine_splits * block_v))
         ),
         MASK_LAST=params.mask_last_slot,
         PRECISION=dot_precision(q.dtype),

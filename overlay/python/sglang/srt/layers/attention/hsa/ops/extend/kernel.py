@@ -22,7 +22,7 @@ from sglang.srt.layers.attention.hsa.ops.extend.attention_step import (
 )
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
-from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageLists
+from sglang.srt.layers.attention.hsa.ops.select.page_lists import PageLists
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 KEYS_PER_STEP = 64

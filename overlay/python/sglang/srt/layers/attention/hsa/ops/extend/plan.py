@@ -8,9 +8,9 @@ from typing import NamedTuple, Sequence, Tuple
 
 import torch
 
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 
 # Rows of a matrix product, by head dimension: what registers and shared memory hold.
 ROWS = {128: 64, 256: 32}

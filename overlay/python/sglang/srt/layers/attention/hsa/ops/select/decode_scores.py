@@ -122,8 +122,8 @@ def _score_pages(
 
 @triton.jit
 def store_linear_scores(
-    share,
-    shares,
+    split,
+    num_splits,
     count,
     table_end,
     scores_row,
@@ -148,7 +148,7 @@ def store_linear_scores(
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
 ):
-    """Score this program's share of a row's ``count`` pages by a linear kind, PAGES at a time.
+    """Score this program's split of a row's ``count`` pages by a linear kind, PAGES at a time.
 
     Stores a plane of scores per head for ``softmax_head``, else one, at ``scores_row``; returns the running log-sum-exp of
     each plane as in ``add_to_norm``. The first loads are bounded by the table alone: they start while the length is read.
@@ -173,7 +173,7 @@ def store_linear_scores(
         features = query_features(heads.to(tl.float32), sm_scale, KIND)
         first = tl.sum(features[0], axis=0)
         second = tl.sum(features[1], axis=0)
-    index = share * PAGES + tl.arange(0, PAGES)
+    index = split * PAGES + tl.arange(0, PAGES)
     score = _score_pages(
         index, index < table_end, repr_buffer, repr_version, page_version, table_row, q_row, first, second, sm_scale,
         stride_q_head, stride_repr_page, stride_repr_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, WIDTH, STRATEGY,
@@ -184,7 +184,7 @@ def store_linear_scores(
     if STRATEGY == "softmax_head":
         score = tl.where(mask, score, float("-inf"))
         top, total = add_to_norm(top, total, score)
-    for lo in range((share + shares) * PAGES, count, shares * PAGES):
+    for lo in range((split + num_splits) * PAGES, count, num_splits * PAGES):
         index = lo + tl.arange(0, PAGES)
         score = _score_pages(
             index, index < count, repr_buffer, repr_version, page_version, table_row, q_row, first, second, sm_scale,
@@ -261,19 +261,19 @@ def rank_by_share(
     scores_row,
     norms_row,
     count,
-    shares,
+    num_splits,
     stride_scores,
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
-    SHARES: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """Replace the first head's raw scores by every page's largest raw score minus that head's log normaliser."""
     head = tl.arange(0, BLOCK_G)
-    share = tl.arange(0, SHARES)
+    split = tl.arange(0, NUM_SPLITS)
     norms = tl.load(
-        norms_row + share[:, None] * GROUP + head[None, :],
-        mask=(share < shares)[:, None] & (head < GROUP)[None, :],
+        norms_row + split[:, None] * GROUP + head[None, :],
+        mask=(split < num_splits)[:, None] & (head < GROUP)[None, :],
         other=float("-inf"),
         cache_modifier=".cg",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the select_pages op for extend writes, the page lists that attention reads, and the scratch it takes."""
+"""What the select op for extend writes, the page lists that attention reads, and the scratch it takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import triton
 
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
-from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
+from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import (
     LANES,
     WIDTHS,
     num_peaks,

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Optional, Sequence
 import torch
 
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
-from sglang.srt.layers.attention.hsa.chunk_repr import KINDS
 from sglang.srt.layers.attention.hsa.ops.gather import take
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.params import LayerCache
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
@@ -61,15 +61,15 @@ class PageVersions:
             self.version.index_fill_(0, pages, self.handouts)
 
 
-class ChunkReprMixin:
+class PageReprMixin:
     """Representation storage for a paged key-value pool; mixed in before the pool class.
 
     Attributes:
         hsa_layer_ids: layers that keep representations, ascending; a layer's place in it is its ordinal.
-        chunk_repr_kind: kind of representation, an entry of ``chunk_repr.KINDS``.
-        chunk_repr_buffer: per ordinal ``[num_pages, H_kv, repr_dim]`` in the kind's storage dtype; empty for a kind
+        repr_kind: kind of representation, an entry of ``page_repr.KINDS``.
+        repr_buffers: per ordinal ``[num_pages, H_kv, repr_dim]`` in the kind's storage dtype; empty for a kind
             that is read from the keys.
-        chunk_repr_version: per ordinal ``[num_pages]`` int64, the page version each representation was written for.
+        repr_stamps: per ordinal ``[num_pages]`` int64, the page version each representation was written for.
         page_versions: which hand-out each page belongs to.
         all_repr_channels: channels that representations are taken from, by ordinal ``[L, R]`` int32; None for a kind
             that takes all.
@@ -79,7 +79,7 @@ class ChunkReprMixin:
         self,
         *args,
         hsa_layer_ids: Sequence[int],
-        chunk_repr_kind: str,
+        repr_kind: str,
         repr_dtype: Optional[torch.dtype] = None,
         page_versions: Optional[PageVersions] = None,
         repr_channels: Optional[torch.Tensor] = None,
@@ -93,22 +93,22 @@ class ChunkReprMixin:
                 that keeps some of them.
         """
         self.hsa_layer_ids = tuple(hsa_layer_ids)
-        self.chunk_repr_kind = KINDS[chunk_repr_kind]
+        self.repr_kind = KINDS[repr_kind]
         self.repr_dtype = repr_dtype
         self.page_versions = page_versions
         self.all_repr_channels = repr_channels
         self._ordinal = {layer: i for i, layer in enumerate(self.hsa_layer_ids)}
         super().__init__(*args, **kwargs)
 
-    def _create_chunk_repr_buffers(self) -> None:
+    def _create_repr_buffers(self) -> None:
         num_pages = self.size // self.page_size + 1  # page 0 takes the padding
-        stored = self.hsa_layer_ids if self.chunk_repr_kind.stored else ()
-        kind = self.chunk_repr_kind
+        stored = self.hsa_layer_ids if self.repr_kind.stored else ()
+        kind = self.repr_kind
         repr_dim = kind.repr_dim(self.head_dim, self.page_size)
         if self.all_repr_channels is not None:
             self.all_repr_channels = self.all_repr_channels.to(self.device)
-        with self._chunk_repr_region():
-            self.chunk_repr_buffer = [
+        with self._repr_region():
+            self.repr_buffers = [
                 torch.zeros(
                     (num_pages, self.head_num, repr_dim),
                     dtype=kind.storage_dtype(self.repr_dtype or self.dtype),
@@ -117,7 +117,7 @@ class ChunkReprMixin:
                 for _ in stored
             ]
         # Outside the region: what is released and resumed there comes back with any bytes.
-        self.chunk_repr_version = [
+        self.repr_stamps = [
             torch.zeros(num_pages, dtype=torch.int64, device=self.device)
             for _ in stored
         ]
@@ -140,43 +140,43 @@ class ChunkReprMixin:
         handouts = forward_batch.page_handouts
         return self.page_handouts if handouts is None else handouts
 
-    def _chunk_repr_region(self):
+    def _repr_region(self):
         """Where the representations are allocated: memory that is released and resumed with the keys."""
         return nullcontext()
 
-    def _account_chunk_repr(self) -> None:
+    def _account_reprs(self) -> None:
         """Log the representations and count them in the pool's memory usage."""
-        size_gb = self.get_chunk_repr_size_bytes() / GB
+        size_gb = self.page_repr_bytes() / GB
         logger.info(
             f"Page representations are allocated. #pages: {self.size // self.page_size}, "
-            f"kind: {self.chunk_repr_kind.name}, layers: {len(self.hsa_layer_ids)}, size: {size_gb:.2f} GB"
+            f"kind: {self.repr_kind.name}, layers: {len(self.hsa_layer_ids)}, size: {size_gb:.2f} GB"
         )
         self.mem_usage += size_gb
 
-    def get_chunk_repr_size_bytes(self) -> int:
+    def page_repr_bytes(self) -> int:
         """Bytes of representations and versions on the device."""
         tensors = [
-            *self.chunk_repr_buffer,
-            *self.chunk_repr_version,
+            *self.repr_buffers,
+            *self.repr_stamps,
             self.page_version,
         ]
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def has_chunk_repr(self, layer_id: int) -> bool:
+    def has_page_repr(self, layer_id: int) -> bool:
         """Whether the layer keeps representations."""
         return layer_id in self._ordinal
 
-    def chunk_repr_pages(self, layer_id: int) -> torch.Tensor:
+    def repr_pages(self, layer_id: int) -> torch.Tensor:
         """Representations by physical page ``[num_pages, H_kv, repr_dim]``, whatever their validity.
 
         A kind that is read from the keys gives them as they are stored: quantised ones lack their scale.
         """
-        if self.chunk_repr_kind.stored:
-            return self.chunk_repr_buffer[self._ordinal[layer_id]]
+        if self.repr_kind.stored:
+            return self.repr_buffers[self._ordinal[layer_id]]
         keys = self.get_key_buffer(layer_id)
         return keys.view(-1, self.page_size, *keys.shape[1:])[:, -1]
 
-    def chunk_repr_channels(self, layer_id: int) -> Optional[torch.Tensor]:
+    def repr_channels_of(self, layer_id: int) -> Optional[torch.Tensor]:
         """Channels of a layer that representations are taken from ``[R]`` int32; None for a kind that takes all."""
         if self.all_repr_channels is None:
             return None
@@ -188,15 +188,15 @@ class ChunkReprMixin:
         """The cache of a layer as the ops read it, with the page versions that were read before the page table."""
         keys, values = self.get_kv_buffer(layer_id)
         stamps = None
-        if self.chunk_repr_kind.stored:
-            stamps = self.chunk_repr_version[self._ordinal[layer_id]]
+        if self.repr_kind.stored:
+            stamps = self.repr_stamps[self._ordinal[layer_id]]
         return LayerCache(
             keys,
             values,
-            self.chunk_repr_pages(layer_id),
+            self.repr_pages(layer_id),
             stamps,
             versions,
-            self.chunk_repr_channels(layer_id),
+            self.repr_channels_of(layer_id),
         )
 
     def save_chunk_repr(
@@ -218,9 +218,9 @@ class ChunkReprMixin:
         page_ids = page_ids.long()
         if page_version is None:
             page_version = self.page_version[page_ids]
-        buffer = self.chunk_repr_buffer[ordinal]
+        buffer = self.repr_buffers[ordinal]
         buffer[page_ids] = repr.to(buffer.dtype)
-        self.chunk_repr_version[ordinal][page_ids] = page_version
+        self.repr_stamps[ordinal][page_ids] = page_version
 
     def get_chunk_repr(
         self,
@@ -237,26 +237,24 @@ class ChunkReprMixin:
         Returns:
             ``[..., H_kv, repr_dim]`` in the representations' dtype.
         """
-        valid = self.chunk_repr_valid(layer_id, page_ids, page_version)
-        found = take(self.chunk_repr_pages(layer_id), page_ids.long())
-        found = found.to(
-            self.chunk_repr_kind.storage_dtype(self.repr_dtype or self.dtype)
-        )
+        valid = self.repr_valid(layer_id, page_ids, page_version)
+        found = take(self.repr_pages(layer_id), page_ids.long())
+        found = found.to(self.repr_kind.storage_dtype(self.repr_dtype or self.dtype))
         nothing = float("nan") if found.is_floating_point() else 255
         return found.masked_fill(~valid[..., None, None], nothing)
 
-    def chunk_repr_valid(
+    def repr_valid(
         self,
         layer_id: int,
         page_ids: torch.Tensor,
         page_version: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
         """Whether pages have a representation for the given (default: current) versions ``[...]`` bool."""
-        if not self.chunk_repr_kind.stored:
+        if not self.repr_kind.stored:
             return torch.ones_like(page_ids, dtype=torch.bool)
         if page_version is None:
             page_version = self.get_page_version(page_ids)
-        stamp = self.chunk_repr_version[self._ordinal[layer_id]]
+        stamp = self.repr_stamps[self._ordinal[layer_id]]
         return stamp[page_ids.long()] == page_version
 
     def get_page_version(self, page_ids: torch.Tensor) -> torch.Tensor:
@@ -287,27 +285,27 @@ class ChunkReprMixin:
         self.invalidate_pages_of(tgt_loc)
 
 
-class HSATokenToKVPool(ChunkReprMixin, MHATokenToKVPool):
+class HSATokenToKVPool(PageReprMixin, MHATokenToKVPool):
     """MHATokenToKVPool that keeps page representations."""
 
     def _create_buffers(self):
         super()._create_buffers()
-        self._create_chunk_repr_buffers()
+        self._create_repr_buffers()
 
-    def _chunk_repr_region(self):
+    def _repr_region(self):
         return self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE)
 
     def _clear_buffers(self):
         super()._clear_buffers()
-        del self.chunk_repr_buffer
-        del self.chunk_repr_version, self.page_versions
+        del self.repr_buffers
+        del self.repr_stamps, self.page_versions
 
     def _finalize_allocation_log(self, num_tokens: int):
         super()._finalize_allocation_log(num_tokens)
-        self._account_chunk_repr()
+        self._account_reprs()
 
 
-class HSASWAKVPool(ChunkReprMixin, SWAKVPool):
+class HSASWAKVPool(PageReprMixin, SWAKVPool):
     """SWAKVPool that keeps page representations of its full-attention layers, by pages of the full pool.
 
     Sliding-window layers keep none, so the mapping from full to sliding-window slots does not concern them.
@@ -315,8 +313,8 @@ class HSASWAKVPool(ChunkReprMixin, SWAKVPool):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._create_chunk_repr_buffers()
-        self._account_chunk_repr()
+        self._create_repr_buffers()
+        self._account_reprs()
 
 
 class HSAPagedTokenToKVPoolAllocator(PagedTokenToKVPoolAllocator):

@@ -12,7 +12,7 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     ROWS_DENSE,
     ROWS_SPARSE,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
+from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import (
     bisect,
     ordered_keys,
 )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernel of the select_pages op for decode and linear kinds: scores, top-k and logical-to-physical in one launch.
+"""Triton kernel of the select op for decode and linear kinds: scores, top-k and logical-to-physical in one launch.
 
-Several programs share the candidate pages of one sequence and KV head. Each writes the scores of its pages; the
+Several programs split the candidate pages of one sequence and KV head. Each writes the scores of its pages; the
 one that finishes last ranks them all. Work follows the sequence's length: lengths are run-time values, and the
 grid depends on neither length nor context limit, so a captured CUDA graph serves every batch of its size.
 """
@@ -13,15 +13,15 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.common import decode_row, programs_per_row
-from sglang.srt.layers.attention.hsa.ops.select_pages.decode_scores import (
+from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
+    rank_and_count,
+    ranking_widths,
+)
+from sglang.srt.layers.attention.hsa.ops.select.decode_scores import (
     add_to_norm,
     local_logits,
     rank_by_share,
     store_linear_scores,
-)
-from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
-    rank_and_count,
-    ranking_widths,
 )
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
@@ -74,12 +74,12 @@ def _select_pages_kernel(
     CAP: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
-    SHARES: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
     WIDTHS: tl.constexpr,
 ):
     row = tl.program_id(0)
-    share = tl.program_id(1)
-    shares = tl.num_programs(1)
+    split = tl.program_id(1)
+    num_splits = tl.num_programs(1)
     b = row // KV_HEADS
     g = row % KV_HEADS
     position, start, count = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS)
@@ -89,7 +89,7 @@ def _select_pages_kernel(
     scores_row = scores + row.to(tl.int64) * PLANES * stride_scores
     q_row = q + b.to(tl.int64) * stride_q_row + (g * GROUP).to(tl.int64) * stride_q_head
     top, total = store_linear_scores(
-        share, shares, count, table_width - SINKS, scores_row, repr_buffer, repr_version, page_version, table_row,
+        split, num_splits, count, table_width - SINKS, scores_row, repr_buffer, repr_version, page_version, table_row,
         q_row, sm_scale, stride_q_head, stride_repr_page, stride_repr_head, stride_scores, g,
         GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, WIDTH, STRATEGY, HAS_VERSIONS, PAGES,
     )  # fmt: skip
@@ -100,25 +100,25 @@ def _select_pages_kernel(
             tl.minimum(start, SINKS) * PAGE_SIZE + position + 1 - start * PAGE_SIZE
         )
         local_keys = tl.where(count > 0, local_keys, 0)
-        for lo in range(share * LOCAL_KEYS, local_keys, shares * LOCAL_KEYS):
+        for lo in range(split * LOCAL_KEYS, local_keys, num_splits * LOCAL_KEYS):
             logits = local_logits(
                 lo + tl.arange(0, LOCAL_KEYS), position, start, q_row, k_buffer, table, key_scale, logit_cap,
                 stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, SINKS,
                 CAP, LOCAL_KEYS,
             )  # fmt: skip
             top, total = add_to_norm(top, total, logits)
-        norms_row = norms + row.to(tl.int64) * shares * GROUP
+        norms_row = norms + row.to(tl.int64) * num_splits * GROUP
         head = tl.arange(0, BLOCK_G)
         norm = tl.where(total > 0, top + tl.log(total), float("-inf"))
-        tl.store(norms_row + share * GROUP + head, norm, mask=head < GROUP)
+        tl.store(norms_row + split * GROUP + head, norm, mask=head < GROUP)
 
     # The last program to arrive sees all scores.
     tl.debug_barrier()
-    if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == shares - 1:
+    if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == num_splits - 1:
         tl.store(arrivals + row, 0)  # ready for the next launch
         if STRATEGY == "softmax_head":
             rank_by_share(
-                scores_row, norms_row, count, shares, stride_scores, GROUP, BLOCK_G, SHARES,
+                scores_row, norms_row, count, num_splits, stride_scores, GROUP, BLOCK_G, NUM_SPLITS,
                 WIDTHS[1] if len(WIDTHS) > 1 else WIDTHS[0],
             )  # fmt: skip
             tl.debug_barrier()
@@ -243,7 +243,7 @@ def select_pages_decode(
         CAP=params.logit_cap > 0,
         HAS_VERSIONS=cache.stamps is not None,
         PAGES=PAGES_PER_STEP * warps,
-        SHARES=programs,
+        NUM_SPLITS=programs,
         WIDTHS=widths,
         num_warps=warps,
     )

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.select_pages import row_ranking
+from sglang.srt.layers.attention.hsa.ops.select import row_ranking
 
 ON_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(

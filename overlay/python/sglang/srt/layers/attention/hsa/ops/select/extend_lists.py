@@ -12,10 +12,7 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     ROWS_DENSE,
     ROWS_SPARSE,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
-    LANES,
-    rank_rows,
-)
+from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import LANES, rank_rows
 
 LISTED_KEYS: tl.constexpr = tl.constexpr(4096)  # rows times pages per step of a union
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels of the select_pages op for extend and slow_keys: codes to keys, scores, then rankings and lists.
+"""Triton kernels of the select op for extend and slow_keys: codes to keys, scores, then rankings and lists.
 
 Every query of a chunk meets every page, so the codes of a sequence are turned into keys once, in scratch. Scores are
 products and little else: many small programs hide their latencies. Rankings take nearly all registers, so they are a kernel of
@@ -14,26 +14,26 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.chunk_repr import num_channels
 from sglang.srt.layers.attention.hsa.ops.common import dot_precision
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
-from sglang.srt.layers.attention.hsa.ops.select_pages.extend_lists import (
+from sglang.srt.layers.attention.hsa.ops.select.extend_lists import (
     num_candidates,
     rank_and_list,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import PageLists
-from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
+from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import (
     LANES,
     WIDTHS,
     num_peaks,
     ordered_keys,
     rows_at_a_time,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.slow_codes import (
+from sglang.srt.layers.attention.hsa.ops.select.page_lists import PageLists
+from sglang.srt.layers.attention.hsa.ops.select.slow_codes import (
     load_kept,
     load_page,
     unpack,
 )
+from sglang.srt.layers.attention.hsa.page_repr import num_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 SCRATCH_BYTES = 128 << 20

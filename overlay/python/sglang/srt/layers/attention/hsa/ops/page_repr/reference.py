@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference of the chunk_repr op: page representations from cached keys."""
+"""Reference of the page_repr op: page representations from cached keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sglang.srt.layers.attention.hsa.ops.gather import take
 from sglang.srt.layers.attention.hsa.params import AttentionParams
 
 
-def chunk_repr_fwd(
+def page_repr_fwd(
     k_buffer: torch.Tensor,
     page_ids: torch.Tensor,
     params: AttentionParams,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernel of the select_pages op for extend and linear kinds: page lists of all new tokens of a batch in one launch.
+"""Triton kernel of the select op for extend and linear kinds: page lists of all new tokens of a batch in one launch.
 
 A program takes a tile of consecutive queries of one sequence and one KV head: scores of their candidate pages on
 the tensor cores, each row's k best, and then, for each run of a few rows, the union of their pages in ascending order,
@@ -18,20 +18,20 @@ import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
-from sglang.srt.layers.attention.hsa.ops.select_pages.extend_lists import (
+from sglang.srt.layers.attention.hsa.ops.select.extend_lists import (
     num_candidates,
     rank_and_list,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.extend_scores import raw_scores
-from sglang.srt.layers.attention.hsa.ops.select_pages.page_lists import (
-    PAGES_PER_STEP,
-    ExtendSelectWorkspace,
-    PageLists,
-)
-from sglang.srt.layers.attention.hsa.ops.select_pages.row_ranking import (
+from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import (
     WIDTHS,
     ordered_keys,
     rows_at_a_time,
+)
+from sglang.srt.layers.attention.hsa.ops.select.extend_scores import raw_scores
+from sglang.srt.layers.attention.hsa.ops.select.page_lists import (
+    PAGES_PER_STEP,
+    ExtendSelectWorkspace,
+    PageLists,
 )
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernels of the select_pages op for decode and slow_keys: scores in one launch, rankings in another.
+"""Triton kernels of the select op for decode and slow_keys: scores in one launch, rankings in another.
 
 A program of the first is a single warp that takes one page after another: it waits for no other warp, and many of them
 hide each other's latencies. The grid depends on neither length nor context limit, so a CUDA graph serves every batch of its
@@ -12,24 +12,24 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.chunk_repr import num_channels
 from sglang.srt.layers.attention.hsa.ops.common import (
     decode_row,
     dot_precision,
     programs_per_row,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.decode_kernel import (
+from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
     SelectPagesWorkspace,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.ranking import (
+from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
     rank_and_count,
     ranking_widths,
 )
-from sglang.srt.layers.attention.hsa.ops.select_pages.slow_codes import (
+from sglang.srt.layers.attention.hsa.ops.select.slow_codes import (
     load_halves,
     load_page,
     unpack,
 )
+from sglang.srt.layers.attention.hsa.page_repr import num_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 MAX_WARPS_PER_ROW = 512
@@ -67,16 +67,18 @@ def _score_slow_decode_kernel(
     PRECISION: tl.constexpr,
 ):
     row = tl.program_id(0)
-    share = tl.program_id(1)
-    shares = tl.num_programs(1)
+    split = tl.program_id(1)
+    num_splits = tl.num_programs(1)
     b = row // KV_HEADS
     g = row % KV_HEADS
     table_row = page_table + b.to(tl.int64) * stride_table + SINKS
     repr_head = repr_buffer + g * stride_repr_head
     # Codes are loaded a page ahead, and their page's number two; the first ones before the length is known.
     end = table_width - SINKS
-    page = tl.load(table_row + share, mask=share < end, other=0).to(tl.int64)
-    after = tl.load(table_row + share + shares, mask=share + shares < end, other=0)
+    page = tl.load(table_row + split, mask=split < end, other=0).to(tl.int64)
+    after = tl.load(
+        table_row + split + num_splits, mask=split + num_splits < end, other=0
+    )
     packed, low, step, low_2, step_2 = load_page(
         repr_head + page * stride_repr_page, PAGE_SIZE, HALF, BLOCK_HALF
     )
@@ -87,13 +89,13 @@ def _score_slow_decode_kernel(
     query, query_2 = load_halves(q_row, channels, in_group, HALF, BLOCK_HALF)
     query, query_2 = tl.trans(query), tl.trans(query_2)
     scores_row = scores + row.to(tl.int64) * stride_scores
-    for i in range(share, count, shares):
+    for i in range(split, count, num_splits):
         key, key_2 = unpack(packed, low, step, low_2, step_2, query.dtype)
         valid = True
         if HAS_VERSIONS:
             valid = tl.load(repr_version + page) == tl.load(page_version + page)
         page = after.to(tl.int64)
-        ahead = i + 2 * shares
+        ahead = i + 2 * num_splits
         after = tl.load(table_row + ahead, mask=ahead < count, other=0)
         packed, low, step, low_2, step_2 = load_page(
             repr_head + page * stride_repr_page, PAGE_SIZE, HALF, BLOCK_HALF

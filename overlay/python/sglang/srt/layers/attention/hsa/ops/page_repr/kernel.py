@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernel of the chunk_repr op: page representations and their version stamps, predicated on the device."""
+"""Triton kernel of the page_repr op: page representations and their version stamps, predicated on the device."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa import chunk_repr
-from sglang.srt.layers.attention.hsa.chunk_repr import num_channels
+from sglang.srt.layers.attention.hsa import page_repr
 from sglang.srt.layers.attention.hsa.ops.common import REPRS_HEALED, REPRS_WRITTEN
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import page_features
+from sglang.srt.layers.attention.hsa.page_repr import num_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
-LEVELS: tl.constexpr = tl.constexpr(float(chunk_repr.LEVELS))
-SMALLEST_STEP: tl.constexpr = tl.constexpr(chunk_repr.SMALLEST_STEP)
+LEVELS: tl.constexpr = tl.constexpr(float(page_repr.LEVELS))
+SMALLEST_STEP: tl.constexpr = tl.constexpr(page_repr.SMALLEST_STEP)
 
 
 @triton.jit

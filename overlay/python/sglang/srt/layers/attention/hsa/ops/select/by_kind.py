@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernels select pages by which kind of representation."""
+
+from __future__ import annotations
+
+from typing import Callable, Type, Union
+
+from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import select_pages_decode
+from sglang.srt.layers.attention.hsa.ops.select.extend_kernel import select_pages_extend
+from sglang.srt.layers.attention.hsa.ops.select.page_lists import ExtendSelectWorkspace
+from sglang.srt.layers.attention.hsa.ops.select.slow_decode import (
+    select_slow_pages_decode,
+)
+from sglang.srt.layers.attention.hsa.ops.select.slow_extend import (
+    SlowSelectWorkspace,
+    select_slow_pages_extend,
+)
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
+
+ExtendWorkspace = Union[ExtendSelectWorkspace, SlowSelectWorkspace]
+
+
+def decode_op(config: HSAConfig) -> Callable:
+    """``select_pages_decode`` for the kind of representation that the options name, or the op like it."""
+    if KINDS[config.chunk_repr].slow:
+        return select_slow_pages_decode
+    return select_pages_decode
+
+
+def extend_op(config: HSAConfig) -> Callable:
+    """``select_pages_extend`` for the kind of representation that the options name, or the op like it."""
+    if KINDS[config.chunk_repr].slow:
+        return select_slow_pages_extend
+    return select_pages_extend
+
+
+def extend_workspace(config: HSAConfig) -> Type[ExtendWorkspace]:
+    """The scratch of ``extend_op``."""
+    if KINDS[config.chunk_repr].slow:
+        return SlowSelectWorkspace
+    return ExtendSelectWorkspace
