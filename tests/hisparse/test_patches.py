@@ -61,7 +61,3 @@ def test_every_commit_leaves_valid_python(upstream):
         for path in git(upstream, "show", "--format=", "--name-only", commit).split():
             if path.endswith(".py"):
                 compile(git(upstream, "show", f"{commit}:{path}"), path, "exec")
-
-
-def test_no_trailing_blanks(upstream):
-    git(upstream, "diff", "--check", "pin..HEAD")
