@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.select import row_ranking
+from sglang.srt.layers.attention.hsa.ops.select import extend_ranking
 
 ON_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(
@@ -28,7 +28,7 @@ def _rank_kernel(
     keys, peaks, kept, lengths, thresholds, reached, rows, most, stride,
     TOPK: tl.constexpr, TOPK_BLOCK: tl.constexpr, ROWS: tl.constexpr, WIDTHS: tl.constexpr, RANKED: tl.constexpr, PEAKS: tl.constexpr,
 ):  # fmt: skip
-    row_ranking.rank_rows(
+    extend_ranking.rank_rows(
         keys, peaks, kept, lengths, thresholds, reached, rows, most, stride, TOPK, TOPK_BLOCK, ROWS, WIDTHS, RANKED, PEAKS
     )  # fmt: skip
 
@@ -39,7 +39,9 @@ def check(keys, lengths, topk):
     ``keys`` ``[ROWS, N]`` int64 are 0 past the lengths.
     """
     width = keys.shape[1]
-    peaks = torch.zeros(ROWS, min(row_ranking.num_peaks(topk), 1024), dtype=torch.int64)
+    peaks = torch.zeros(
+        ROWS, min(extend_ranking.num_peaks(topk), 1024), dtype=torch.int64
+    )
     part = triton.cdiv(width // SETS, peaks.shape[1] // SETS) * SETS
     for at, chunk in enumerate(keys.split(part, dim=1)):
         peaks[:, at * SETS : (at + 1) * SETS] = chunk.view(ROWS, -1, SETS).amax(1)
