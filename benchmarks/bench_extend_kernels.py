@@ -121,7 +121,7 @@ def bench(
     local_lse = q.new_empty(q.shape[:2], dtype=torch.float32) if strategy == "softmax_head" else None
 
     def write():
-        write_pages(cache, version[:1], table, plan.pages, counters.values, params)
+        write_pages(cache, table, plan.pages, counters.values, params)
 
     def select():
         extra = {}

@@ -127,7 +127,7 @@ class HSAAttentionBackend(AttentionBackend):
         logical = torch.arange(table.shape[1], device=q.device)
         full = logical < (lens // config.page_size)[:, None]  # [B, max_pages]
         out, pages = attend_reference(
-            q, cache, full, table, lens, state.cu_seqlens_q, params
+            q, cache, full, table, lens, state.cu_seqlens_q, params, decode=state.decode
         )
         candidates = num_candidate_pages(
             positions, config.effective_window, config.page_size, config.sink_pages

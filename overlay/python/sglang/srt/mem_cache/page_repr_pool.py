@@ -21,7 +21,7 @@ import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.layers.attention.hsa.ops.gather import take
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
-from sglang.srt.layers.attention.hsa.params import LayerCache
+from sglang.srt.layers.attention.hsa.params import NO_VERSION, LayerCache
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllocator
@@ -139,6 +139,11 @@ class PageReprMixin:
         """Hand-outs when the batch was built, or so far for a batch that no scheduler built."""
         handouts = forward_batch.page_handouts
         return self.page_handouts if handouts is None else handouts
+
+    def versions_at(self, built_at: int) -> torch.Tensor:
+        """A copy of the page versions, NO_VERSION for pages handed out after ``built_at`` ``[num_pages]`` int64."""
+        late = self.page_version > built_at
+        return self.page_version.masked_fill(late, NO_VERSION)
 
     def _repr_region(self):
         """Where the representations are allocated: memory that is released and resumed with the keys."""

@@ -320,7 +320,6 @@ def test_write_pages(record, kind):
     layer = cache(kind, 80, torch.bfloat16)
     page_repr.write_pages(
         layer,
-        layer.versions[:1],
         TABLE,
         plan(4, 64).pages,
         torch.zeros(6, dtype=torch.int64),
@@ -338,16 +337,15 @@ def test_write_pages(record, kind):
         ("slow_keys", torch.bfloat16, 1),
     ],
 )
-def test_write_committed_page(record, kind, dtype, new_lens):
-    recorder = record(page_repr, "_write_committed_page_kernel")
+def test_write_committed_pages(record, kind, dtype, new_lens):
+    recorder = record(page_repr, "_write_committed_pages_kernel")
     layer = cache(kind, 80, torch.bfloat16, keys=dtype)
     addresses = torch.zeros(4, dtype=torch.uint64)
-    page_repr.write_committed_page(
+    page_repr.write_committed_pages(
         page_repr.AllLayers(
             addresses, addresses, addresses, torch.ones(4), layer.channels, layer
         ),
         layer.versions,
-        layer.versions[:1],
         torch.zeros(4, 640, dtype=torch.int32),
         torch.zeros(B, dtype=torch.int64),
         torch.ones(B, dtype=torch.int64),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.passes.metadata import NO_VERSION
+from sglang.srt.layers.attention.hsa.params import NO_VERSION
 from sglang.test.attention.hsa_harness import Harness
 
 PAGE = 16

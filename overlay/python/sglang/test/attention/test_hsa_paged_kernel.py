@@ -42,14 +42,15 @@ def params_of(opt):
     )  # fmt: skip
 
 
-def run(batch, q, q_lens, opt):
+def run(batch, q, q_lens, opt, *, decode=False):
     """Selection and attention of the last ``q_lens`` tokens of each sequence; returns (o, selected)."""
     cu = torch.tensor([0, *itertools.accumulate(q_lens)], dtype=torch.int32)
     reprs = represent(batch, opt)
     cache = LayerCache(batch.k_buffer, batch.v_buffer, reprs, channels=kept(opt))
     valid = torch.ones_like(batch.page_table, dtype=torch.bool)
     table, lens = batch.page_table, batch.seq_lens
-    return attend_reference(q, cache, valid, table, lens, cu, params_of(opt))
+    params = params_of(opt)
+    return attend_reference(q, cache, valid, table, lens, cu, params, decode=decode)
 
 
 def logical(batch, b, physical):
@@ -86,7 +87,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("kind,strategy,mode", OPTIONS)
-def test_attention_equals_the_oracle(kind, strategy, mode):
+def test_extend_and_decode_equal_the_oracle(kind, strategy, mode):
     opt = small(kind=kind, strategy=strategy, mode=mode)
     lens = [1, 15, 16, 17, 200, 333]
     batch = make_batch(lens, page_size=16)
@@ -107,6 +108,15 @@ def test_attention_equals_the_oracle(kind, strategy, mode):
                 assert logical(batch, b, selected[row, g]) == chosen[g], (b, i, g)
             row += 1
 
+    q = queries(len(lens), 4, 16, seed=2)
+    o, selected = run(batch, q, [1] * len(lens), opt, decode=True)
+    for b, n in enumerate(lens):
+        query = q[b].double().numpy()
+        expected = oracle.attend(query, batch.k[b], batch.v[b], n - 1, opt)
+        np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL, err_msg=f"{b=}")
+        chosen, _ = oracle.select(query, batch.k[b], n - 1, opt)
+        assert {g: logical(batch, b, selected[b, g]) for g in range(2)} == chosen
+
 
 @pytest.mark.parametrize(
     "num_heads,num_kv_heads", [(1, 1), (4, 4), (8, 1), (16, 2), (8, 4)]
@@ -118,12 +128,13 @@ def test_head_groups(num_heads, num_kv_heads):
         [150, 97], page_size=16, num_kv_heads=num_kv_heads, v_head_dim=24
     )
     q = queries(2, num_heads, 16)
-    o, _ = run(batch, q, [1, 1], opt)
-    for b, n in enumerate([150, 97]):
-        expected = oracle.attend(
-            q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt
-        )
-        np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
+    for decode in (True, False):
+        o, _ = run(batch, q, [1, 1], opt, decode=decode)
+        for b, n in enumerate([150, 97]):
+            expected = oracle.attend(
+                q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt
+            )
+            np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
 
 
 @pytest.mark.parametrize("page_size", [16, 64, 128])
@@ -135,11 +146,13 @@ def test_all_pages_selected_is_dense_attention(page_size, cap):
     lens = [1, 63, 64, 65, 127, 640, 1000]
     batch = make_batch(lens, page_size=page_size)
     q = queries(len(lens), 4, 16)
-    o, _ = run(batch, q, [1] * len(lens), opt)
-    for b, n in enumerate(lens):
-        query = q[b].double().numpy()
-        expected = oracle.dense(query, batch.k[b], batch.v[b], n - 1, opt)
-        np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
+    for decode in (True, False):
+        o, _ = run(batch, q, [1] * len(lens), opt, decode=decode)
+        for b, n in enumerate(lens):
+            expected = oracle.dense(
+                q[b].double().numpy(), batch.k[b], batch.v[b], n - 1, opt
+            )
+            np.testing.assert_allclose(o[b].numpy(), expected, atol=ATOL)
 
 
 @pytest.mark.parametrize("n", [*range(1, 130), 576, 577, 1000])
@@ -148,21 +161,23 @@ def test_short_sequences_are_finite_and_dense(n):
     opt = oracle.Options(topk=2, scale=0.3)
     batch = make_batch([n])
     q = queries(1, 4, 16)
-    o, selected = run(batch, q, [1], opt)
-    query = q[0].double().numpy()
-    expected = oracle.attend(query, batch.k[0], batch.v[0], n - 1, opt)
-    np.testing.assert_allclose(o[0].numpy(), expected, atol=ATOL)
-    if n <= 512 + 63:
-        assert selected.numel() == 0
+    for decode in (True, False):
+        o, selected = run(batch, q, [1], opt, decode=decode)
+        query = q[0].double().numpy()
+        expected = oracle.attend(query, batch.k[0], batch.v[0], n - 1, opt)
+        np.testing.assert_allclose(o[0].numpy(), expected, atol=ATOL)
+        if n <= 512 + 63:
+            assert selected.numel() == 0
 
 
 def test_zero_window_attends_the_own_page_only():
     opt = small(window_size=0, sink_pages=0, topk=1)
     batch = make_batch([100], page_size=16)
     q = queries(1, 4, 16)
-    o, _ = run(batch, q, [1], opt)
-    expected = oracle.attend(q[0].double().numpy(), batch.k[0], batch.v[0], 99, opt)
-    np.testing.assert_allclose(o[0].numpy(), expected, atol=ATOL)
+    for decode in (True, False):
+        o, _ = run(batch, q, [1], opt, decode=decode)
+        expected = oracle.attend(q[0].double().numpy(), batch.k[0], batch.v[0], 99, opt)
+        np.testing.assert_allclose(o[0].numpy(), expected, atol=ATOL)
     assert oracle.local_positions(99, opt) == [96, 97, 98, 99]
 
 
@@ -170,12 +185,13 @@ def test_few_pages_differ_from_dense():
     opt = small(topk=1)
     batch = make_batch([400], page_size=16)
     q = queries(1, 4, 16)
-    o, _ = run(batch, q, [1], opt)
+    o, _ = run(batch, q, [1], opt, decode=True)
     expected = oracle.dense(q[0].double().numpy(), batch.k[0], batch.v[0], 399, opt)
     assert np.abs(o[0].numpy() - expected).max() > 100 * ATOL
 
 
-def test_only_selected_pages_reach_the_output():
+@pytest.mark.parametrize("decode", [True, False])
+def test_only_selected_pages_reach_the_output(decode):
     """Changing an unselected page changes no bit of the output; a selected one changes it."""
     opt = small()
     batch = make_batch([300], page_size=16)
@@ -183,7 +199,7 @@ def test_only_selected_pages_reach_the_output():
     reprs = represent(
         batch, opt
     )  # fixed, so that only attention can tell the difference
-    o, selected = run(batch, q, [1], opt)
+    o, selected = run(batch, q, [1], opt, decode=decode)
     chosen = {p for g in range(2) for p in logical(batch, 0, selected[0, g])}
     candidates = set(oracle.candidate_pages(299, opt))
     assert chosen and candidates - chosen
@@ -192,7 +208,7 @@ def test_only_selected_pages_reach_the_output():
         values = batch.v_buffer.clone()
         values[slots] += 3.0
         changed = batch._replace(v_buffer=values)
-        again, same = run(changed, q, [1], opt)
+        again, same = run(changed, q, [1], opt, decode=decode)
         assert torch.equal(represent(changed, opt).nan_to_num(), reprs.nan_to_num())
         assert torch.equal(same, selected)
         assert torch.equal(o, again) == (page not in chosen), page
@@ -213,6 +229,16 @@ def test_ties_go_to_the_smaller_page_and_order_is_ascending():
     same = torch.zeros(1, 1, 1000)
     table = torch.arange(1000)
     assert best(7, same, table)[0].tolist() == [[list(range(7))]]
+
+
+def test_extend_selects_what_decode_selects():
+    opt = small(strategy="softmax_head")
+    batch = make_batch([257, 90], page_size=16)
+    q = queries(2, 4, 16)
+    o_decode, decode = run(batch, q, [1, 1], opt, decode=True)
+    o_extend, extend = run(batch, q, [1, 1], opt)
+    assert torch.equal(decode, extend)
+    torch.testing.assert_close(o_decode, o_extend, atol=ATOL, rtol=0)
 
 
 def test_rows_do_not_depend_on_the_batch_or_on_the_cut():
@@ -255,27 +281,33 @@ def test_window_boundary_visibility():
         )[:n]
         values[slots] = torch.eye(n).unsqueeze(1)
         batch = batch._replace(v_buffer=values)
-        o, selected = run(batch, queries(1, 1, 16), [1], opt)
-        expected = set(oracle.local_positions(n - 1, opt))
-        for page in logical(batch, 0, selected[0, 0]) if selected.numel() else []:
-            expected |= set(range(page * 64, page * 64 + 64))
-        assert set(o[0, 0].nonzero().flatten().tolist()) == expected
+        for decode in (True, False):
+            o, selected = run(batch, queries(1, 1, 16), [1], opt, decode=decode)
+            expected = set(oracle.local_positions(n - 1, opt))
+            for page in logical(batch, 0, selected[0, 0]) if selected.numel() else []:
+                expected |= set(range(page * 64, page * 64 + 64))
+            assert set(o[0, 0].nonzero().flatten().tolist()) == expected
 
 
-def test_pages_without_a_representation_are_not_selected():
-    opt = small(topk=100)
+@pytest.mark.parametrize("strategy", ["group", "head", "softmax_head"])
+def test_pages_without_a_representation_come_first(strategy):
+    """They are not lost, whatever they hold; a page of a later batch is."""
+    opt = small(topk=3, strategy=strategy)
     batch = make_batch([200], page_size=16)
     q = queries(1, 4, 16)
     valid = torch.ones_like(batch.page_table, dtype=torch.bool)
-    valid[0, 3] = valid[0, 5] = False
+    valid[0, 3] = valid[0, 5] = valid[0, 6] = False
+    own = torch.ones_like(valid)
+    own[0, 6] = False
     reprs = represent(batch, opt)
     reprs[batch.page_table[0, 3]] = float("nan")
-    selected, scores = HSASelector(params_of(opt)).select(
-        q, reprs, valid, batch.page_table, torch.tensor([0, 1]), batch.seq_lens
-    )
-    expected = [c for c in oracle.candidate_pages(199, opt) if c not in (3, 5)]
-    assert logical(batch, 0, selected[0, 0]) == expected
-    assert torch.isfinite(scores[:, :, : len(expected)]).all()
+    lse = torch.zeros(1, 4)
+    selector = HSASelector(params_of(opt))
+    rest = batch.page_table, torch.tensor([0, 1]), batch.seq_lens, lse, own
+    selected, _ = selector.select(q, reprs, valid, *rest)
+    for g in range(2):
+        pages = logical(batch, 0, selected[0, g])
+        assert len(pages) == 3 and {3, 5} < set(pages) and 6 not in pages
 
 
 def test_slow_keys_score_the_largest_logit_of_the_kept_channels():

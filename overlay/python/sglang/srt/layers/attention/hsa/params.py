@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
 
 
+NO_VERSION = (
+    -1
+)  # of a page that belongs to a later batch; no representation is ever stamped with it
+
+
 class LayerCache(NamedTuple):
     """Paged cache of one layer, whoever keeps it.
 
@@ -24,7 +29,8 @@ class LayerCache(NamedTuple):
         reprs: representations by physical page ``[num_pages, H_kv, repr_dim]``, last dimension contiguous.
         stamps: page version that each representation was written for ``[num_pages]`` int64; None if every
             complete page has a valid one.
-        versions: page versions, read before the page table ``[num_pages]`` int64; None where nobody compares them.
+        versions: page versions, read before the page table ``[num_pages]`` int64, NO_VERSION for a page that was handed
+            out after the batch was built; None where nobody compares them.
         channels: that representations are taken from ``[R]`` int32; None for a kind that takes all.
     """
 

@@ -107,6 +107,7 @@ class HSASelector:
         cu_seqlens_q: torch.Tensor,
         seq_lens: torch.Tensor,
         local_lse: Optional[torch.Tensor] = None,
+        own: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Select pages for a batch of sequences whose queries are packed one after another.
 
@@ -114,11 +115,13 @@ class HSASelector:
             q: queries ``[T, H_q, D]``; those of sequence b are its last ``cu_seqlens_q[b + 1] - cu_seqlens_q[b]``
                 positions.
             reprs: representations by physical page ``[num_pages, H_kv, repr_dim]``.
-            repr_valid: whether the sequence's logical page has a representation ``[B, max_pages]`` bool.
+            repr_valid: whether the sequence's logical page has a representation ``[B, max_pages]`` bool. One that has none
+                ranks before all others, so that it is not lost.
             page_table: physical page of each logical page ``[B, max_pages]`` int32.
             cu_seqlens_q: ``[B + 1]`` int32.
             seq_lens: keys of each sequence, its new ones included ``[B]`` int32.
             local_lse: see ``compute_logits``.
+            own: pages of this batch ``[B, max_pages]`` bool, the only ones to select; None for all.
 
         Returns:
             selected physical pages ``[T, H_kv, K]`` int32, ascending by logical page, padded with -1, and their
@@ -143,6 +146,7 @@ class HSASelector:
             pages = page_table[b, sinks : sinks + last]  # [C]
             chunk_repr = take(reprs, pages.long())  # [C, H_kv, R]
             valid = repr_valid[b, sinks : sinks + last]
+            unknown = ~valid if own is None else ~valid & own[b, sinks : sinks + last]
             first_position = seq_len - (starts[b + 1] - starts[b])
             page = torch.arange(last, device=q.device)
             for lo in range(starts[b], starts[b + 1], ROWS_PER_BLOCK):
@@ -150,9 +154,13 @@ class HSASelector:
                 position = first_position + torch.arange(
                     lo - starts[b], hi - starts[b], device=q.device
                 )
-                candidate = valid & (page < self._candidates(position).unsqueeze(1))
+                inside = page < self._candidates(position).unsqueeze(1)
                 lse = None if local_lse is None else local_lse[lo:hi]
-                logits, raw = self.compute_logits(q[lo:hi], chunk_repr, candidate, lse)
+                logits, raw = self.compute_logits(
+                    q[lo:hi], chunk_repr, inside & valid, lse
+                )
+                first = (inside & unknown).unsqueeze(1)
+                logits = logits.masked_fill(first, float("inf"))
                 logical, physical = self.topk_transform(logits, pages)
                 k = logical.shape[-1]
                 selected[lo:hi, :, :k] = physical

@@ -57,6 +57,16 @@ def decode_row(
 
 
 @triton.jit
+def rank_unknown_first(score, stamp, version):
+    """Scores of pages from their representations; a page that has none must not be lost.
+
+    A page whose stamp is not its version is attended: +inf. One that belongs to a later batch (no version) is not: -inf.
+    """
+    unknown = tl.where(version >= 0, float("inf"), float("-inf"))
+    return tl.where(stamp == version, score, unknown)
+
+
+@triton.jit
 def soft_cap(logits, logit_cap):
     """``logit_cap * tanh(logits / logit_cap)``, by tanh(x) = 1 - 2 / (exp(2 x) + 1)."""
     return logit_cap * (1 - 2 / (tl.exp(2 * logits / logit_cap) + 1))

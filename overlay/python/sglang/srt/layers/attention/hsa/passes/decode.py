@@ -16,10 +16,10 @@ import triton
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
     AllLayers,
-    write_committed_page,
+    write_committed_pages,
 )
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.params import layer_params
+from sglang.srt.layers.attention.hsa.params import NO_VERSION, layer_params
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
 from sglang.srt.layers.attention.hsa.passes.draft_rows import Rows, write_draft_rows
 from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
@@ -108,6 +108,7 @@ class DecodePasses:
         self.rows: List[Rows] = []  # its rows, by draft step
         self.page_version = torch.empty_like(pool.page_version)
         self.built_at = torch.zeros(1, dtype=torch.int64, device=device)
+        self.no_version = torch.full_like(self.built_at, NO_VERSION)
         params = [layer_params(layers[i], pool, config) for i in pool.hsa_layer_ids]
         self.params = params[0]
         self.k_scales = torch.tensor([p.k_scale for p in params], device=device)
@@ -152,7 +153,13 @@ class DecodePasses:
     def begin(self, forward_batch: ForwardBatch) -> None:
         """Launch what all layers of all steps share, for a batch in decode, verification, or draft extend."""
         # Versions before the table, as in ``build_metadata``.
-        self.page_version.copy_(self.pool.page_version)
+        versions = self.pool.page_version
+        torch.where(
+            versions <= self.built_at,
+            versions,
+            self.no_version,
+            out=self.page_version,
+        )
         self.buffers = self._buffers_for(
             len(forward_batch.seq_lens) * self.rows_per_request
         )
@@ -181,13 +188,13 @@ class DecodePasses:
         return [Rows(forward_batch.seq_lens, table)]
 
     def _write_representations(self, forward_batch: ForwardBatch) -> None:
-        """Represent the page that each request's previous pass completed. Draft tokens complete none."""
+        """Represent the page that each request's previous pass completed, and heal. Draft tokens complete none."""
         mode = forward_batch.forward_mode
         if mode.is_draft_extend():
             new_lens = forward_batch.extend_seq_lens
         else:  # decode counts the new token, a draft and its verification the committed ones alone
             new_lens = int(mode.is_decode() and not self.draft_steps)
-        write_committed_page(
+        write_committed_pages(
             AllLayers(
                 *self.addresses,
                 self.k_scales,
@@ -195,7 +202,6 @@ class DecodePasses:
                 self.pool.layer_cache(self.pool.hsa_layer_ids[0]),
             ),
             self.page_version,
-            self.built_at,
             self.req_to_token,
             forward_batch.req_pool_indices,
             forward_batch.seq_lens,

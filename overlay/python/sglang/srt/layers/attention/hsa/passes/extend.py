@@ -60,10 +60,7 @@ class ExtendPass(AttentionPass):
         self.rows, self.max_candidates = self.plan.rows, self.plan.max_candidates
 
         # Versions before the table, as in ``build_metadata``.
-        self.page_version = pool.page_version.clone()
-        self.built_at = torch.full(
-            (1,), pool.built_at(forward_batch), dtype=torch.int64, device=device
-        )
+        self.page_version = pool.versions_at(pool.built_at(forward_batch))
         max_pages = triton.cdiv(int(forward_batch.seq_lens_cpu.max()), config.page_size)
         self.page_table = build_page_table(
             forward_batch.req_to_token_pool.req_to_token,
@@ -83,7 +80,6 @@ class ExtendPass(AttentionPass):
         if self.pool.repr_kind.stored:
             write_pages(
                 self.pool.layer_cache(layer.layer_id, self.page_version),
-                self.built_at,
                 self.page_table,
                 self.plan.pages,
                 self.counters.values,

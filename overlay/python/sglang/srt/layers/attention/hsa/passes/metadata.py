@@ -10,14 +10,12 @@ import torch
 
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
 from sglang.srt.layers.attention.hsa.ops.page_table.reference import build_page_table
+from sglang.srt.layers.attention.hsa.params import NO_VERSION
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-
-
-NO_VERSION = -1  # no representation is ever stamped with it
 
 
 @dataclass
@@ -80,7 +78,7 @@ def build_metadata(
     max_seqlen_k = int(seq_lens_cpu.max())
     # Versions before the table: the scheduler may replace a running request's pages by their twins in the radix
     # cache and then hand the old ones out. Whoever still sees an old page must also see its old version.
-    versions = pool.page_version.clone()
+    versions = pool.versions_at(pool.built_at(forward_batch))
     req_to_token = forward_batch.req_to_token_pool.req_to_token
     page_table_1 = req_to_token[forward_batch.req_pool_indices, :max_seqlen_k]
     real_page_table = build_page_table(page_table_1, page_size)
@@ -88,7 +86,7 @@ def build_metadata(
     # A page with a later version than the batch belongs to a later batch, and the row that names it to a request
     # that has ended. A version only grows, so any other page has the one it had when the batch was built.
     page_version = versions[real_page_table.long()]
-    own = page_version <= pool.built_at(forward_batch)
+    own = page_version != NO_VERSION
 
     page = torch.arange(real_page_table.shape[1], device=device)
     complete = own & (page < (seq_lens // page_size).unsqueeze(1))
@@ -110,7 +108,7 @@ def build_metadata(
         cu_seqlens_q=_prefix_sums(q_lens),
         page_table_1=page_table_1,
         real_page_table=real_page_table,
-        page_version=page_version.masked_fill(~own, NO_VERSION),
+        page_version=page_version,
         page_complete=complete,
         page_completed_now=complete & ~already,
         max_candidates=int(candidates.max()) if len(candidates) else 0,

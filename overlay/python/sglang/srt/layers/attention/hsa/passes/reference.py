@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Tuple
 import torch
 
 from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
-from sglang.srt.layers.attention.hsa.params import layer_params
+from sglang.srt.layers.attention.hsa.params import NO_VERSION, layer_params
 from sglang.srt.layers.attention.hsa.passes import strict
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
 from sglang.srt.layers.attention.hsa.passes.metadata import HSAMetadata, build_metadata
@@ -46,6 +46,7 @@ class ReferencePass(AttentionPass):
         self.out_cache_loc = forward_batch.out_cache_loc
         self.metadata: HSAMetadata = build_metadata(forward_batch, pool, config)
 
+        self.decode = forward_batch.forward_mode.is_decode()
         self.rows = self.metadata.rows
         self.max_candidates = self.metadata.max_candidates
 
@@ -97,6 +98,8 @@ class ReferencePass(AttentionPass):
             md.cache_seqlens_int32,
             md.cu_seqlens_q,
             layer_params(layer, self.pool, self.config, mask_last_slot),
+            decode=self.decode,
+            own=md.page_version != NO_VERSION,
         )
         self.counters.add("rows_dense", md.rows - md.sparse_rows)
         self.counters.add("rows_sparse", md.sparse_rows)

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 
+from sglang.srt.layers.attention.hsa.ops.decode.reference import (
+    decode_hsa_fwd,
+    decode_local_fwd,
+)
 from sglang.srt.layers.attention.hsa.ops.extend.reference import (
     extend_hsa_fwd,
     extend_local_fwd,
@@ -24,6 +28,9 @@ def attend_reference(
     seq_lens: torch.Tensor,
     cu_seqlens_q: torch.Tensor,
     params: AttentionParams,
+    *,
+    decode: bool,
+    own: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """One layer; its new keys, values and representations are written.
 
@@ -33,27 +40,31 @@ def attend_reference(
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         seq_lens: keys of each sequence, its new ones included ``[B]`` int32.
         cu_seqlens_q: prefix sums of the new tokens ``[B + 1]`` int32.
+        decode: one new token per sequence.
+        own: pages of this batch ``[B, max_pages]`` bool, the only ones to select; None for all.
 
     Returns:
         (o ``[T, H_q, D_v]`` float32, selected physical pages ``[T, H_kv, K]`` int32, -1 for none).
     """
     keys, values = cache.keys, cache.values
-    o, lse = extend_local_fwd(
-        q, keys, values, page_table, cu_seqlens_q, seq_lens, params
-    )
+    if decode:
+        o, lse = decode_local_fwd(q, keys, values, page_table, seq_lens, params)
+    else:
+        o, lse = extend_local_fwd(
+            q, keys, values, page_table, cu_seqlens_q, seq_lens, params
+        )
     selected, scores = HSASelector(params, cache.channels).select(
-        q, cache.reprs, repr_valid, page_table, cu_seqlens_q, seq_lens, lse
+        q, cache.reprs, repr_valid, page_table, cu_seqlens_q, seq_lens, lse, own
     )
     if not selected.shape[-1]:  # no row has a candidate page
         return o, selected
-    far = extend_hsa_fwd(
-        q,
-        keys,
-        values,
-        selected,
-        cu_seqlens_q,
-        seq_lens,
-        params,
-        scores if params.by_score else None,
-    )
+    scores = scores if params.by_score else None
+    if decode:
+        far = decode_hsa_fwd(
+            q, keys, values, selected, page_table, seq_lens, params, scores
+        )
+    else:
+        far = extend_hsa_fwd(
+            q, keys, values, selected, cu_seqlens_q, seq_lens, params, scores
+        )
     return merge_state(o, lse, *far)[0], selected

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference of the extend op, and of the decode op, which is one new token per sequence.
+"""Reference of the extend op: attention of new tokens over the paged past, for a batch of sequences.
 
 Attention is computed in two parts that ``merge_state`` joins into one softmax: the local part (window and
 sink pages) and the selected pages. Both read K and V through the page table only.

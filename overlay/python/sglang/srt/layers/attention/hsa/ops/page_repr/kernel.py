@@ -16,6 +16,7 @@ from sglang.srt.layers.attention.hsa.page_repr import num_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 LEVELS: tl.constexpr = tl.constexpr(float(page_repr.LEVELS))
+PAGES_PER_SEARCH = 256
 SMALLEST_STEP: tl.constexpr = tl.constexpr(page_repr.SMALLEST_STEP)
 
 
@@ -118,12 +119,11 @@ def _store_representation(
 
 
 @triton.jit
-def _write_committed_page_kernel(
+def _write_committed_pages_kernel(
     k_ptrs,
     repr_ptrs,
     stamp_ptrs,
     page_version,
-    built_at,
     req_to_token,
     req_pool_indices,
     seq_lens,
@@ -138,6 +138,7 @@ def _write_committed_page_kernel(
     stride_tokens,
     K_DTYPE: tl.constexpr,
     REPR_DTYPE: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
@@ -146,46 +147,78 @@ def _write_committed_page_kernel(
     KEPT: tl.constexpr,
     NEW: tl.constexpr,
     RECENT: tl.constexpr,
+    PAGES: tl.constexpr,
 ):
     b = tl.program_id(0)
     g = tl.program_id(1)
     layer = tl.program_id(2)
-    committed = tl.load(seq_lens + b).to(
-        tl.int64
-    )  # tokens whose keys earlier passes wrote
+    # Tokens whose keys earlier passes wrote.
+    committed = tl.load(seq_lens + b).to(tl.int64)
     if NEW is None:
         committed -= tl.load(new_lens + b)
     else:
         committed -= NEW
-    page = tl.zeros((), tl.int64)
-    version = tl.zeros((), tl.int64)
-    complete = (committed >= PAGE_SIZE) & (committed % PAGE_SIZE < RECENT)
-    if complete:
-        tokens = (
-            req_to_token + tl.load(req_pool_indices + b).to(tl.int64) * stride_tokens
-        )
-        last = (committed // PAGE_SIZE - 1) * PAGE_SIZE
-        page = tl.load(tokens + last).to(tl.int64) // PAGE_SIZE
-        version = tl.load(page_version + page)
-    # A page handed out after the batch was built belongs to a later batch: this row's request has ended.
-    if complete & (version <= tl.load(built_at)):
+    pages = tl.maximum(committed, 0) // PAGE_SIZE
+    if pages > 0:
+        row = tl.load(req_pool_indices + b).to(tl.int64)
+        tokens = req_to_token + row * stride_tokens
         k = tl.load(k_ptrs + layer).to(tl.pointer_type(K_DTYPE))
         e = tl.load(repr_ptrs + layer).to(tl.pointer_type(REPR_DTYPE))
-        stamp = tl.load(stamp_ptrs + layer).to(tl.pointer_type(tl.int64))
+        stamps = tl.load(stamp_ptrs + layer).to(tl.pointer_type(tl.int64))
+        k_scale = tl.load(k_scales + layer)
         layer_channels = channels
         if WIDTH == 0:
             layer_channels += layer * KEPT
-        _store_representation(
-            k + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
-            e + page * stride_repr_page + g * stride_repr_head,
-            layer_channels,
-            tl.load(k_scales + layer),
-            stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
-        )  # fmt: skip
-        # Written once more while the page is recent, and by every sequence that shares it: the same bytes, one count.
-        if g == 0:
-            if tl.atomic_xchg(stamp + page, version) != version:
-                tl.atomic_add(counters + REPRS_WRITTEN, tl.full((), 1, tl.int64))
+
+        # The page that the previous pass completed: a program for each of its heads.
+        recent = pages - 1
+        if committed % PAGE_SIZE < RECENT:
+            page = tl.load(tokens + recent * PAGE_SIZE).to(tl.int64) // PAGE_SIZE
+            version = tl.load(page_version + page)
+            # A page without a version belongs to a later batch: this row's request has ended.
+            if version >= 0:
+                _store_representation(
+                    k + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
+                    e + page * stride_repr_page + g * stride_repr_head,
+                    layer_channels, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
+                )  # fmt: skip
+                # Written once more while the page is recent, and by every sequence that shares it: the same bytes,
+                # one count.
+                if g == 0:
+                    if tl.atomic_xchg(stamps + page, version) != version:
+                        tl.atomic_add(
+                            counters + REPRS_WRITTEN, tl.full((), 1, tl.int64)
+                        )
+        else:
+            recent = pages
+
+        # The other pages have a representation, but for one that a request filled in its last pass before this one
+        # found it in the radix tree. The programs share the search.
+        n = tl.arange(0, PAGES)
+        for lo in range(g * PAGES, recent, KV_HEADS * PAGES):
+            index = lo + n
+            inside = index < recent
+            page = tl.load(
+                tokens + index.to(tl.int64) * PAGE_SIZE, mask=inside, other=0
+            )
+            page = page.to(tl.int64) // PAGE_SIZE
+            version = tl.load(page_version + page, mask=inside, other=-1)
+            stamp = tl.load(stamps + page, mask=inside, other=-1)
+            missing = (stamp != version) & (version >= 0)
+            lane = tl.max(tl.where(missing, n, -1))
+            while lane >= 0:
+                lost = tl.sum(tl.where(n == lane, page, 0))
+                current = tl.sum(tl.where(n == lane, version, 0))
+                for head in range(KV_HEADS):
+                    _store_representation(
+                        k + lost * PAGE_SIZE * stride_k_slot + head * stride_k_head,
+                        e + lost * stride_repr_page + head * stride_repr_head,
+                        layer_channels, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
+                    )  # fmt: skip
+                if tl.atomic_xchg(stamps + lost, current) != current:
+                    tl.atomic_add(counters + REPRS_HEALED, tl.full((), 1, tl.int64))
+                missing = missing & (n != lane)
+                lane = tl.max(tl.where(missing, n, -1))
 
 
 @triton.jit
@@ -194,7 +227,6 @@ def _write_pages_kernel(
     repr_buffer,
     stamps,
     page_version,
-    built_at,
     page_table,
     pages,
     counters,
@@ -218,10 +250,8 @@ def _write_pages_kernel(
     page = tl.load(page_table + b * stride_table + tl.load(entry + 1)).to(tl.int64)
     completed_now = tl.load(entry + 2) != 0
     version = tl.load(page_version + page)
-    # A page handed out after the batch was built belongs to a later batch: this row's request has ended.
-    if (version <= tl.load(built_at)) & (
-        completed_now | (tl.load(stamps + page) != version)
-    ):
+    # A page without a version belongs to a later batch: this row's request has ended.
+    if (version >= 0) & (completed_now | (tl.load(stamps + page) != version)):
         for g in range(KV_HEADS):
             _store_representation(
                 k_buffer + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
@@ -276,10 +306,9 @@ def _constants(cache: LayerCache, params: AttentionParams) -> dict:
     )
 
 
-def write_committed_page(
+def write_committed_pages(
     layers: AllLayers,
     page_version: torch.Tensor,
-    built_at: torch.Tensor,
     req_to_token: torch.Tensor,
     req_pool_indices: torch.Tensor,
     seq_lens: torch.Tensor,
@@ -288,15 +317,14 @@ def write_committed_page(
     params: AttentionParams,
     recent: int,
 ) -> None:
-    """Represent the page that each request completed in its previous pass, for all layers in one launch.
+    """Represent the page that each request completed in its previous pass, and heal: all layers in one launch.
 
     In decode a page becomes a candidate at the earliest one step after its last token was written, and in
     speculative decoding one pass after its last token was accepted, so this runs at the start of a pass and needs no
-    launch per layer.
+    launch per layer. Every other complete page of the batch whose stamp is not its version is represented as well.
 
     Args:
-        page_version: versions that were read before ``req_to_token`` ``[num_pages]`` int64.
-        built_at: hand-outs of the pool when the batch was built, one int64.
+        page_version: ``LayerCache.versions``, read before ``req_to_token``.
         req_to_token: slot of each position of each request ``[num_requests, context]`` int32.
         req_pool_indices: the batch's requests ``[B]``.
         seq_lens: ``[B]``.
@@ -304,17 +332,16 @@ def write_committed_page(
             committed. Requests without a complete page, such as padding, write nothing.
         counters: ``HSACounters.values``, added to.
         params: of any layer; its key scale is not used.
-        recent: most tokens that a pass commits, at most ``page_size``; a page is looked at while fewer than that
-            many tokens follow it.
+        recent: most tokens that a pass commits, at most ``page_size``: the last complete page may be new while fewer
+            than that many tokens follow it.
     """
     keys, reprs = layers.first.keys, layers.first.reprs
     per_request = isinstance(new_lens, torch.Tensor)
-    _write_committed_page_kernel[(len(seq_lens), keys.shape[1], len(layers.keys))](
+    _write_committed_pages_kernel[(len(seq_lens), keys.shape[1], len(layers.keys))](
         layers.keys,
         layers.reprs,
         layers.stamps,
         page_version,
-        built_at,
         req_to_token,
         req_pool_indices,
         seq_lens,
@@ -329,15 +356,16 @@ def write_committed_page(
         req_to_token.stride(0),
         K_DTYPE=TL_DTYPES[keys.dtype],
         REPR_DTYPE=TL_DTYPES[reprs.dtype],
+        KV_HEADS=keys.shape[1],
         **_constants(layers.first, params),
         NEW=None if per_request else new_lens,
         RECENT=recent,
+        PAGES=PAGES_PER_SEARCH,
     )
 
 
 def write_pages(
     cache: LayerCache,
-    built_at: torch.Tensor,
     page_table: torch.Tensor,
     pages: torch.Tensor,
     counters: torch.Tensor,
@@ -347,7 +375,6 @@ def write_pages(
 
     Args:
         cache: of the layer, versions included; the keys of the pass are written.
-        built_at: hand-outs of the pool when the batch was built, one int64.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         pages: ``ExtendPlan.pages``.
         counters: ``HSACounters.values``, added to.
@@ -360,7 +387,6 @@ def write_pages(
         reprs,
         cache.stamps,
         cache.versions,
-        built_at,
         page_table,
         pages,
         counters,

@@ -6,7 +6,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.common import running_max, soft_cap
+from sglang.srt.layers.attention.hsa.ops.common import (
+    rank_unknown_first,
+    running_max,
+    soft_cap,
+)
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
 
 
@@ -97,7 +101,7 @@ def _score_pages(
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
 ):
-    """Scores of the pages ``index`` ``[PLANES, PAGES]``, -inf for a page without a valid representation.
+    """Scores of the pages ``index`` ``[PLANES, PAGES]``, ``rank_unknown_first`` where a page has no valid representation.
 
     A plane per head for ``softmax_head``, else one plane.
     """
@@ -116,7 +120,7 @@ def _score_pages(
     if HAS_VERSIONS:
         stamp = tl.load(repr_version + page, mask=reachable, other=0)
         current = tl.load(page_version + page, mask=reachable, other=0)
-        score = tl.where((stamp == current)[None, :], score, float("-inf"))
+        score = rank_unknown_first(score, stamp[None, :], current[None, :])
     return score
 
 
@@ -182,7 +186,7 @@ def store_linear_scores(
     mask = (plane < PLANES)[:, None] & (index < count)[None, :]
     tl.store(plane_ptr + index[None, :], score, mask=mask)
     if STRATEGY == "softmax_head":
-        score = tl.where(mask, score, float("-inf"))
+        score = tl.where(mask & (score < float("inf")), score, float("-inf"))
         top, total = add_to_norm(top, total, score)
     for lo in range((split + num_splits) * PAGES, count, num_splits * PAGES):
         index = lo + tl.arange(0, PAGES)
@@ -194,7 +198,7 @@ def store_linear_scores(
         mask = (plane < PLANES)[:, None] & (index < count)[None, :]
         tl.store(plane_ptr + index[None, :], score, mask=mask)
         if STRATEGY == "softmax_head":
-            score = tl.where(mask, score, float("-inf"))
+            score = tl.where(mask & (score < float("inf")), score, float("-inf"))
             top, total = add_to_norm(top, total, score)
     return top, total
 

@@ -144,7 +144,8 @@ def _select_pages_extend_kernel(
                     index, most, repr_head, repr_version, page_version, table_row, first, second,
                     stride_repr_page, HEAD_DIM, BLOCK_D, WIDTH, HAS_VERSIONS,
                 )  # fmt: skip
-                raw = tl.where(index[None, :] < last[:, None], raw, float("-inf"))
+                counts = (index[None, :] < last[:, None]) & (raw < float("inf"))
+                raw = tl.where(counts, raw, float("-inf"))
                 top = tl.maximum(norm, tl.max(raw, axis=1))
                 total = tl.exp(norm - top) + tl.sum(tl.exp(raw - top[:, None]), axis=1)
                 norm = top + tl.log(total)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.attention.hsa.ops.common import rank_unknown_first
+
 
 @triton.jit
 def _dot_terms(e, f):
@@ -52,19 +54,21 @@ def raw_scores(
     WIDTH: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
 ):
-    """Scores of candidate pages ``index`` ``[C]`` for features ``[D, R]``: ``[R, C]``, -inf if not valid."""
+    """Scores of candidate pages ``index`` ``[C]`` for features ``[D, R]``: ``[R, C]``, -inf from ``most`` on.
+
+    ``rank_unknown_first`` where a page has no valid representation.
+    """
     d = tl.arange(0, BLOCK_D)
     inside = index < most
     page = tl.load(table_row + index, mask=inside, other=0).to(tl.int64)
     e_ptr = repr_head + page[:, None] * stride_repr_page + d[None, :]
-    valid = inside
-    if HAS_VERSIONS:
-        stamp = tl.load(repr_version + page, mask=inside, other=0)
-        current = tl.load(page_version + page, mask=inside, other=1)
-        valid = stamp == current
     # What is not valid may hold anything, NaN included: it never enters a score that counts.
     mask = inside[:, None] & (d[None, :] < HEAD_DIM)
     raw = _exact_dot(tl.load(e_ptr, mask=mask, other=0.0), first)
     if WIDTH == 2:
         raw += _exact_dot(tl.load(e_ptr + HEAD_DIM, mask=mask, other=0.0), second)
-    return tl.trans(tl.where(valid[:, None], raw, float("-inf")))
+    if HAS_VERSIONS:
+        stamp = tl.load(repr_version + page, mask=inside, other=0)
+        current = tl.load(page_version + page, mask=inside, other=0)
+        raw = rank_unknown_first(raw, stamp[:, None], current[:, None])
+    return tl.trans(tl.where(inside[:, None], raw, float("-inf")))

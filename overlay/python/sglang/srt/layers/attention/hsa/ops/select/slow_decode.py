@@ -16,6 +16,7 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     decode_row,
     dot_precision,
     programs_per_row,
+    rank_unknown_first,
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
     SelectPagesWorkspace,
@@ -91,9 +92,10 @@ def _score_slow_decode_kernel(
     scores_row = scores + row.to(tl.int64) * stride_scores
     for i in range(split, count, num_splits):
         key, key_2 = unpack(packed, low, step, low_2, step_2, query.dtype)
-        valid = True
+        stamp, version = 0, 0
         if HAS_VERSIONS:
-            valid = tl.load(repr_version + page) == tl.load(page_version + page)
+            stamp = tl.load(repr_version + page)
+            version = tl.load(page_version + page)
         page = after.to(tl.int64)
         ahead = i + 2 * num_splits
         after = tl.load(table_row + ahead, mask=ahead < count, other=0)
@@ -107,7 +109,7 @@ def _score_slow_decode_kernel(
             score = tl.sum(tl.where(in_group, best, 0.0))
         else:
             score = tl.max(tl.where(in_group, best, float("-inf")))
-        tl.store(scores_row + i, tl.where(valid, score, float("-inf")))
+        tl.store(scores_row + i, rank_unknown_first(score, stamp, version))
 
 
 @triton.jit

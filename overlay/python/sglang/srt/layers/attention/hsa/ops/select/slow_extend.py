@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.common import dot_precision
+from sglang.srt.layers.attention.hsa.ops.common import dot_precision, rank_unknown_first
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.select.extend_lists import (
     num_candidates,
@@ -61,7 +61,7 @@ def _expand_slow_kernel(
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
 ):
-    """Keys of one candidate page and KV head, and 0 for a valid page or -inf."""
+    """Keys of one candidate page and KV head, and its ``rank_unknown_first`` of 0."""
     number = tl.program_id(0)
     g = tl.program_id(1)
     table_row = page_table + sequence.to(tl.int64) * stride_table + SINKS
@@ -82,10 +82,11 @@ def _expand_slow_kernel(
     tl.store(at, tl.where(c < HALF, key, 0.0).to(dtype))
     tl.store(at + BLOCK_HALF, tl.where(c < HALF, key_2, 0.0).to(dtype))
     if g == 0:
-        valid = True
+        known = tl.zeros((), tl.float32)
         if HAS_VERSIONS:
-            valid = tl.load(repr_version + page) == tl.load(page_version + page)
-        tl.store(bias + number, tl.where(valid, 0.0, float("-inf")))
+            stamp = tl.load(repr_version + page)
+            known = rank_unknown_first(known, stamp, tl.load(page_version + page))
+        tl.store(bias + number, known)
 
 
 @triton.jit(do_not_specialize=["first_item", "count"])
@@ -152,7 +153,8 @@ def _score_slow_kernel(
                 best = tl.max(logits, axis=1)
                 raw = tl.where(column == i, best[:, None], raw)
             index = lo + column
-            raw = raw * sm_scale + tl.load(bias + index, mask=index < most, other=0.0)
+            known = tl.load(bias + index, mask=index < most, other=0.0)
+            raw = tl.where(known == 0.0, raw * sm_scale, known)
             score = tl.reshape(raw, (ROWS, BLOCK_H, PAGES))
             if STRATEGY == "group":
                 score = tl.sum(tl.where(in_group, score, 0.0), axis=1)
