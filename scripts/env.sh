@@ -77,6 +77,8 @@ env_enter() {
     export PATH="$VENV/bin:$PATH" VIRTUAL_ENV="$VENV"
     export PYTHONPATH="$TREE/python${PYTHONPATH:+:$PYTHONPATH}"
     export HF_HUB_OFFLINE=1
+    # A server is several processes, and each of them would compile the tree's sources again.
+    unset PYTHONDONTWRITEBYTECODE
     # A server is several processes: OpenMP threads that spin for a busy core cost far more than they bring.
     local cores
     cores=$(getconf _NPROCESSORS_ONLN)

@@ -142,8 +142,8 @@ class PageReprMixin:
 
     def versions_at(self, built_at: int) -> torch.Tensor:
         """A copy of the page versions, NO_VERSION for pages handed out after ``built_at`` ``[num_pages]`` int64."""
-        late = self.page_version > built_at
-        return self.page_version.masked_fill(late, NO_VERSION)
+        versions = self.page_version.clone()  # one read: the allocator may change them
+        return versions.masked_fill_(versions > built_at, NO_VERSION)
 
     def _repr_region(self):
         """Where the representations are allocated: memory that is released and resumed with the keys."""

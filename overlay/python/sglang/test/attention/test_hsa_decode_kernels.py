@@ -276,6 +276,27 @@ def test_a_twin_is_adopted_before_it_has_a_representation():
     assert h.backend.counters.snapshot()["reprs_healed"] == 1
 
 
+def test_a_page_whose_last_key_comes_in_this_pass_is_left_to_the_next():
+    """The scheduler ended a request whose last step is this one; another row has its page from the radix tree already."""
+    h = harness(topk=100, window_size=16)
+    first, second = h.new_sequence(), h.new_sequence()
+    h.step([first], [79])
+    h.step([second], [140])
+    batch = h.batch({0: 1, 1: 1}, [first, second], decode=True)  # first fills page 4
+    table = h.req_to_token_pool.req_to_token
+    table[second.row, :80] = table[first.row, :80]
+    h.backend.init_forward_metadata(batch)
+    q, k, v = h.inputs([first, second], [1, 1])
+    second.k[:80], second.v[:80] = first.k[:80], first.v[:80]
+    o = h.forward(batch, q, k, v)
+    expected = h.expected(q.cpu(), [first, second], [1, 1])
+    np.testing.assert_allclose(o.float().numpy(), expected, atol=ATOL)
+    page = h.pages_of(first)[4]
+    assert not h.pool.repr_valid(0, page)
+    check(h, [second])
+    assert h.pool.repr_valid(0, page)
+
+
 def test_only_strict_mode_stays_on_the_references():
     options = dict(
         selection_strategy="softmax_head", weight_mode="score", chunk_repr="mean"

@@ -52,6 +52,22 @@ def test_a_late_forward_pass_never_stamps_pages_of_the_next_batch(length):
     assert h.backend.counters.snapshot()["reprs_healed"] == 0
 
 
+def test_versions_are_read_once(monkeypatch):
+    """What the allocator changes while a pass takes its copy is either in it or not, and never half."""
+    h = Harness(num_pages=12)
+    pool, built_at = h.pool, h.pool.page_handouts
+    mine = pool.page_version.clone()
+    clone = torch.Tensor.clone
+
+    def clone_and_hand_out(tensor, *args, **kwargs):
+        copy = clone(tensor, *args, **kwargs)
+        pool.page_versions.renew()  # the allocator, on another stream
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "clone", clone_and_hand_out)
+    assert torch.equal(pool.versions_at(built_at), mine)
+
+
 @pytest.mark.parametrize("moment", ["before metadata", "before writers"])
 def test_a_writer_stamps_the_version_its_batch_was_built_with(moment):
     h = Harness(num_pages=12)

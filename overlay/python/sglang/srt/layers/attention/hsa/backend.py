@@ -14,7 +14,7 @@ from sglang.srt.layers.attention.hsa import counters as hsa_counters
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
-from sglang.srt.layers.attention.hsa.passes.decode import DecodePasses
+from sglang.srt.layers.attention.hsa.passes.decode import DecodeState
 from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass
 from sglang.srt.layers.attention.hsa.passes.reference import ReferencePass
 from sglang.srt.layers.radix_attention import RadixAttention
@@ -79,13 +79,13 @@ class HSAAttnBackend(AttentionBackend):
         }
         self.has_dense_layers = not all(map(self.pool.has_page_repr, layers))
         self.kernels = self._kernels_on(model_runner.device, kernels)
-        self.decode: Optional[DecodePasses] = None
+        self.decode: Optional[DecodeState] = None
         if self.kernels:
             first = layers[self.pool.hsa_layer_ids[0]]
             group = first.tp_q_head_num // self.pool.head_num
             self.tiling = choose_tiling(group, self.pool.head_dim, self.config)
         if "decode" in self.kernels:
-            self.decode = DecodePasses(
+            self.decode = DecodeState(
                 self.pool,
                 model_runner.req_to_token_pool,
                 self.config,

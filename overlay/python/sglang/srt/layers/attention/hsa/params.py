@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
 
 
-NO_VERSION = (
-    -1
-)  # of a page that belongs to a later batch; no representation is ever stamped with it
+# Of a page that belongs to a later batch; no representation is ever stamped with it.
+NO_VERSION = -1
 
 
 class LayerCache(NamedTuple):

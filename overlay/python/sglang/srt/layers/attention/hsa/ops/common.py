@@ -61,6 +61,8 @@ def rank_unknown_first(score, stamp, version):
     """Scores of pages from their representations; a page that has none must not be lost.
 
     A page whose stamp is not its version is attended: +inf. One that belongs to a later batch (no version) is not: -inf.
+    A pass represents what is missing before it selects, so that the first is left for a page that this pass completes
+    for a request which has ended. Its weight is that of its keys; by score it would be that of the bytes it holds.
     """
     unknown = tl.where(version >= 0, float("inf"), float("-inf"))
     return tl.where(stamp == version, score, unknown)

@@ -25,7 +25,10 @@ class AttentionPass(abc.ABC):
     max_candidates: int
 
     def enter_layer(self, layer: RadixAttention, forward_batch: ForwardBatch) -> None:
-        """Launch what all layers share, before the first of them writes its keys. A CUDA graph holds it, too."""
+        """Launch what all layers share, before the first of them writes its keys. A CUDA graph holds it, too.
+
+        In decode that includes the representations of all layers.
+        """
 
     @abc.abstractmethod
     def write_representations(self, layer: RadixAttention) -> None:

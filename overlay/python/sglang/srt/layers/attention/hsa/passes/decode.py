@@ -61,8 +61,8 @@ class DecodeBuffers(NamedTuple):
     attention: SplitDecode | TiledDecode
 
 
-class DecodePasses:
-    """The decode passes of one model and their static buffers.
+class DecodeState:
+    """What the decode passes of one model share: static buffers, page versions, addresses.
 
     Args:
         pool: pool that keeps the representations.
@@ -108,7 +108,6 @@ class DecodePasses:
         self.rows: List[Rows] = []  # its rows, by draft step
         self.page_version = torch.empty_like(pool.page_version)
         self.built_at = torch.zeros(1, dtype=torch.int64, device=device)
-        self.no_version = torch.full_like(self.built_at, NO_VERSION)
         params = [layer_params(layers[i], pool, config) for i in pool.hsa_layer_ids]
         self.params = params[0]
         self.k_scales = torch.tensor([p.k_scale for p in params], device=device)
@@ -152,14 +151,10 @@ class DecodePasses:
 
     def begin(self, forward_batch: ForwardBatch) -> None:
         """Launch what all layers of all steps share, for a batch in decode, verification, or draft extend."""
-        # Versions before the table, as in ``build_metadata``.
-        versions = self.pool.page_version
-        torch.where(
-            versions <= self.built_at,
-            versions,
-            self.no_version,
-            out=self.page_version,
-        )
+        # Versions before the table, as in ``build_metadata``, and read once: the allocator may change them meanwhile.
+        self.page_version.copy_(self.pool.page_version)
+        late = self.page_version > self.built_at
+        self.page_version.masked_fill_(late, NO_VERSION)
         self.buffers = self._buffers_for(
             len(forward_batch.seq_lens) * self.rows_per_request
         )
@@ -206,6 +201,7 @@ class DecodePasses:
             forward_batch.req_pool_indices,
             forward_batch.seq_lens,
             new_lens,
+            forward_batch.out_cache_loc,
             self.counters.values,
             self.params,
             recent=self.num_draft_tokens,
@@ -218,16 +214,16 @@ class DecodePass(AttentionPass):
     Every query may have a page to select: the host does not know the lengths.
     """
 
-    def __init__(self, passes: DecodePasses, step: int):
-        self.passes, self.step = passes, step
-        self.rows, self.max_candidates = 0, passes.size.max_pages
+    def __init__(self, state: DecodeState, step: int):
+        self.state, self.step = state, step
+        self.rows, self.max_candidates = 0, state.size.max_pages
 
     def enter_layer(self, layer: RadixAttention, forward_batch: ForwardBatch) -> None:
-        passes = self.passes
-        if layer.layer_id == passes.pool.hsa_layer_ids[0]:
+        state = self.state
+        if layer.layer_id == state.pool.hsa_layer_ids[0]:
             if self.step == 0:
-                passes.begin(forward_batch)
-            passes.buffers.attention.begin(passes.rows[self.step].seq_lens)
+                state.begin(forward_batch)
+            state.buffers.attention.begin(state.rows[self.step].seq_lens)
 
     def write_representations(self, layer: RadixAttention) -> None:
         """Nothing: ``enter_layer`` wrote those of all layers, and no page that this pass completes is a candidate yet."""
@@ -235,11 +231,12 @@ class DecodePass(AttentionPass):
     def attend(
         self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
     ) -> torch.Tensor:
-        passes, (seq_lens, page_table) = self.passes, self.passes.rows[self.step]
-        return passes.buffers.attention.launch(
+        state = self.state
+        seq_lens, page_table = state.rows[self.step]
+        return state.buffers.attention.launch(
             q,
-            passes.pool.layer_cache(layer.layer_id, passes.page_version),
+            state.pool.layer_cache(layer.layer_id, state.page_version),
             page_table,
             seq_lens,
-            layer_params(layer, passes.pool, passes.config, mask_last_slot),
+            layer_params(layer, state.pool, state.config, mask_last_slot),
         )

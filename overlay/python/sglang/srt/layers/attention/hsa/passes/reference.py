@@ -119,9 +119,8 @@ def _distinct_pages(
     todo = md.page_completed_now | missing
     page_ids, inverse = torch.unique(md.real_page_table[todo], return_inverse=True)
     healed = torch.zeros_like(page_ids, dtype=torch.bool)
-    healed[inverse] = missing[
-        todo
-    ]  # shared pages agree: they were complete for all or for none
+    # Shared pages agree: they were complete for all or for none.
+    healed[inverse] = missing[todo]
     versions = torch.empty_like(page_ids, dtype=torch.int64)
     versions[inverse] = md.page_version[todo]
     return page_ids, healed, versions

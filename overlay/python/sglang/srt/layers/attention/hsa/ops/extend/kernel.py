@@ -83,6 +83,7 @@ def _extend_hsa_kernel(
     BY_SCORE: tl.constexpr,
     MASK_LAST: tl.constexpr,
     KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     # Programs that run at the same time share a KV head, so that its pages stay in the L2 cache. The last tiles of a
@@ -164,7 +165,7 @@ def _extend_hsa_kernel(
                     e += page * stride_repr_page
                     e_first = tl.load(e, mask=d < HEAD_DIM, other=0.0).to(tl.float32)
                     score = tl.sum(first_feature * e_first[None, :], axis=1)
-                    if KIND == "mean_std":
+                    if WIDTH == 2:
                         e += HEAD_DIM
                         e_second = tl.load(e, mask=d < HEAD_DIM, other=0.0)
                         e_second = e_second.to(tl.float32)[None, :]
@@ -308,7 +309,8 @@ def extend_hsa(
         HAS_LSE=lse is not None,
         BY_SCORE=reprs is not None,
         MASK_LAST=params.mask_last_slot,
-        KIND=params.kind.name,
+        KIND="" if reprs is None else params.kind.name,
+        WIDTH=0 if reprs is None else params.kind.width,
         PRECISION=dot_precision(q.dtype),
         num_warps=4 if max(head_dim, v_dim) <= 128 and rows <= 64 else 8,
         num_stages=2 if four else stages,

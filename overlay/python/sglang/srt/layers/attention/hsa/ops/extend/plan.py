@@ -52,9 +52,8 @@ def choose_tiling(group: int, head_dim: int, config: HSAConfig) -> Tiling:
         )
     heads = 1 << (group - 1).bit_length()
     list_rows = min(MAX_LIST_ROWS, max(1, rows // heads))
-    if KINDS[
-        config.chunk_repr
-    ].slow:  # a row of the selection's product is a query head
+    if KINDS[config.chunk_repr].slow:
+        # A row of the selection's product is a query head.
         return Tiling(max(list_rows, SLOW_ROWS // heads), list_rows)
     # The strategy group adds up the heads first: a row of the selection's product is a token.
     by_token = config.selection_strategy == "group"

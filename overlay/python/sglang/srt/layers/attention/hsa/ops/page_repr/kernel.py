@@ -17,6 +17,7 @@ from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 LEVELS: tl.constexpr = tl.constexpr(float(page_repr.LEVELS))
 PAGES_PER_SEARCH = 256
+LEAST_SEARCHERS = 4  # programs that share the search of a sequence and layer
 SMALLEST_STEP: tl.constexpr = tl.constexpr(page_repr.SMALLEST_STEP)
 
 
@@ -119,6 +120,17 @@ def _store_representation(
 
 
 @triton.jit
+def _slots_in(page, slots, num_slots, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """How many of ``slots`` ``[num_slots]`` lie in the page."""
+    found = tl.zeros((BLOCK,), tl.int32)
+    for lo in range(0, num_slots, BLOCK):
+        n = lo + tl.arange(0, BLOCK)
+        slot = tl.load(slots + n, mask=n < num_slots, other=0)
+        found += (slot // PAGE_SIZE == page).to(tl.int32)
+    return tl.sum(found)
+
+
+@triton.jit(do_not_specialize=["num_slots"])
 def _write_committed_pages_kernel(
     k_ptrs,
     repr_ptrs,
@@ -128,9 +140,11 @@ def _write_committed_pages_kernel(
     req_pool_indices,
     seq_lens,
     new_lens,
+    out_slots,
     k_scales,
     channels,
     counters,
+    num_slots,
     stride_k_slot,
     stride_k_head,
     stride_repr_page,
@@ -175,8 +189,13 @@ def _write_committed_pages_kernel(
         if committed % PAGE_SIZE < RECENT:
             page = tl.load(tokens + recent * PAGE_SIZE).to(tl.int64) // PAGE_SIZE
             version = tl.load(page_version + page)
-            # A page without a version belongs to a later batch: this row's request has ended.
-            if version >= 0:
+            # A page without a version belongs to a later batch: this row's request has ended. One that another row
+            # still writes, whose request the scheduler has ended, gets its last key in this pass.
+            complete = (version >= 0) & (g < KV_HEADS)
+            if complete:
+                new_keys = _slots_in(page, out_slots, num_slots, PAGE_SIZE, PAGES)
+                complete = new_keys == 0
+            if complete:
                 _store_representation(
                     k + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
                     e + page * stride_repr_page + g * stride_repr_head,
@@ -195,7 +214,7 @@ def _write_committed_pages_kernel(
         # The other pages have a representation, but for one that a request filled in its last pass before this one
         # found it in the radix tree. The programs share the search.
         n = tl.arange(0, PAGES)
-        for lo in range(g * PAGES, recent, KV_HEADS * PAGES):
+        for lo in range(g * PAGES, recent, tl.num_programs(1) * PAGES):
             index = lo + n
             inside = index < recent
             page = tl.load(
@@ -209,14 +228,16 @@ def _write_committed_pages_kernel(
             while lane >= 0:
                 lost = tl.sum(tl.where(n == lane, page, 0))
                 current = tl.sum(tl.where(n == lane, version, 0))
-                for head in range(KV_HEADS):
-                    _store_representation(
-                        k + lost * PAGE_SIZE * stride_k_slot + head * stride_k_head,
-                        e + lost * stride_repr_page + head * stride_repr_head,
-                        layer_channels, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
-                    )  # fmt: skip
-                if tl.atomic_xchg(stamps + lost, current) != current:
-                    tl.atomic_add(counters + REPRS_HEALED, tl.full((), 1, tl.int64))
+                if _slots_in(lost, out_slots, num_slots, PAGE_SIZE, PAGES) == 0:
+                    for head in range(KV_HEADS):
+                        _store_representation(
+                            k + lost * PAGE_SIZE * stride_k_slot + head * stride_k_head,
+                            e + lost * stride_repr_page + head * stride_repr_head,
+                            layer_channels, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
+                        )  # fmt: skip
+                    if tl.atomic_xchg(stamps + lost, current) != current:
+                        one = tl.full((), 1, tl.int64)
+                        tl.atomic_add(counters + REPRS_HEALED, one)
                 missing = missing & (n != lane)
                 lane = tl.max(tl.where(missing, n, -1))
 
@@ -313,6 +334,7 @@ def write_committed_pages(
     req_pool_indices: torch.Tensor,
     seq_lens: torch.Tensor,
     new_lens: Union[int, torch.Tensor],
+    out_slots: torch.Tensor,
     counters: torch.Tensor,
     params: AttentionParams,
     recent: int,
@@ -330,6 +352,7 @@ def write_committed_pages(
         seq_lens: ``[B]``.
         new_lens: tokens in ``seq_lens`` that are this pass's own, for all requests or for each ``[B]``; the others are
             committed. Requests without a complete page, such as padding, write nothing.
+        out_slots: where this pass writes keys ``[T]``: pages that hold one of them are not complete yet.
         counters: ``HSACounters.values``, added to.
         params: of any layer; its key scale is not used.
         recent: most tokens that a pass commits, at most ``page_size``: the last complete page may be new while fewer
@@ -337,7 +360,8 @@ def write_committed_pages(
     """
     keys, reprs = layers.first.keys, layers.first.reprs
     per_request = isinstance(new_lens, torch.Tensor)
-    _write_committed_pages_kernel[(len(seq_lens), keys.shape[1], len(layers.keys))](
+    programs = max(keys.shape[1], LEAST_SEARCHERS)
+    _write_committed_pages_kernel[(len(seq_lens), programs, len(layers.keys))](
         layers.keys,
         layers.reprs,
         layers.stamps,
@@ -346,9 +370,11 @@ def write_committed_pages(
         req_pool_indices,
         seq_lens,
         new_lens if per_request else None,
+        out_slots,
         layers.k_scales,
         layers.channels,
         counters,
+        len(out_slots),
         keys.stride(0),
         keys.stride(1),
         reprs.stride(0),
