@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The test suite: test.sh [PYTEST_ARGUMENTS...]. Without arguments upstream's own tests are compared too.
+# The test suite: test.sh [--quick] [PYTEST_ARGUMENTS...]. Without arguments upstream's own tests are compared too.
 set -euo pipefail
 
 # shellcheck source=scripts/env.sh
@@ -22,6 +22,15 @@ done
 run_pytest() {
     python -m pytest -rfEs "$@"
 }
+
+if [ "${1:-}" = --quick ]; then
+    # Two minutes: references, storage, refusals and the overlay tool; no server, and no kernel under the interpreter.
+    shift
+    quick=(paged_kernel contract backend_decode page_versions kvpool_repr mask_last_slot)
+    quick=("${quick[@]/#/$attention/test_hsa_}")
+    run_pytest "$@" "${quick[@]/%/.py}" tests/test_refusals.py tests/overlay_tool
+    exit
+fi
 
 if [ $# -gt 0 ]; then
     targets=(tests "$dense" "${in_tree[@]}")

@@ -2,6 +2,7 @@
 """scripts/test.sh reports what its test processes report: no failure passes, no success fails."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -33,7 +34,7 @@ def executable(path, text):
     path.chmod(0o755)
 
 
-@pytest.mark.parametrize("arguments", [[], ["-q"]], ids=["whole suite", "with arguments"])
+@pytest.mark.parametrize("arguments", [[], ["-q"], ["--quick"]], ids=["whole suite", "with arguments", "quick"])
 @pytest.mark.parametrize("fails", ["nothing", "servers", "others", "stock"])
 def test_status_is_the_status_of_the_tests(tmp_path, fails, arguments):
     executable(tmp_path / "bin/python", PYTHON)
@@ -50,3 +51,13 @@ def test_status_is_the_status_of_the_tests(tmp_path, fails, arguments):
         result = done.stdout[done.stdout.index("result:") :]
         assert ("FAILED" in result) == (fails in ("servers", "others"))
     assert os.listdir(tmp_path / "bin") == ["python"]  # the logs are gone
+
+
+def test_what_is_quick_exists(tmp_path):
+    """Every file that the quick tier names is one of the repository's, or of the tree that is made of it."""
+    text = SCRIPT.read_text()
+    names = re.search(r"quick=\((.*)\)\n", text)[1].split()
+    root = SCRIPT.parents[1]
+    assert names and all((root / f"overlay/python/sglang/test/attention/test_hsa_{name}.py").is_file() for name in names)
+    targets = re.search(r'run_pytest "\$@" .* (tests/.*)$', text, re.MULTILINE)[1].split()
+    assert targets and all((root / target).exists() for target in targets)
