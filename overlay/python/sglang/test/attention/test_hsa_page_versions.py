@@ -54,17 +54,16 @@ def test_a_late_forward_pass_never_stamps_pages_of_the_next_batch(length):
 
 def test_versions_are_read_once(monkeypatch):
     """What the allocator changes while a pass takes its copy is either in it or not, and never half."""
-    h = Harness(num_pages=12)
-    pool, built_at = h.pool, h.pool.page_handouts
-    mine = pool.page_version.clone()
-    clone = torch.Tensor.clone
+    pool = Harness(num_pages=12).pool
+    built_at, mine, reads = pool.page_handouts, pool.page_version.clone(), []
 
-    def clone_and_hand_out(tensor, *args, **kwargs):
-        copy = clone(tensor, *args, **kwargs)
-        pool.page_versions.renew()  # the allocator, on another stream
-        return copy
+    def page_version(pool):
+        if reads:
+            pool.page_versions.renew()  # the allocator, on another stream
+        reads.append(True)
+        return pool.page_versions.version
 
-    monkeypatch.setattr(torch.Tensor, "clone", clone_and_hand_out)
+    monkeypatch.setattr(type(pool), "page_version", property(page_version))
     assert torch.equal(pool.versions_at(built_at), mine)
 
 

@@ -27,7 +27,7 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.test.attention.hsa_storage_request import PAGE
 from sglang.test.attention.hsa_storage_world import CONTEXT, World
 
-STEPS = 80_000  # in the suite; by hand a million
+STEPS = 40_000  # in the suite; by hand a million
 STEPS_PER_HISTORY = 200
 HISTORIES = 50  # between looks at the number of steps
 
