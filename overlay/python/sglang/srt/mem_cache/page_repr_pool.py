@@ -140,9 +140,18 @@ class PageReprMixin:
         handouts = forward_batch.page_handouts
         return self.page_handouts if handouts is None else handouts
 
-    def versions_at(self, built_at: int) -> torch.Tensor:
-        """A copy of the page versions, NO_VERSION for pages handed out after ``built_at`` ``[num_pages]`` int64."""
-        versions = self.page_version.clone()  # one read: the allocator may change them
+    def versions_at(
+        self, built_at: int | torch.Tensor, out: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
+        """A copy of the page versions, NO_VERSION for pages handed out after ``built_at`` ``[num_pages]`` int64.
+
+        Args:
+            built_at: an int, or one int64 on the device.
+            out: written and returned; None for a new tensor.
+        """
+        # One read: the allocator may change them meanwhile.
+        current = self.page_version
+        versions = current.clone() if out is None else out.copy_(current)
         return versions.masked_fill_(versions > built_at, NO_VERSION)
 
     def _repr_region(self):

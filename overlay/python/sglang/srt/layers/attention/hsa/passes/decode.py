@@ -19,7 +19,7 @@ from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
     write_committed_pages,
 )
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
-from sglang.srt.layers.attention.hsa.params import NO_VERSION, layer_params
+from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
 from sglang.srt.layers.attention.hsa.passes.draft_rows import Rows, write_draft_rows
 from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
@@ -69,7 +69,7 @@ class DecodeState:
         req_to_token_pool: slots of the requests' tokens; its width bounds the number of pages.
         config: resolved options.
         tiling: of the extend kernels.
-        layers: the attention layers that use HSA, by number.
+        layers: the attention layers of the model, by number.
         counters: counts are added to it on the device.
         num_draft_tokens: most rows of a request in a pass of speculative decoding; 1 without it.
         draft_steps: steps of the multi-step draft that the passes are for; 0 for any other use.
@@ -151,10 +151,8 @@ class DecodeState:
 
     def begin(self, forward_batch: ForwardBatch) -> None:
         """Launch what all layers of all steps share, for a batch in decode, verification, or draft extend."""
-        # Versions before the table, as in ``build_metadata``, and read once: the allocator may change them meanwhile.
-        self.page_version.copy_(self.pool.page_version)
-        late = self.page_version > self.built_at
-        self.page_version.masked_fill_(late, NO_VERSION)
+        # Versions before the table, as in ``build_metadata``.
+        self.pool.versions_at(self.built_at, out=self.page_version)
         self.buffers = self._buffers_for(
             len(forward_batch.seq_lens) * self.rows_per_request
         )

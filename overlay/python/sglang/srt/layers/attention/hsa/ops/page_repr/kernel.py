@@ -9,114 +9,13 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa import page_repr
 from sglang.srt.layers.attention.hsa.ops.common import REPRS_HEALED, REPRS_WRITTEN
-from sglang.srt.layers.attention.hsa.ops.linear_kinds import page_features
+from sglang.srt.layers.attention.hsa.ops.page_repr.store import store_representation
 from sglang.srt.layers.attention.hsa.page_repr import num_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
-LEVELS: tl.constexpr = tl.constexpr(float(page_repr.LEVELS))
 PAGES_PER_SEARCH = 256
 LEAST_SEARCHERS = 4  # programs that share the search of a sequence and layer
-SMALLEST_STEP: tl.constexpr = tl.constexpr(page_repr.SMALLEST_STEP)
-
-
-@triton.jit
-def _upper_half(x):
-    """Upper 16 bits of the float32 ``x``, rounded to nearest even: the bits of a bfloat16."""
-    bits = x.to(tl.uint32, bitcast=True)
-    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-
-
-@triton.jit
-def _store_bounds(keys, bounds, kept, KEPT: tl.constexpr):
-    """Store lowest values and steps of keys ``[P, C]`` float32 at ``bounds`` ``[C]``; returns their codes ``[P, C]`` uint8."""
-    low_bits = _upper_half(tl.min(keys, axis=0))
-    low = (low_bits << 16).to(tl.float32, bitcast=True)
-    step = tl.div_rn(tl.max(keys, axis=0) - low, LEVELS)
-    step_bits = _upper_half(tl.maximum(step, SMALLEST_STEP))
-    step = (step_bits << 16).to(tl.float32, bitcast=True)
-    tl.store(bounds, low_bits.to(tl.uint16), mask=kept)
-    tl.store(bounds + KEPT, step_bits.to(tl.uint16), mask=kept)
-    shape: tl.constexpr = keys.shape
-    code = tl.div_rn(keys - low[None, :], tl.broadcast_to(step[None, :], shape))
-    code = tl.floor(code + 0.5)
-    return tl.minimum(tl.maximum(code, 0.0), LEVELS).to(tl.uint8)
-
-
-@triton.jit
-def _store_slow_keys(
-    keys_ptr,
-    target,
-    channels,
-    k_scale,
-    stride_k_slot,
-    PAGE_SIZE: tl.constexpr,
-    KEPT: tl.constexpr,
-):
-    """``SlowKeys.represent`` of one page and head, whose first key is at ``keys_ptr``, into the bytes at ``target``."""
-    HALF: tl.constexpr = KEPT // 2
-    slot = tl.arange(0, PAGE_SIZE)[:, None]
-    c = tl.arange(0, HALF)
-    row = keys_ptr + slot * stride_k_slot
-    bounds = target.to(tl.pointer_type(tl.uint16)) + c
-    first = tl.load(row + tl.load(channels + c)[None, :]).to(tl.float32) * k_scale
-    code = _store_bounds(first, bounds, c < HALF, KEPT)
-    second = tl.load(row + tl.load(channels + HALF + c)[None, :])
-    second = second.to(tl.float32) * k_scale
-    code |= _store_bounds(second, bounds + HALF, c < HALF, KEPT) << 4
-    tl.store(target + 4 * KEPT + slot * HALF + c[None, :], code)
-
-
-@triton.jit
-def _store_linear(
-    keys_ptr,
-    target,
-    k_scale,
-    stride_k_slot,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    KIND: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """A linear kind's representation of one page and head, whose first key is at ``keys_ptr``, at ``target``."""
-    d = tl.arange(0, BLOCK_D)
-    in_head = d < HEAD_DIM
-    slot = tl.arange(0, PAGE_SIZE)[:, None]
-    keys = tl.load(
-        keys_ptr + slot * stride_k_slot + d[None, :], mask=in_head[None, :], other=0.0
-    )
-    first, second = page_features(keys.to(tl.float32) * k_scale, PAGE_SIZE, KIND)
-    dtype: tl.constexpr = target.dtype.element_ty
-    tl.store(target + d, first.to(dtype), mask=in_head)
-    if WIDTH == 2:
-        tl.store(target + HEAD_DIM + d, second.to(dtype), mask=in_head)
-
-
-@triton.jit
-def _store_representation(
-    keys_ptr,
-    target,
-    channels,
-    k_scale,
-    stride_k_slot,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    KIND: tl.constexpr,
-    WIDTH: tl.constexpr,
-    KEPT: tl.constexpr,
-):
-    """E of one page and head, whose first key is at ``keys_ptr``, at ``target``. WIDTH is 0 for slow_keys."""
-    if WIDTH == 0:
-        _store_slow_keys(
-            keys_ptr, target, channels, k_scale, stride_k_slot, PAGE_SIZE, KEPT
-        )
-    else:
-        _store_linear(
-            keys_ptr, target, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH
-        )  # fmt: skip
 
 
 @triton.jit
@@ -196,7 +95,7 @@ def _write_committed_pages_kernel(
                 new_keys = _slots_in(page, out_slots, num_slots, PAGE_SIZE, PAGES)
                 complete = new_keys == 0
             if complete:
-                _store_representation(
+                store_representation(
                     k + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
                     e + page * stride_repr_page + g * stride_repr_head,
                     layer_channels, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
@@ -230,7 +129,7 @@ def _write_committed_pages_kernel(
                 current = tl.sum(tl.where(n == lane, version, 0))
                 if _slots_in(lost, out_slots, num_slots, PAGE_SIZE, PAGES) == 0:
                     for head in range(KV_HEADS):
-                        _store_representation(
+                        store_representation(
                             k + lost * PAGE_SIZE * stride_k_slot + head * stride_k_head,
                             e + lost * stride_repr_page + head * stride_repr_head,
                             layer_channels, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
@@ -274,7 +173,7 @@ def _write_pages_kernel(
     # A page without a version belongs to a later batch: this row's request has ended.
     if (version >= 0) & (completed_now | (tl.load(stamps + page) != version)):
         for g in range(KV_HEADS):
-            _store_representation(
+            store_representation(
                 k_buffer + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
                 repr_buffer + page * stride_repr_page + g * stride_repr_head,
                 channels, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
