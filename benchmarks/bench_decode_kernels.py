@@ -17,15 +17,15 @@ import cuda_only
 import torch
 
 from representations import represent
-from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.common import num_processors, programs_per_row
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS, DecodeWorkspace, decode_hsa
-from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_hsa_fwd, extend_local_fwd
+from sglang.srt.layers.attention.hsa.ops.decode.reference import decode_hsa_fwd, decode_local_fwd
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
 from sglang.srt.layers.attention.hsa.ops.select.by_kind import decode_op
 from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import MAX_PROGRAMS_PER_ROW, SelectPagesWorkspace
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 from sglang.srt.layers.attention.hsa.selector import HSASelector
 
@@ -148,9 +148,8 @@ def bench(
         attend()
 
     both()
-    cu_seqlens_q = torch.arange(batch + 1)
-    local = extend_local_fwd(q, k, v, table, cu_seqlens_q, lens, params)
-    expected, _ = merge_state(*local, *extend_hsa_fwd(q, k, v, selected, cu_seqlens_q, lens, params))
+    local = decode_local_fwd(q, k, v, table, lens, params)
+    expected, _ = merge_state(*local, *decode_hsa_fwd(q, k, v, selected, table, lens, params))
     error = float((out.float() - expected).norm() / expected.norm())
     one = slice(0, 1)  # the references take long for more
     valid = torch.ones_like(table[one], dtype=torch.bool)

@@ -18,17 +18,17 @@ import torch
 
 from peaks import measure_peaks
 from representations import empty_representations, kept_channels
-from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES, HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.common import num_processors
 from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_hsa_fwd, extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
+from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.select.by_kind import extend_op, extend_workspace
 from sglang.srt.layers.attention.hsa.ops.select.page_lists import PageLists
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 from sglang.srt.layers.attention.hsa.selector import HSASelector
 

@@ -82,7 +82,7 @@ def test_a_refusal_left_out_is_found(generator):
 def test_options_are_current(generator):
     page = ROOT / "docs" / "options.md"
     current = generator.options_with(generator.options_table())
-    assert page.read_text(encoding="utf-8") == current, "run scripts/support_matrix.py --options"
+    assert page.read_text(encoding="utf-8") == current, "run scripts/support_matrix.py --write"
 
 
 def test_every_option_has_a_row(generator):

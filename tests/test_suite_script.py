@@ -53,7 +53,7 @@ def test_status_is_the_status_of_the_tests(tmp_path, fails, arguments):
     assert os.listdir(tmp_path / "bin") == ["python"]  # the logs are gone
 
 
-def test_what_is_quick_exists(tmp_path):
+def test_what_is_quick_exists():
     """Every file that the quick tier names is one of the repository's, or of the tree that is made of it."""
     text = SCRIPT.read_text()
     names = re.search(r"quick=\((.*)\)\n", text)[1].split()
