@@ -14,7 +14,7 @@ from sglang.hsa_calibrate.__main__ import main
 from sglang.hsa_calibrate.measure import Measurement, Setting, attended_keys
 from sglang.hsa_calibrate.recommend import Outcome, dense_layer_limit, ranges, recommend, worst_layers
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
-from sglang.srt.layers.attention.hsa.config import HSAConfig, parse_layers
+from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,14 @@ def test_dense_layers_are_dense(make_bench):
     measured = bench.sparse(Setting("mean", 1, (1,)))
     assert list(measured.mass) == [0]
     assert bench.sparse(Setting("mean", 1)).keys_read < measured.keys_read < 1
+
+
+def test_layers_that_hsa_leaves_out_by_itself_are_dense(make_bench):
+    bench, _ = make_bench("llama", layers_named=HSAConfig.layers)
+    measured = bench.sparse(Setting("mean", 1))
+    assert list(measured.mass) == [1] and bench.dense_layers(measured.setting) == {0}
+    everywhere, _ = make_bench("llama")
+    assert not torch.equal(measured.nll, everywhere.sparse(Setting("mean", 1)).nll)
 
 
 def test_a_block_is_what_a_loop_computes():
@@ -165,7 +173,7 @@ def test_none_passes():
 
 def test_layers_as_the_server_reads_them():
     assert ranges([0, 1, 2, 3, 5, *range(7, 30)]) == "0-3,5,7-29"
-    assert parse_layers(ranges([4, 9, 10])) == {4, 9, 10}
+    assert select_layers(ranges([4, 9, 10]), range(12), 12) == (4, 9, 10)
     assert worst_layers(MASS, 3) == (1, 3, 4)
     assert [dense_layer_limit(n) for n in (1, 2, 5, 30, 80)] == [0, 1, 1, 4, 10]
 
@@ -189,7 +197,7 @@ def run(capsys, *arguments):
     return status, capsys.readouterr()
 
 
-SMALL = ("--window-size", 32, "--page-size", 16, "--tokens", 300, "--device", "cpu")
+SMALL = ("--window-size", 32, "--page-size", 16, "--tokens", 300, "--device", "cpu", "--layers", "all")
 
 
 def test_the_command_and_its_page(capsys, checkpoints, words, tmp_path):
@@ -255,6 +263,8 @@ def test_bad_input(capsys, checkpoints, words, tmp_path):
         (("--model", model, "--text", words, *SMALL, "--strategy", "best"), "--hsa-selection-strategy best"),
         (("--model", model, "--text", words, *SMALL, "--budgets", 0), "--budgets 0"),
         (("--model", model, "--text", words, "--tokens", 99999), "beyond the model's context"),
+        (("--model", model, "--text", words, *SMALL, "--layers", "2"), "--hsa-layers '2' names layer 2"),
+        (("--model", model, "--text", words, *SMALL, "--layers", "1;2"), "--hsa-layers '1;2': cannot read"),
     ]
     for arguments, message in cases:
         status, out = run(capsys, *arguments)

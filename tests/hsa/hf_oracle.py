@@ -20,7 +20,7 @@ NAME = "hsa_oracle"
 
 
 def greedy(
-    path: str | os.PathLike, ids: list[int], new_tokens: int, options: oracle.Options
+    path: str | os.PathLike, ids: list[int], new_tokens: int, options: oracle.Options, dense_layers: set[int] = frozenset()
 ) -> list[int]:
     """Greedy tokens under HSA with the given options (scale, cap and rotary frequencies come from the model)."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
@@ -34,6 +34,8 @@ def greedy(
                 module, query, key, value, mask, scaling=scaling, softcap=softcap
             )
         layer_options = oracle.dataclasses.replace(options, scale=scaling, cap=softcap or 0.0, channels=channels)
+        if module.layer_idx in dense_layers:
+            layer_options = oracle.dataclasses.replace(layer_options, window_size=1 << 30)
         q, k, v = (x[0].transpose(0, 1).double().numpy() for x in (query, key, value))
         first = len(k) - len(q)
         rows = [oracle.attend(q[i], k, v, first + i, layer_options) for i in range(len(q))]

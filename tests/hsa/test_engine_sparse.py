@@ -13,7 +13,7 @@ from sglang.test.attention.hsa_oracle import Options
 NEW = 48
 LENGTHS = (700, 1500, 130, 64, 1, 333)
 SPARSE = dict(
-    attention_backend="hsa", hsa_topk=2, hsa_window_size=128, hsa_strict=True, max_total_tokens=16384
+    attention_backend="hsa", hsa_topk=2, hsa_window_size=128, hsa_layers="all", hsa_strict=True, max_total_tokens=16384
 )  # fmt: skip
 ORACLE = Options(topk=2, window_size=128, kind="slow_keys", strategy="head")
 SCHEDULES = {
@@ -110,6 +110,19 @@ def test_other_options_equal_the_brute_force_model(run_engine, path, options, or
         dict(model_path=str(path), **{**SPARSE, **options}), [dict(prompts=[prompt], max_new_tokens=24)]
     )
     assert result["tokens"][0] == greedy(path, prompt, 24, Options(**{**vars(ORACLE), **oracle}))
+
+
+def test_the_first_layer_is_dense_unless_it_is_named(run_engine, path, prompts, expected):
+    """Decode, too, then has layers of both kinds."""
+    engine = {name: value for name, value in SPARSE.items() if name != "hsa_layers"}
+    request = dict(prompts=prompts[:1], max_new_tokens=NEW)
+    [result], info = run_engine(dict(model_path=str(path), **engine), [request], info=True)
+    assert result["tokens"][0] == greedy(path, prompts[0], NEW, ORACLE, dense_layers={0}) != expected[0]
+    counts = info["hsa_counters"]
+    positions = range(len(prompts[0]) + NEW - 1)
+    sparse = sum((i - 127) // 64 > 1 for i in positions)  # of one layer: beyond the first page and the window
+    assert 0 <= counts["rows_sparse"] - sparse <= 1, "the scheduler may run a step ahead"
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
 
 def test_layer_lists_and_sliding_window_layers(run_engine, checkpoints):

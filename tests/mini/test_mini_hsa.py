@@ -15,7 +15,7 @@ from sglang.test.attention.hsa_oracle import Options
 NEW = 10
 DEFAULTS = dict(kind=HSAConfig.chunk_repr, strategy=HSAConfig.selection_strategy, sink_pages=HSAConfig.sink_pages)
 GREEDY = SamplingParams(max_tokens=NEW, ignore_eos=True)
-EVERY = HSAConfig(topk=1000, window_size=40)
+EVERY = HSAConfig(topk=1000, window_size=40, layers="all")
 
 
 @pytest.mark.parametrize("shape", ("qwen3", "gemma2"))
@@ -52,7 +52,7 @@ def test_with_few_pages_it_is_the_brute_force(world, shape, check_books):
     params = SamplingParams(max_tokens=new, ignore_eos=True)
     want = greedy(w.path, prompt, new, Options(page_size=16, window_size=8, topk=2, **DEFAULTS))
     assert want != w.expected(prompt, new), "selection has to matter for this prompt"
-    hsa = HSAConfig(topk=2, window_size=8)
+    hsa = HSAConfig(topk=2, window_size=8, layers="all")
     engine = w.engine(backend="hsa", page_size=16, chunk_size=90, token_budget=700, hsa=hsa)
     others = [prompt_ids(n, seed=n) for n in (50, 161)]
     assert engine.generate([others[0], prompt, others[1]], params)[1].token_ids == want
@@ -117,7 +117,7 @@ def _main(path):
         dict(topk=1000),
         dict(topk=2, selection_strategy="softmax_head", weight_mode="score", chunk_repr="mean"),
     ):
-        hsa = HSAConfig(window_size=20, **options)
+        hsa = HSAConfig(window_size=20, layers="all", **options)
         engine = MiniEngine(path, backend="hsa", page_size=16, hsa=hsa)
         prompts = [prompt_ids(n, seed=n) for n in (1, 16, 120)]
         params = SamplingParams(max_tokens=2, ignore_eos=True)

@@ -36,10 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--exact", action="store_true",
         help="also measure an exact choice of pages: what the budget alone loses")  # fmt: skip
     add("--strategy", help="selection strategy (default: HSA's default)")
+    add("--layers", help="layers that use HSA (default: HSA's)")
     add("--max-loss", type=float, default=0.003,
         help="relative perplexity that may be lost (default: 0.003)")  # fmt: skip
     add("--max-dense-layers", type=int,
-        help="layers left out of HSA at most (default: an eighth; 0: none)")  # fmt: skip
+        help="more layers left out of HSA at most (default: an eighth; 0: none)")  # fmt: skip
     add(
         "--tokens",
         type=int,
@@ -110,6 +111,7 @@ def make_config(args: argparse.Namespace):
     given = {
         "topk": max(args.budgets or DEFAULT_BUDGETS),
         "selection_strategy": args.strategy,
+        "layers": args.layers,
         "window_size": args.window_size,
         "page_size": args.page_size,
     }
@@ -149,10 +151,13 @@ def calibrate(args: argparse.Namespace) -> int:
     layers = probe(model)
     slow = any(KINDS[kind].slow for kind in kinds)
     channels = kept_channels(model, layers) if slow else {}
-    bench = Bench(model, layers, texts, config, channels, skip)
+    try:
+        bench = Bench(model, layers, texts, config, channels, skip)
+    except ValueError as error:
+        raise CalibrateError(str(error)) from None
     prompt = loading.read_text(args.prompt, tokenizer) if args.prompt else texts[0]
 
-    say(f"{type(model).__name__}: {layers.count} layers, {len(layers.full)} with full attention; "
+    say(f"{type(model).__name__}: {layers.count} layers, {len(layers.full)} with full attention, {len(bench.named)} with HSA; "
         f"{sum(len(text.ids) for text in texts)} tokens in {len(texts)} texts, {model.dtype} on {model.device}")  # fmt: skip
     conversation = None
     if args.html:  # first: it may be refused
@@ -178,9 +183,9 @@ def calibrate(args: argparse.Namespace) -> int:
             f"mass {report.percent(m.mean_mass)} ({time.monotonic() - clock:.0f} s)")  # fmt: skip
         return recommend.Outcome(setting, m.loss(dense), m.mass)
 
-    limit = recommend.dense_layer_limit(len(layers.full))
+    limit = recommend.dense_layer_limit(len(bench.named))
     if args.max_dense_layers is not None:
-        limit = min(args.max_dense_layers, len(layers.full) - 1)
+        limit = min(args.max_dense_layers, len(bench.named) - 1)
     found = recommend.recommend(kinds, budgets, measure, args.max_loss, limit)
     if args.exact:
         for topk in budgets:
@@ -197,7 +202,7 @@ def calibrate(args: argparse.Namespace) -> int:
     )
     best = measured[found.best.setting]
     print(report.mass_table(rows), end="\n\n")
-    print(report.table(dense, rows), end="\n\n")
+    print(report.table(bench, dense, rows), end="\n\n")
     name = Path(args.model).absolute().name
     if args.json:
         asked = {"strategy": config.selection_strategy, "kinds": kinds, "budgets": budgets, "skip": skip,

@@ -14,7 +14,7 @@ from sglang.hsa_calibrate.loading import Text
 from sglang.hsa_calibrate.probe import ModelLayers
 from sglang.hsa_calibrate.simulation import Simulation, chunked_logits
 from sglang.hsa_calibrate.sparse import BlockResult
-from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
 from sglang.srt.layers.attention.hsa.layout import (
     num_candidate_pages,
     window_start_page,
@@ -30,7 +30,7 @@ class Setting:
     Attributes:
         kind: page representation.
         topk: budget in pages.
-        dense_layers: layers left out of HSA, ascending.
+        dense_layers: layers left out of HSA beside those that ``--hsa-layers`` leaves out, ascending.
     """
 
     kind: str
@@ -107,7 +107,7 @@ class Bench:
         model: causal model of transformers.
         layers: its attention layers.
         texts: tokens of each at least 2.
-        config: HSA's options; kind and topk are replaced by those of a setting.
+        config: HSA's options; kind and topk are replaced by those of a setting, and its dense layers leave ``layers``.
         channels: channels that slow_keys keeps, by layer.
         skip: first rows of each text that are not scored.
         progress: called with a line when a measurement is done.
@@ -126,10 +126,15 @@ class Bench:
         self.model, self.layers, self.texts = model, layers, texts
         self.config, self.channels, self.skip = config, channels, skip
         self.progress = progress
+        self.named = frozenset(select_layers(config.layers, layers.full, layers.count))
 
     def sparse_layers(self, setting: Setting) -> FrozenSet[int]:
         """Layers that use HSA."""
-        return frozenset(self.layers.full) - frozenset(setting.dense_layers)
+        return self.named - frozenset(setting.dense_layers)
+
+    def dense_layers(self, setting: Setting) -> FrozenSet[int]:
+        """Layers with full attention that do not use HSA."""
+        return frozenset(self.layers.full) - self.sparse_layers(setting)
 
     def simulation(self, setting: Setting, observe, observe_dense=False) -> Simulation:
         """The setting as an attention function."""

@@ -82,7 +82,7 @@ def render(
             {
                 "kind": m.setting.kind,
                 "topk": m.setting.topk,
-                "dense": list(m.setting.dense_layers),
+                "dense": sorted(bench.dense_layers(m.setting)),
                 "options": options_of(bench, m.setting),
                 "perplexity": round(m.perplexity, DIGITS),
                 "loss": round(m.loss(dense), DIGITS),

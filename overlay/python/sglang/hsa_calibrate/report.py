@@ -31,7 +31,9 @@ def options_of(bench: Bench, setting: Setting) -> str:
     """The options line of a setting; an exact choice has none."""
     if setting.kind == EXACT:
         return "none: no server can choose so"
-    layers = ranges(bench.sparse_layers(setting)) if setting.dense_layers else "all"
+    layers = bench.config.layers
+    if setting.dense_layers:
+        layers = ranges(bench.sparse_layers(setting))
     return options_line(
         dataclasses.replace(
             bench.config, topk=setting.topk, chunk_repr=setting.kind, layers=layers
@@ -39,7 +41,7 @@ def options_of(bench: Bench, setting: Setting) -> str:
     )
 
 
-def table(dense: Measurement, measured: Sequence[Measurement]) -> str:
+def table(bench: Bench, dense: Measurement, measured: Sequence[Measurement]) -> str:
     """One row per measurement."""
     rows = [
         ("kind", "pages", "dense layers", "perplexity", "loss", "+-", "mass", "worst layer", "keys read", "rows sparse"),
@@ -51,7 +53,7 @@ def table(dense: Measurement, measured: Sequence[Measurement]) -> str:
             (
                 m.setting.kind,
                 str(m.setting.topk),
-                ranges(m.setting.dense_layers) or "none",
+                ranges(bench.dense_layers(m.setting)) or "none",
                 f"{m.perplexity:.3f}",
                 percent(m.loss(dense), 2),
                 percent(m.loss_error(dense), 2),
@@ -92,7 +94,7 @@ def verdict(
 ) -> List[str]:
     """The lines that end the report; the last one is the options line if a setting passed."""
     setting = best.setting
-    layers = ranges(setting.dense_layers)
+    layers = ranges(bench.dense_layers(setting))
     layers = f", layers {layers} dense" if layers else ""
     what = f"{setting.kind} with {setting.topk} pages{layers}"
     loss = percent(best.loss(dense), 2)

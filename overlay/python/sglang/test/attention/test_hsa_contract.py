@@ -160,13 +160,14 @@ def test_bad_values_name_the_option_and_the_fix(model_path, kwargs, message):
 
 @pytest.mark.parametrize(
     "text,expected",
-    [("all", None), ("0", {0}), ("0,2,4", {0, 2, 4}), ("8-11", {8, 9, 10, 11}), ("1, 3-4 ,6", {1, 3, 4, 6})],
+    [("all", range(12)), ("0", [0]), ("0,2,4", [0, 2, 4]), ("8-11", [8, 9, 10, 11]), ("1, 3-4 ,6", [1, 3, 4, 6]),
+     ("10-", [10, 11]), ("0,9 - ", [0, 9, 10, 11]), (HSAConfig.layers, range(1, 12))],
 )  # fmt: skip
 def test_layer_lists(text, expected):
-    assert parse_layers(text) == (None if expected is None else frozenset(expected))
+    assert select_layers(text, range(12), 12) == tuple(expected)
 
 
-@pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1-", "4-2", "all,1", "1;2"])
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "-", "4-2", "all,1", "1;2"])
 def test_unreadable_layer_lists(text):
     with pytest.raises(ValueError, match="--hsa-layers"):
         parse_layers(text)
@@ -177,6 +178,10 @@ def test_layers_are_the_eligible_ones_that_are_named():
     assert select_layers("0-2", {3, 1}, 4) == (1,)
     with pytest.raises(ValueError, match="names layer 4, but the model has layers 0-3"):
         select_layers("1,4", {1, 3}, 4)
+    with pytest.raises(ValueError, match="names layer 5, but the model has layers 0-3"):
+        select_layers("0,5-", {0, 1}, 4)
+    with pytest.raises(ValueError, match="'1-' leaves no layer for HSA.*are 0;"):
+        select_layers(HSAConfig.layers, {0}, 1)
     with pytest.raises(ValueError, match="leaves no layer for HSA.*1,3"):
         select_layers("0,2", {1, 3}, 4)
 

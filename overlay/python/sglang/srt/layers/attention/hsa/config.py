@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, FrozenSet, Iterable, Optional, Tuple
+from typing import TYPE_CHECKING, Iterable, Optional, Tuple
 
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
 
@@ -30,7 +30,8 @@ class HSAConfig:
         topk: candidate pages attended per query and KV head.
         page_size: tokens per page; a page is the unit of selection and of the KV cache.
         selection_strategy: how the query heads of a KV head rank pages together.
-        layers: layers that use HSA: ``all`` or a list such as ``0,2,8-31``.
+        layers: layers that use HSA: ``all`` or a list such as ``0,2,8-``. The first layer, whose attention is spread
+            thin over the whole text, is dense unless named.
         window_size: most recent tokens that are always attended, extended down to a page boundary.
         enable_swa_fusion: attend the window together with the selected pages. Off: only the query's own page.
         chunk_repr: kind of page representation.
@@ -44,7 +45,7 @@ class HSAConfig:
     topk: int = 32
     page_size: int = 64
     selection_strategy: str = "head"
-    layers: str = "all"
+    layers: str = "1-"
     window_size: int = 512
     enable_swa_fusion: bool = True
     chunk_repr: str = "slow_keys"
@@ -122,25 +123,26 @@ def option(field_name: str) -> str:
     return "--" + (FIELD_PREFIX + field_name).replace("_", "-")
 
 
-def parse_layers(text: str) -> Optional[FrozenSet[int]]:
-    """Layer ids named by ``--hsa-layers``; None for ``all``.
+def parse_layers(text: str) -> Tuple[Tuple[int, Optional[int]], ...]:
+    """First and last layer of each range that ``--hsa-layers`` names; a last one of None is the model's.
 
     Raises:
-        ValueError: for anything but ``all`` or a list of ids and ranges such as ``0,2,8-31``.
+        ValueError: for anything but ``all`` or a list of ids and ranges such as ``0,2,8-31`` or ``1-``.
     """
     if text == "all":
-        return None
-    layers = set()
+        return ((0, None),)
+    ranges = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        first, last = match.groups() if match else (None, None)
+        match = re.fullmatch(r"\s*(\d+)\s*(?:(-)\s*(\d+)?\s*)?", part)
+        first, dash, last = match.groups() if match else (None, None, None)
         if first is None or (last is not None and int(last) < int(first)):
             raise ValueError(
                 f"--hsa-layers {text!r}: cannot read {part!r}; "
-                "write layer ids and rising ranges such as 0,2,8-31, or all."
+                "write layer ids and rising ranges such as 0,2,8-31 or 1-, or all."
             )
-        layers.update(range(int(first), int(last or first) + 1))
-    return frozenset(layers)
+        end = last if dash else first
+        ranges.append((int(first), None if end is None else int(end)))
+    return tuple(ranges)
 
 
 def select_layers(
@@ -157,16 +159,15 @@ def select_layers(
         ValueError: for a layer that the model lacks, or when no eligible layer is named.
     """
     eligible = sorted(eligible)
-    named = parse_layers(text)
-    if named is None:
-        chosen = eligible
-    else:
-        beyond = sorted(layer for layer in named if layer >= num_layers)
-        if beyond:
+    named = set()
+    for first, last in parse_layers(text):
+        end = num_layers if last is None else last + 1
+        if max(first, end) > num_layers:
             raise ValueError(
-                f"--hsa-layers {text!r} names layer {beyond[0]}, but the model has layers 0-{num_layers - 1}."
+                f"--hsa-layers {text!r} names layer {max(first, num_layers)}, but the model has layers 0-{num_layers - 1}."
             )
-        chosen = [layer for layer in eligible if layer in named]
+        named.update(range(first, end))
+    chosen = [layer for layer in eligible if layer in named]
     if not chosen:
         raise ValueError(
             f"--hsa-layers {text!r} leaves no layer for HSA: the layers with full attention are "

@@ -148,8 +148,8 @@ class SlowKeys:
 
 
 def num_channels(head_dim: int) -> int:
-    """Channels that slow_keys keeps: half of a head's, up to a power of two."""
-    return max(2, 1 << ((head_dim + 1) // 2 - 1).bit_length())
+    """Channels that slow_keys keeps: half of a head's, up to a power of two, at least the 8 of a word of codes."""
+    return max(8, 1 << ((head_dim + 1) // 2 - 1).bit_length())
 
 
 def slow_channels(frequencies: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Dict, Optional, Sequence
 
 import torch
 
-from sglang.srt.layers.attention.hsa.page_repr import slow_channels
+from sglang.srt.layers.attention.hsa.page_repr import num_channels, slow_channels
 
 # Buffers of [positions, rotary_dim]: the cosines of all pairs, then the sines.
 CACHES = ("cos_sin_cache", "long_cos_sin_cache")
@@ -77,8 +77,13 @@ def layer_channels(
     """Channels that slow_keys keeps of each attention called one of ``names`` ``[L, R]`` int32.
 
     Raises:
-        ValueError: for an attention without a rotary embedding that can be read.
+        ValueError: for an attention without a rotary embedding that can be read, or whose heads are too small.
     """
+    if head_dim < num_channels(head_dim):
+        raise ValueError(
+            f"--hsa-chunk-repr slow_keys needs heads of at least {num_channels(head_dim)} channels, not {head_dim}; "
+            "use --hsa-chunk-repr mean_std."
+        )
     rows = []
     for name in names:
         rotary = find_rotary(model, name)

@@ -60,7 +60,7 @@ class HSAServerArgs:
             "How the query heads of a KV head rank pages together.",
             choices=SELECTION_STRATEGIES,
         )
-        add("layers", "Layers that use HSA: all, or a list such as 0,2,8-31.", type=str)
+        add("layers", "Layers that use HSA: all, or a list such as 0,2,8-.", type=str)
         add(
             "window_size",
             "Most recent tokens that are always attended, extended to a page boundary.",

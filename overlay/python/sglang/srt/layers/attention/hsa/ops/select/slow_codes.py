@@ -10,33 +10,38 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Four bytes to four keys of either half, two bfloat16 in a register: 0x4300 with a code in its low bits is 128 + code.
+# A word of codes to eight keys, two bfloat16 in a register: 0x4300 with a code in its low bits is 128 + code.
 UNPACK: tl.constexpr = tl.constexpr(
     """{
-    .reg .b32 a, b, t, magic, one, less;
+    .reg .b32 a, b, t, mask, magic, one, less, low, low_b, step, step_b;
+    mov.b32 mask, 0x000F000F;
     mov.b32 magic, 0x43004300;
     mov.b32 one, 0x3F803F80;
     mov.b32 less, 0xC300C300;
-    prmt.b32 a, $4, 0, 0x4140;
-    prmt.b32 b, $4, 0, 0x4342;
-    and.b32 t, a, 0x000F000F;
-    or.b32 t, t, magic;
+    prmt.b32 a, $8, 0, 0x4140;
+    prmt.b32 b, $8, 0, 0x4342;
+    mov.b64 {low, low_b}, $9;
+    mov.b64 {step, step_b}, $10;
+    lop3.b32 t, a, mask, magic, 0xEA;
     fma.rn.bf16x2 t, t, one, less;
-    fma.rn.bf16x2 $0, t, $7, $5;
-    and.b32 t, b, 0x000F000F;
-    or.b32 t, t, magic;
+    fma.rn.bf16x2 t, t, step, low;
+    mov.b32 {$0, $1}, t;
+    lop3.b32 t, b, mask, magic, 0xEA;
     fma.rn.bf16x2 t, t, one, less;
-    fma.rn.bf16x2 $1, t, $8, $6;
+    fma.rn.bf16x2 t, t, step_b, low_b;
+    mov.b32 {$2, $3}, t;
     shr.b32 a, a, 4;
-    and.b32 t, a, 0x000F000F;
-    or.b32 t, t, magic;
-    fma.rn.bf16x2 t, t, one, less;
-    fma.rn.bf16x2 $2, t, $11, $9;
     shr.b32 b, b, 4;
-    and.b32 t, b, 0x000F000F;
-    or.b32 t, t, magic;
+    mov.b64 {low, low_b}, $11;
+    mov.b64 {step, step_b}, $12;
+    lop3.b32 t, a, mask, magic, 0xEA;
     fma.rn.bf16x2 t, t, one, less;
-    fma.rn.bf16x2 $3, t, $12, $10;
+    fma.rn.bf16x2 t, t, step, low;
+    mov.b32 {$4, $5}, t;
+    lop3.b32 t, b, mask, magic, 0xEA;
+    fma.rn.bf16x2 t, t, one, less;
+    fma.rn.bf16x2 t, t, step_b, low_b;
+    mov.b32 {$6, $7}, t;
     }"""
 )
 
@@ -67,54 +72,63 @@ def load_kept(q_ptr, channels, mask, HALF: tl.constexpr, BLOCK_HALF: tl.constexp
 
 
 @triton.jit
-def _load_bounds(page_ptr, c, mask, HALF: tl.constexpr):
-    """Bits of lowest value and step of channels ``c`` of the first half, then of the second: four tiles."""
-    at = page_ptr.to(tl.pointer_type(tl.uint16)) + c
+def load_page(
+    page_ptr, PAGE_SIZE: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr
+):
+    """What ``unpack`` takes of the page and KV head at ``page_ptr``.
+
+    Words of codes ``[PAGE_SIZE, BLOCK_HALF / 4]``, each of four channels of either half, then lowest values and steps of
+    these channels of the first half, and of the second: four ``[1, BLOCK_HALF / 4]`` of 64 bits.
+    """
+    w = tl.arange(0, BLOCK_HALF // 4)[None, :]
+    slot = tl.arange(0, PAGE_SIZE)[:, None]
+    kept = w < HALF // 4
+    words = page_ptr.to(tl.pointer_type(tl.uint32)) + 2 * HALF
+    codes = tl.load(words + slot * (HALF // 4) + w, mask=kept, other=0)
+    fours = page_ptr.to(tl.pointer_type(tl.uint64)) + w
     return (
-        tl.load(at, mask=mask, other=0),
-        tl.load(at + 2 * HALF, mask=mask, other=0),
-        tl.load(at + HALF, mask=mask, other=0),
-        tl.load(at + 3 * HALF, mask=mask, other=0),
+        codes,
+        tl.load(fours, mask=kept, other=0),
+        tl.load(fours + HALF // 2, mask=kept, other=0),
+        tl.load(fours + HALF // 4, mask=kept, other=0),
+        tl.load(fours + 3 * (HALF // 4), mask=kept, other=0),
     )
 
 
 @triton.jit
-def _as_float(bits):
-    return (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+def _key(codes, low, step, N: tl.constexpr, SHIFT: tl.constexpr, DTYPE: tl.constexpr):
+    """Keys of the codes at bit SHIFT, whose lowest values and steps are the N-th of four."""
+    low = ((low >> (16 * N)).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    step = ((step >> (16 * N)).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return (low + step * ((codes >> SHIFT) & 15).to(tl.float32)).to(DTYPE)
 
 
 @triton.jit
-def unpack(packed, low, step, low_2, step_2, DTYPE: tl.constexpr):
-    """Keys of both halves in DTYPE from their codes; the bits of lowest values and steps broadcast to the codes."""
+def _side_by_side(a, b, c, d):
+    """Columns of four tiles ``[P, W]`` in turns: ``[P, 4 * W]``."""
+    tile = tl.join(tl.join(a, c), tl.join(b, d))
+    return tl.reshape(tile, (a.shape[0], 4 * a.shape[1]))
+
+
+@triton.jit
+def unpack(codes, low, step, low_2, step_2, DTYPE: tl.constexpr):
+    """Keys ``[PAGE_SIZE, BLOCK_HALF]`` of either half in DTYPE from what ``load_page`` returns."""
     if DTYPE == tl.bfloat16:
-        key, key_2 = tl.inline_asm_elementwise(
+        a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
             UNPACK,
-            "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r",
-            [
-                packed,
-                low.to(tl.bfloat16, bitcast=True),
-                step.to(tl.bfloat16, bitcast=True),
-                low_2.to(tl.bfloat16, bitcast=True),
-                step_2.to(tl.bfloat16, bitcast=True),
-            ],
-            dtype=(tl.bfloat16, tl.bfloat16),
+            "=h,=h,=h,=h,=h,=h,=h,=h,r,l,l,l,l",
+            [codes, low, step, low_2, step_2],
+            dtype=(tl.bfloat16,) * 8,
             is_pure=True,
-            pack=4,
+            pack=1,
         )
     else:
-        key = _as_float(low) + _as_float(step) * (packed & 15).to(tl.float32)
-        key_2 = _as_float(low_2) + _as_float(step_2) * (packed >> 4).to(tl.float32)
-        key, key_2 = key.to(DTYPE), key_2.to(DTYPE)
-    return key, key_2
-
-
-@triton.jit
-def load_page(
-    page_ptr, PAGE_SIZE: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr
-):
-    """Codes ``[PAGE_SIZE, BLOCK_HALF]`` of the page and KV head at ``page_ptr``, and ``_load_bounds`` ``[1, BLOCK_HALF]``."""
-    c = tl.arange(0, BLOCK_HALF)[None, :]
-    slot = tl.arange(0, PAGE_SIZE)[:, None]
-    packed = tl.load(page_ptr + 8 * HALF + slot * HALF + c, mask=c < HALF, other=0)
-    low, step, low_2, step_2 = _load_bounds(page_ptr, c, c < HALF, HALF)
-    return packed, low, step, low_2, step_2
+        a = _key(codes, low, step, 0, 0, DTYPE)
+        b = _key(codes, low, step, 1, 8, DTYPE)
+        c = _key(codes, low, step, 2, 16, DTYPE)
+        d = _key(codes, low, step, 3, 24, DTYPE)
+        e = _key(codes, low_2, step_2, 0, 4, DTYPE)
+        f = _key(codes, low_2, step_2, 1, 12, DTYPE)
+        g = _key(codes, low_2, step_2, 2, 20, DTYPE)
+        h = _key(codes, low_2, step_2, 3, 28, DTYPE)
+    return _side_by_side(a, b, c, d), _side_by_side(e, f, g, h)

@@ -80,7 +80,7 @@ def _score_slow_decode_kernel(
     after = tl.load(
         table_row + split + num_splits, mask=split + num_splits < end, other=0
     )
-    packed, low, step, low_2, step_2 = load_page(
+    codes, low, step, low_2, step_2 = load_page(
         repr_head + page * stride_repr_page, PAGE_SIZE, HALF, BLOCK_HALF
     )
     _, _, count = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS)
@@ -91,7 +91,7 @@ def _score_slow_decode_kernel(
     query, query_2 = tl.trans(query), tl.trans(query_2)
     scores_row = scores + row.to(tl.int64) * stride_scores
     for i in range(split, count, num_splits):
-        key, key_2 = unpack(packed, low, step, low_2, step_2, query.dtype)
+        key, key_2 = unpack(codes, low, step, low_2, step_2, query.dtype)
         stamp, version = 0, 0
         if HAS_VERSIONS:
             stamp = tl.load(repr_version + page)
@@ -99,7 +99,7 @@ def _score_slow_decode_kernel(
         page = after.to(tl.int64)
         ahead = i + 2 * num_splits
         after = tl.load(table_row + ahead, mask=ahead < count, other=0)
-        packed, low, step, low_2, step_2 = load_page(
+        codes, low, step, low_2, step_2 = load_page(
             repr_head + page * stride_repr_page, PAGE_SIZE, HALF, BLOCK_HALF
         )
         logits = tl.dot(key, query, input_precision=PRECISION)
