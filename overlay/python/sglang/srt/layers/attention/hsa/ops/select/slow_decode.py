@@ -2,8 +2,9 @@
 """Triton kernels of the select op for decode and slow_keys: scores in one launch, rankings in another.
 
 A program of the first is a single warp that takes one page after another: it waits for no other warp, and many of them
-hide each other's latencies. The grid depends on neither length nor context limit, so a CUDA graph serves every batch of its
-size.
+hide each other's latencies. Triton fetches the next pages into shared memory meanwhile, and reads their codes from there
+in the very registers that the matrix product wants. The grid depends on neither length nor context limit, so a CUDA graph
+serves every batch of its size.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import triton.language as tl
 from sglang.srt.layers.attention.hsa.ops.common import (
     decode_row,
     dot_precision,
-    programs_per_row,
     rank_unknown_first,
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
@@ -34,7 +34,7 @@ from sglang.srt.layers.attention.hsa.page_repr import num_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 MAX_WARPS_PER_ROW = 512
-WARPS_PER_PROCESSOR = 24  # that registers leave room for
+WARPS_PER_PROCESSOR = 32  # as many programs as a multiprocessor holds
 
 
 @triton.jit
@@ -48,7 +48,6 @@ def _score_slow_decode_kernel(
     scores,
     channels,
     sm_scale,
-    table_width,
     stride_q_row,
     stride_q_head,
     stride_repr_page,
@@ -66,6 +65,7 @@ def _score_slow_decode_kernel(
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     row = tl.program_id(0)
     split = tl.program_id(1)
@@ -74,15 +74,6 @@ def _score_slow_decode_kernel(
     g = row % KV_HEADS
     table_row = page_table + b.to(tl.int64) * stride_table + SINKS
     repr_head = repr_buffer + g * stride_repr_head
-    # Codes are loaded a page ahead, and their page's number two; the first ones before the length is known.
-    end = table_width - SINKS
-    page = tl.load(table_row + split, mask=split < end, other=0).to(tl.int64)
-    after = tl.load(
-        table_row + split + num_splits, mask=split + num_splits < end, other=0
-    )
-    codes, low, step, low_2, step_2 = load_page(
-        repr_head + page * stride_repr_page, PAGE_SIZE, HALF, BLOCK_HALF
-    )
     _, _, count = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS)
     head = tl.arange(0, BLOCK_G)
     in_group = head < GROUP
@@ -90,18 +81,16 @@ def _score_slow_decode_kernel(
     query, query_2 = load_halves(q_row, channels, in_group, HALF, BLOCK_HALF)
     query, query_2 = tl.trans(query), tl.trans(query_2)
     scores_row = scores + row.to(tl.int64) * stride_scores
-    for i in range(split, count, num_splits):
-        key, key_2 = unpack(codes, low, step, low_2, step_2, query.dtype)
+    for i in tl.range(split, count, num_splits, num_stages=STAGES):
+        page = tl.load(table_row + i).to(tl.int64)
+        codes, low, step, low_2, step_2 = load_page(
+            repr_head + page * stride_repr_page, PAGE_SIZE, HALF, BLOCK_HALF
+        )
         stamp, version = 0, 0
         if HAS_VERSIONS:
             stamp = tl.load(repr_version + page)
             version = tl.load(page_version + page)
-        page = after.to(tl.int64)
-        ahead = i + 2 * num_splits
-        after = tl.load(table_row + ahead, mask=ahead < count, other=0)
-        codes, low, step, low_2, step_2 = load_page(
-            repr_head + page * stride_repr_page, PAGE_SIZE, HALF, BLOCK_HALF
-        )
+        key, key_2 = unpack(codes, low, step, low_2, step_2, query.dtype)
         logits = tl.dot(key, query, input_precision=PRECISION)
         logits = tl.dot(key_2, query_2, logits, input_precision=PRECISION)
         best = sm_scale * tl.max(logits, axis=0)  # [BLOCK_G]
@@ -161,9 +150,9 @@ def select_slow_pages_decode(
     rows = batch * num_kv_heads
     half = num_channels(head_dim) // 2
     layout = dict(KV_HEADS=num_kv_heads, **params.layout)
-    warps = WARPS_PER_PROCESSOR * processors
+    warps_per_row = WARPS_PER_PROCESSOR * processors // rows
     group = num_heads // num_kv_heads
-    _score_slow_decode_kernel[(rows, programs_per_row(warps, rows, MAX_WARPS_PER_ROW))](
+    _score_slow_decode_kernel[(rows, max(1, min(warps_per_row, MAX_WARPS_PER_ROW)))](
         q,
         reprs,
         cache.stamps,
@@ -173,7 +162,6 @@ def select_slow_pages_decode(
         workspace.scores,
         cache.channels,
         params.score_scale,
-        page_table.shape[1],
         q.stride(0),
         q.stride(1),
         reprs.stride(0),
@@ -188,8 +176,8 @@ def select_slow_pages_decode(
         HALF=half,
         BLOCK_HALF=max(half, 16),
         PRECISION=dot_precision(q.dtype),
+        STAGES=3,
         num_warps=1,
-        num_stages=1,
     )
     topk = out.shape[-1]
     widths = ranking_widths(workspace.max_pages)
