@@ -20,9 +20,13 @@ NAME = "hsa_oracle"
 
 
 def greedy(
-    path: str | os.PathLike, ids: list[int], new_tokens: int, options: oracle.Options, dense_layers: set[int] = frozenset()
-) -> list[int]:
-    """Greedy tokens under HSA with the given options (scale, cap and rotary frequencies come from the model)."""
+    path: str | os.PathLike, ids: list[int], new_tokens: int, options: oracle.Options,
+    dense_layers: set[int] = frozenset(), dense_rows: int = 0,
+) -> list[int]:  # fmt: skip
+    """Greedy tokens under HSA with the given options (scale, cap and rotary frequencies come from the model).
+
+    ``dense_layers`` and the first ``dense_rows`` positions attend their whole past.
+    """
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     pairs = model.model.rotary_emb.inv_freq.argsort()[: len(model.model.rotary_emb.inv_freq) // 2].tolist()
     channels = tuple(pairs + [pair + len(model.model.rotary_emb.inv_freq) for pair in pairs])
@@ -34,11 +38,16 @@ def greedy(
                 module, query, key, value, mask, scaling=scaling, softcap=softcap
             )
         layer_options = oracle.dataclasses.replace(options, scale=scaling, cap=softcap or 0.0, channels=channels)
-        if module.layer_idx in dense_layers:
-            layer_options = oracle.dataclasses.replace(layer_options, window_size=1 << 30)
+        everything = oracle.dataclasses.replace(layer_options, window_size=1 << 30)
         q, k, v = (x[0].transpose(0, 1).double().numpy() for x in (query, key, value))
         first = len(k) - len(q)
-        rows = [oracle.attend(q[i], k, v, first + i, layer_options) for i in range(len(q))]
+        rows = [
+            oracle.attend(
+                q[i], k, v, first + i,
+                everything if module.layer_idx in dense_layers or first + i < dense_rows else layer_options,
+            )
+            for i in range(len(q))
+        ]  # fmt: skip
         return torch.as_tensor(oracle.np.stack(rows)).float().unsqueeze(0), None
 
     AttentionInterface.register(NAME, attention)

@@ -125,6 +125,19 @@ def test_the_first_layer_is_dense_unless_it_is_named(run_engine, path, prompts, 
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
 
+def test_dense_prefill_and_sparse_decode(run_engine, path, prompts, expected):
+    """However the prompt is cut; the next round finds the pages of both in the radix cache."""
+    want = greedy(path, prompts[0], NEW, ORACLE, dense_rows=len(prompts[0]))
+    assert want != expected[0]
+    request = dict(prompts=prompts[:1], max_new_tokens=NEW)
+    engine = dict(model_path=str(path), **SPARSE, hsa_prefill="dense", chunked_prefill_size=256)
+    results, info = run_engine(engine, [request, request], info=True)
+    assert [r["tokens"][0] for r in results] == [want] * 2 and results[1]["cached"][0] > 0
+    counts = info["hsa_counters"]
+    assert counts["rows_dense"] >= 2 * len(prompts[0]) and counts["reprs_healed"] == 0
+    assert 0 < counts["rows_sparse"] <= 2 * 2 * (NEW + 1) and 0 < counts["pages_selected"] < counts["pages_candidate"]
+
+
 def test_layer_lists_and_sliding_window_layers(run_engine, checkpoints):
     """Gemma2: layers 0 and 2 slide and stay dense; the HSA layers keep their soft cap."""
     path = build("gemma2", checkpoints)

@@ -22,7 +22,7 @@ ROTARY.inv_freq = torch.tensor([1.0, 0.1, 0.01, 0.001])
 SPEC = LayerSpec(layer=0, num_heads=4, num_kv_heads=2, head_dim=8, scaling=0.3, rotary=ROTARY)
 
 
-def make_backend(name=None, specs=(SPEC,), **options):
+def make_backend(name=None, specs=(SPEC, replace(SPEC, layer=1)), **options):
     return make(name, specs=specs, device="cpu", dtype=torch.float32, **options)
 
 
@@ -40,8 +40,8 @@ def test_default_environment_and_argument(monkeypatch):
     monkeypatch.setenv("ATTN_BACKEND", "hsa")
     assert make_backend().name == "hsa"
     assert make_backend("torch").name == "torch"
-    with pytest.raises(MiniError, match="slow_keys needs a rotary embedding, and none was found for layer 0"):
-        make_backend("hsa", specs=[replace(SPEC, rotary=None)])
+    with pytest.raises(MiniError, match="slow_keys needs a rotary embedding, and none was found for layer 1"):
+        make_backend("hsa", specs=[SPEC, replace(SPEC, layer=1, rotary=None)])
     monkeypatch.setenv("ATTN_BACKEND", "flash")
     with pytest.raises(MiniError, match="ATTN_BACKEND 'flash' is not known: use torch, sgl_kernel, hsa"):
         make_backend()

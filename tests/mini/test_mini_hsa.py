@@ -86,6 +86,7 @@ def test_page_sizes(world):
     (
         ("qwen3", dict(chunk_repr="prior"), "use slow_keys, mean_std, mean, landmark"),
         ("qwen3", dict(strict=True), "options of SGLang's runtime"),
+        ("qwen3", dict(prefill="dense"), "options of SGLang's runtime"),
         ("qwen3", dict(layers="0,7"), "the model has layers 0-1"),
         ("mistral", {}, "leaves no layer for HSA"),
     ),

@@ -50,7 +50,7 @@ def test_random_histories(small, check_books, options, steps, backend):
     if backend == "hsa":
         from sglang.srt.layers.attention.hsa.config import HSAConfig
 
-        options = dict(options, hsa=HSAConfig(topk=100, window_size=16))
+        options = dict(options, hsa=HSAConfig(topk=100, window_size=16, layers="all"))
     engine = small.engine(backend=backend, page_size=16, **options)
     requests = []
     for action, a, b in steps:

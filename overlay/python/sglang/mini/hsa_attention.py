@@ -66,9 +66,9 @@ class HSAAttentionBackend(AttentionBackend):
             raise MiniError(
                 f"chunk_repr {config.chunk_repr!r} is not supported by the mini engine: use {', '.join(KINDS)}."
             )
-        if config.strict or config.dense_backend is not None:
+        if config.strict or config.dense_backend or config.prefill == "dense":
             raise MiniError(
-                "strict and dense_backend are options of SGLang's runtime: leave them out here."
+                "strict, dense_backend and prefill are options of SGLang's runtime: leave them out here."
             )
         super().__init__(config.page_size)
         self.config, self.kind = config, KINDS[config.chunk_repr]

@@ -174,15 +174,19 @@ def _shared_page_versions(runner: ModelRunner) -> Optional[PageVersions]:
 
 
 def _refuse_unreadable_keys(runner: ModelRunner, layer_ids: Tuple[int, ...]) -> None:
-    """torch cannot index an 8-bit cache on a CPU, and torch_native does for the layers without HSA."""
+    """torch cannot index an 8-bit cache on a CPU, and torch_native does where attention is dense."""
     if (
         runner.device == "cpu"
         and runner.kv_cache_dtype.itemsize == 1
-        and len(layer_ids) < runner.model_config.num_hidden_layers
+        and (
+            len(layer_ids) < runner.model_config.num_hidden_layers
+            or runner.server_args.hsa_prefill == "dense"
+        )
     ):
         raise ValueError(
             f"--attention-backend hsa does not support a {runner.kv_cache_dtype} KV cache on a CPU "
-            "unless every layer uses HSA; leave --kv-cache-dtype at auto."
+            "unless every layer uses HSA in every pass; add --hsa-layers all --hsa-prefill sparse or leave "
+            "--kv-cache-dtype at auto."
         )
 
 

@@ -197,6 +197,22 @@ def test_short_batches_take_the_dense_path_and_are_counted():
     assert counts["pages_candidate"] >= counts["pages_selected"] > 0
 
 
+def test_dense_prefill_attends_everything_and_leaves_the_pages_ready():
+    """Then decode selects; what prefill wrote is what sparse prefill writes."""
+    h, everything = Harness(topk=1, prefill="dense"), Harness(topk=10**6)
+    s, other = h.new_sequence(), everything.new_sequence()
+    for new in (130, 70):
+        o, expected = (x.step([y], [new])[1] for x, y in ((h, s), (everything, other)))
+        torch.testing.assert_close(o, expected, atol=2e-5, rtol=0)
+    counts = h.backend.counters.snapshot()
+    assert counts["rows_dense"] == 200 and counts["rows_sparse"] == 0
+    assert counts["reprs_written"] == 200 // 16 and counts["reprs_healed"] == 0
+    check(h, [s], [1], decode=True)
+    counts = h.backend.counters.snapshot()
+    assert counts["rows_sparse"] == 1 and counts["reprs_healed"] == 0
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+
+
 def test_soft_cap():
     h = Harness(logit_cap=2.0)
     s = h.new_sequence()

@@ -88,7 +88,7 @@ def test_command_line_sets_every_field(model_path):
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
     given = dict(
-        topk="7", page_size="32", selection_strategy="head", layers="0,2-3", window_size="100",
+        topk="7", page_size="32", selection_strategy="head", layers="0,2-3", prefill="dense", window_size="100",
         chunk_repr="mean_std", weight_mode="score", sink_pages="2", dense_backend="triton",
     )  # fmt: skip
     argv = ["--model-path", model_path, "--device", "cpu", "--attention-backend", "hsa"]
@@ -99,7 +99,18 @@ def test_command_line_sets_every_field(model_path):
         ServerArgs.from_cli_args(parser.parse_args(argv))
     )
     assert config == HSAConfig(
-        7, 32, "head", "0,2-3", 100, False, "mean_std", "score", 2, "triton", True
+        7,
+        32,
+        "head",
+        "0,2-3",
+        "dense",
+        100,
+        False,
+        "mean_std",
+        "score",
+        2,
+        "triton",
+        True,
     )
     assert config.effective_window == 0
 
@@ -150,6 +161,7 @@ def test_page_size_and_its_alias(model_path, asked, alias, expected):
         (dict(hsa_weight_mode="score"), r"--hsa-weight-mode score .*slow_keys.*mass"),
         (dict(hsa_selection_strategy="softmax_head"), r"softmax_head .*slow_keys.*head"),
         (dict(hsa_layers="3-1"), r"--hsa-layers '3-1'"),
+        (dict(hsa_prefill="full"), r"--hsa-prefill full .*sparse, dense"),
     ],
 )  # fmt: skip
 def test_bad_values_name_the_option_and_the_fix(model_path, kwargs, message):

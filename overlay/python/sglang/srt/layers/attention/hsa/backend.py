@@ -34,7 +34,8 @@ class HSAAttnBackend(AttentionBackend):
 
     Each HSA layer writes K and V, represents the pages that became complete, selects pages for every query and
     attends sinks, selected pages and window under one softmax. Other layers, and extend passes in which no query
-    has a page to select, go to the dense backend. On a CUDA device HSA runs on Triton kernels, decode eagerly or
+    has a page to select, go to the dense backend; with ``--hsa-prefill dense`` all extend passes of prompts do, the
+    decoding requests of a mixed pass with them. On a CUDA device HSA runs on Triton kernels, decode eagerly or
     in a CUDA graph; elsewhere, and under ``--hsa-strict``, on the torch references. A layer that passes
     ``hsa_mask_last_slot=True`` to its attention has no key in the last slot of a page (see ``layout``), and none of its
     passes goes to the dense backend.
@@ -114,10 +115,13 @@ class HSAAttnBackend(AttentionBackend):
         self.forward_pass = self._make_pass(forward_batch)
         # Dense backends differ in how they scale an 8-bit cache and which keys they read from it, and in where they
         # find the lengths of a draft extend.
-        self.goes_dense = (
-            self.forward_pass.max_candidates == 0
+        mode = forward_batch.forward_mode
+        prefills = mode.is_extend_or_draft_extend_or_mixed()
+        self.goes_dense = not mode.is_draft_extend() and (
+            prefills
+            and self.config.prefill == "dense"
+            or self.forward_pass.max_candidates == 0
             and not self.quantised
-            and not forward_batch.forward_mode.is_draft_extend()
         )
         if self.has_dense_layers or self.goes_dense:
             self.dense.init_forward_metadata(forward_batch)

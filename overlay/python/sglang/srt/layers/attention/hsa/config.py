@@ -16,6 +16,7 @@ PAGE_SIZES = (16, 32, 64, 128)
 SELECTION_STRATEGIES = ("group", "head", "softmax_head")
 CHUNK_REPR_KINDS = (*KINDS, "prior")
 WEIGHT_MODES = ("mass", "score")
+PREFILLS = ("sparse", "dense")
 NOT_WEIGHTS = tuple(name for name, kind in KINDS.items() if kind.slow)
 DENSE_BACKENDS = ("fa3", "flashinfer", "triton", "torch_native")
 
@@ -32,6 +33,8 @@ class HSAConfig:
         selection_strategy: how the query heads of a KV head rank pages together.
         layers: layers that use HSA: ``all`` or a list such as ``0,2,8-``. The first layer, whose attention is spread
             thin over the whole text, is dense unless named.
+        prefill: ``sparse`` selects pages for the tokens of prompts, too; ``dense`` attends their whole past on the dense
+            backend, and selects in decode alone.
         window_size: most recent tokens that are always attended, extended down to a page boundary.
         enable_swa_fusion: attend the window together with the selected pages. Off: only the query's own page.
         chunk_repr: kind of page representation.
@@ -46,6 +49,7 @@ class HSAConfig:
     page_size: int = 64
     selection_strategy: str = "head"
     layers: str = "1-"
+    prefill: str = "sparse"
     window_size: int = 512
     enable_swa_fusion: bool = True
     chunk_repr: str = "slow_keys"
@@ -78,6 +82,7 @@ class HSAConfig:
             ("selection_strategy", SELECTION_STRATEGIES),
             ("chunk_repr", CHUNK_REPR_KINDS),
             ("weight_mode", WEIGHT_MODES),
+            ("prefill", PREFILLS),
             ("dense_backend", (None, *DENSE_BACKENDS)),
         ):
             value = getattr(self, name)
@@ -171,7 +176,7 @@ def select_layers(
     if not chosen:
         raise ValueError(
             f"--hsa-layers {text!r} leaves no layer for HSA: the layers with full attention are "
-            f"{','.join(map(str, eligible)) or 'none'}; name some of them or use another --attention-backend."
+            f"{','.join(map(str, eligible)) or 'none'}; name some of them (or all), or use another --attention-backend."
         )
     return tuple(chosen)
 

@@ -13,6 +13,7 @@ from sglang.srt.layers.attention.hsa.config import (
     CHUNK_REPR_KINDS,
     DENSE_BACKENDS,
     FIELD_PREFIX,
+    PREFILLS,
     SELECTION_STRATEGIES,
     WEIGHT_MODES,
     HSAConfig,
@@ -30,6 +31,7 @@ class HSAServerArgs:
     hsa_page_size: Optional[int] = None
     hsa_selection_strategy: Optional[str] = None
     hsa_layers: Optional[str] = None
+    hsa_prefill: Optional[str] = None
     hsa_window_size: Optional[int] = None
     hsa_enable_swa_fusion: Optional[bool] = None
     hsa_chunk_repr: Optional[str] = None
@@ -61,6 +63,11 @@ class HSAServerArgs:
             choices=SELECTION_STRATEGIES,
         )
         add("layers", "Layers that use HSA: all, or a list such as 0,2,8-.", type=str)
+        add(
+            "prefill",
+            "sparse: select pages for the tokens of prompts, too; dense: attend their whole past.",
+            choices=PREFILLS,
+        )
         add(
             "window_size",
             "Most recent tokens that are always attended, extended to a page boundary.",
