@@ -263,8 +263,8 @@ def test_bad_input(capsys, checkpoints, words, tmp_path):
         (("--model", model, "--text", words, *SMALL, "--strategy", "best"), "--hsa-selection-strategy best"),
         (("--model", model, "--text", words, *SMALL, "--budgets", 0), "--budgets 0"),
         (("--model", model, "--text", words, "--tokens", 99999), "beyond the model's context"),
-        (("--model", model, "--text", words, *SMALL, "--layers", "2"), "--hsa-layers '2' names layer 2"),
-        (("--model", model, "--text", words, *SMALL, "--layers", "1;2"), "--hsa-layers '1;2': cannot read"),
+        (("--model", model, "--text", words, *SMALL, "--budgets", 1, "--layers", "2"), "--hsa-layers '2' names layer 2"),
+        (("--model", model, "--text", words, *SMALL, "--budgets", 1, "--layers", "1;2"), "--hsa-layers '1;2': cannot read"),
     ]
     for arguments, message in cases:
         status, out = run(capsys, *arguments)

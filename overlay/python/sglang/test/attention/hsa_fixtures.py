@@ -35,18 +35,19 @@ GPU_ENGINE = dict(
     log_level="error",
 )
 
+TIED = 4  # tokens that may be nearly equal
 NEAR_TIE = 0.05  # log-probability; other shapes and other orders of summation round float16 in other ways
 
 
 def answers(llm, lengths: Sequence[int], new: int) -> List[dict]:
-    """Greedy answers of ``new`` tokens, with their two best log-probabilities, to random prompts of these lengths.
+    """Greedy answers of ``new`` tokens, with their best log-probabilities, to random prompts of these lengths.
 
     First to each prompt alone, then to all as a batch, which finds them in the radix cache if there is one.
     """
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 512, n).tolist() for n in lengths]
     sampling = dict(temperature=0, ignore_eos=True, max_new_tokens=new)
-    ask = dict(sampling_params=sampling, return_logprob=True, top_logprobs_num=2)
+    ask = dict(sampling_params=sampling, return_logprob=True, top_logprobs_num=TIED)
     outputs = [llm.generate(input_ids=p, **ask) for p in prompts]
     return outputs + llm.generate(input_ids=prompts, **ask)
 
@@ -67,9 +68,9 @@ def assert_same_up_to_near_ties(
         i = next((i for i, t in enumerate(reference) if tokens[i] != t), None)
         if i is None:
             continue
-        first, second = expected["meta_info"]["output_top_logprobs"][i][:2]
-        near = tokens[i] == second[1] and first[0] - second[0] < NEAR_TIE
-        assert near, (i, tokens[i], first, second)
+        best = expected["meta_info"]["output_top_logprobs"][i]
+        near = [token for value, token, _ in best if best[0][0] - value < NEAR_TIE]
+        assert tokens[i] in near, (i, tokens[i], best)
         ties += 1
     assert 3 * ties <= len(references)
 
