@@ -158,6 +158,19 @@ CELLS = (
     Cell("Models", "dense, multi-head attention", (DENSE + "test_greedy_tokens_and_logprobs[llama-mha]",)),
     Cell("Models", "multimodal", refusal="multimodal models"),
     Cell("Models", "MLA", refusal="multi-head latent attention"),
+    Cell("Models", "learned attention sinks", refusal="attention sinks"),
+    Cell(
+        "Models",
+        "attention with a temperature by position, or another soft cap than tanh",
+        printed="--attention-backend hsa does not support the attention of …, which asks for … (… …); choose another "
+        "--attention-backend.",
+    ),
+    Cell(
+        "Models",
+        "layers that share a cache",
+        printed="--attention-backend hsa does not support the attention of …, which shares the cache of …; choose "
+        "another --attention-backend.",
+    ),
     Cell("Models", "encoder-decoder", refusal="encoder-decoder models"),
     Cell("Models", "embedding", refusal="embedding models"),
     Cell(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, Iterator, Optional, Tuple, Type
 import torch
 
 from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
+from sglang.srt.layers.attention.hsa.layer_contract import check_layers
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.rotary_channels import layer_channels
 from sglang.srt.layers.dp_attention import get_attention_tp_size
@@ -131,10 +132,12 @@ def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
     Sliding-window layers never do: they go to the dense backend.
 
     Raises:
-        ValueError: for attention that is not causal, or when ``--hsa-layers`` leaves nothing.
+        ValueError: for attention that is not causal, when ``--hsa-layers`` leaves nothing, and for layers of those that
+            ask for what HSA does not compute.
     """
     eligible = set()
-    for name, module in _attentions(runner.model):
+    attentions = list(_attentions(runner.model))
+    for name, module in attentions:
         # Bidirectional decoders (Gemma 3) are causal but for the tokens of an image.
         causal = module.attn_type == AttentionType.DECODER or (
             module.attn_type == AttentionType.DECODER_BIDIRECTIONAL
@@ -149,7 +152,9 @@ def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
             eligible.add(module.layer_id)
     # --hsa-layers names layers of the served model, not of a draft model beside it.
     named = "all" if runner.is_draft_worker else runner.server_args.hsa_layers
-    return select_layers(named, eligible, runner.model_config.num_hidden_layers)
+    chosen = select_layers(named, eligible, runner.model_config.num_hidden_layers)
+    check_layers((n, module) for n, module in attentions if module.layer_id in chosen)
+    return chosen
 
 
 def _attentions(model: torch.nn.Module) -> Iterator[Tuple[str, RadixAttention]]:

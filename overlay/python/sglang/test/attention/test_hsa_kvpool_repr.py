@@ -207,7 +207,7 @@ def fake_runner(attention_backend="hsa", layers="all", sliding=(), **kwargs):
         ),
         server_args=SimpleNamespace(
             attention_backend=attention_backend,
-            hsa_layers=layers, hsa_chunk_repr="mean_std", hsa_topk=32, hsa_page_size=64,
+            hsa_layers=layers, hsa_prefill="sparse", hsa_chunk_repr="mean_std", hsa_topk=32, hsa_page_size=64,
             hsa_selection_strategy="group", hsa_window_size=512, hsa_enable_swa_fusion=True,
             hsa_weight_mode="mass", hsa_sink_pages=1, hsa_dense_backend=None, hsa_strict=False,
         ),
@@ -221,6 +221,15 @@ def test_sliding_window_layers_keep_no_representations():
     assert hsa_layer_ids(fake_runner(sliding=(0, 2), layers="0-1")) == (1,)
     with pytest.raises(ValueError, match="leaves no layer for HSA"):
         hsa_layer_ids(fake_runner(sliding=(0, 2), layers="0,2"))
+
+
+def test_layers_that_ask_for_more_are_refused_unless_they_are_dense():
+    runner = fake_runner()
+    runner.model.layers[2].xai_temperature_len = 1024
+    with pytest.raises(ValueError, match="layers.2, which asks for a temperature"):
+        hsa_layer_ids(runner)
+    runner.server_args.hsa_layers = "0,1,3"
+    assert hsa_layer_ids(runner) == (0, 1, 3)
 
 
 def test_a_draft_model_shares_the_page_versions_of_its_target():

@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Callable, Sequence, Tuple
 
 from sglang.srt.environ import envs
+from sglang.srt.layers.attention.hsa.layer_contract import SINK_MODELS
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -95,6 +96,15 @@ REFUSALS: Tuple[Refusal, ...] = (
         "an MLA model",
         lambda args, model: model.attention_arch.name == "MLA",
         "its cache holds latent vectors, not the keys that representations are taken from",
+        _OTHER,
+    ),
+    Refusal(
+        "attention sinks",
+        "a model whose attention has learned sinks",
+        lambda args, model: bool(
+            SINK_MODELS & set(model.hf_config.architectures or ())
+        ),
+        "a sink adds to the softmax's sum what is the logit of no key, and no HSA op does",
         _OTHER,
     ),
     Refusal(

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an attention layer of the release can carry beside q, k and v: HSA computes it, or start-up refuses the layer.
+
+A test compares these names with the release's source, so that a new one is not overlooked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable, Dict, Iterable, Tuple
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+# Attributes that HSA computes with, or that change nothing it computes.
+COMPUTED = frozenset(
+    {
+        "tp_q_head_num", "tp_k_head_num", "tp_v_head_num", "head_dim", "qk_head_dim", "v_head_dim", "layer_id",
+        "scaling", "logit_cap", "k_scale", "v_scale", "k_scale_float", "v_scale_float", "quant_method",
+        # These decide which layers can use HSA at all.
+        "sliding_window_size", "is_cross_attention", "attn_type",
+    }
+)  # fmt: skip
+
+# Attributes that ask for more: (whether a layer's value does, what it asks for).
+REFUSED: Dict[str, Tuple[Callable[[RadixAttention], bool], str]] = {
+    "xai_temperature_len": (
+        lambda layer: layer.xai_temperature_len > 0,
+        "a temperature that grows with the position",
+    ),
+    "logit_capping_method": (
+        lambda layer: layer.logit_cap > 0 and layer.logit_capping_method != "tanh",
+        "a soft cap that is not tanh",
+    ),
+    "pos_encoding_mode": (
+        lambda layer: layer.pos_encoding_mode != "NONE",
+        "positions that the attention encodes itself",
+    ),
+    "use_irope": (lambda layer: layer.use_irope, "attention within chunks"),
+}
+
+# Keyword arguments that layers of the release pass to their attention and HSA takes; a layer that passes another one is
+# refused when it does.
+TAKEN = frozenset({"forward_batch", "save_kv_cache", "hsa_mask_last_slot"})
+# Model classes that pass ``sinks``: their configuration is refused.
+SINK_MODELS = frozenset({"GptOssForCausalLM", "MiMoV2FlashForCausalLM", "MiMoV2MTP"})
+# Those of MLA models, which are refused as such.
+OF_LATENT_ATTENTION = frozenset({"q_rope", "k_rope"})
+
+
+def check_layers(layers: Iterable[Tuple[str, RadixAttention]]) -> None:
+    """Raise ValueError for the first layer that asks for what HSA does not compute.
+
+    Args:
+        layers: those that would use HSA, and their names in the model.
+    """
+    names: Dict[int, str] = {}
+    for name, layer in layers:
+        for attribute, (asks, what) in REFUSED.items():
+            if asks(layer):
+                raise ValueError(
+                    f"--attention-backend hsa does not support the attention of {name}, which asks for {what} "
+                    f"({attribute} {getattr(layer, attribute)}); choose another --attention-backend."
+                )
+        owner = names.setdefault(layer.layer_id, name)
+        if owner != name:
+            raise ValueError(
+                f"--attention-backend hsa does not support the attention of {name}, which shares the cache of {owner}; "
+                "choose another --attention-backend."
+            )
