@@ -170,6 +170,14 @@ def test_bad_values_name_the_option_and_the_fix(model_path, kwargs, message):
     assert "\n" not in str(error.value)
 
 
+def test_no_first_page_is_warned_of(model_path, caplog):
+    with caplog.at_level("WARNING"):
+        server_args(model_path, hsa_sink_pages=1)
+        assert "sink" not in caplog.text
+        server_args(model_path, hsa_sink_pages=0)
+    assert "--hsa-sink-pages 0: pretrained models" in caplog.text
+
+
 @pytest.mark.parametrize(
     "text,expected",
     [("all", range(12)), ("0", [0]), ("0,2,4", [0, 2, 4]), ("8-11", [8, 9, 10, 11]), ("1, 3-4 ,6", [1, 3, 4, 6]),
@@ -262,6 +270,9 @@ ASKED_BY_ARGUMENTS = {
 
 ASKED_BY_MODEL = {
     "multi-head latent attention": dict(attention_arch=SimpleNamespace(name="MLA")),
+    "attention sinks": dict(
+        hf_config=SimpleNamespace(architectures=["MiMoV2FlashForCausalLM"])
+    ),
     "encoder-decoder models": dict(is_encoder_decoder=True),
     "linear-attention hybrids": dict(
         hf_text_config=SimpleNamespace(

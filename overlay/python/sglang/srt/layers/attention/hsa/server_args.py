@@ -125,6 +125,11 @@ class HSAServerArgs:
         except ValueError as error:
             problems.append(str(error))
         refusals.check(self, self.get_model_config(), problems)
+        if self.hsa_sink_pages == 0:
+            logger.warning(
+                "--hsa-sink-pages 0: pretrained models attend their first tokens from everywhere, so most lose their "
+                "answers without that page; leave it at 1 unless the model was trained so."
+            )
         self._limit_cuda_graphs_for_hsa()
         self._align_chunked_prefill_to_hsa_pages()
 
