@@ -15,6 +15,7 @@ from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fw
 from sglang.srt.layers.attention.hsa.page_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.params import LayerCache
 from sglang.srt.layers.attention.hsa.passes.reference_attention import attend_reference
+from sglang.srt.layers.attention.hsa.rotary_channels import layer_channels
 from sglang.srt.layers.attention.hsa.selector import HSASelector
 from sglang.test.attention import hsa_oracle as oracle
 from sglang.test.attention.hsa_fixtures import (
@@ -345,12 +346,19 @@ def test_outlying_channels_cost_the_others_nothing():
 
 def test_slow_channels_are_those_that_turn_least():
     """Pairs of channels half a head apart, neighbours, and channels that are not turned at all."""
-    apart = torch.tensor([3.0, 2.0, 1.0, 0.5] * 2)
-    assert slow_channels(apart).tolist() == [2, 3, 6, 7]
-    beside = torch.tensor([3.0, 3.0, 2.0, 2.0, 1.0, 1.0, 0.5, 0.5])
-    assert slow_channels(beside).tolist() == [4, 5, 6, 7]
-    partly = torch.tensor([1.0, 0.1, 1.0, 0.1, 0, 0, 0, 0])
-    assert slow_channels(partly).tolist() == [4, 5, 6, 7]
+    speeds = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    apart = torch.tensor(speeds * 2)
+    assert slow_channels(apart).tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
+    beside = torch.tensor(speeds).repeat_interleave(2)
+    assert slow_channels(beside).tolist() == [*range(8, 16)]
+    partly = torch.tensor([1.0, 0.1] * 4 + [0.0] * 8)
+    assert slow_channels(partly).tolist() == [*range(8, 16)]
+    assert slow_channels(torch.ones(8)).tolist() == [*range(8)], "a word of codes"
+
+
+def test_heads_smaller_than_a_word_of_codes_are_refused():
+    with pytest.raises(ValueError, match="heads of at least 8 channels, not 4; use"):
+        layer_channels(torch.nn.Module(), ["attn"], 4)
 
 
 def test_merge_of_empty_parts():
