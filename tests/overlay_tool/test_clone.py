@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_clone_that_git_would_give_other_line_ends(tmp_path):
-    home, clone = tmp_path / "home", tmp_path / "ein Klon für alle"
+    home, clone = tmp_path / "home", tmp_path / "clone (äöü)"
     home.mkdir()
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     env.update(HOME=str(home), XDG_CONFIG_HOME=str(home), GIT_CONFIG_NOSYSTEM="1", XDG_CACHE_HOME=str(home / "cache"))
