@@ -111,6 +111,9 @@ class Bench:
         channels: channels that slow_keys keeps, by layer.
         skip: first rows of each text that are not scored.
         progress: called with a line when a measurement is done.
+
+    Attributes:
+        named: layers with full attention that ``config.layers`` names.
     """
 
     def __init__(

@@ -119,9 +119,8 @@ class Harness:
                 pool,
                 need_sort=False,
             )
-        if (
-            device == "cpu"
-        ):  # on a CUDA host the pool, or the pools in it, would store by kernel
+        if device == "cpu":
+            # On a CUDA host the pool, or the pools in it, would store by kernel.
             for part in ("full_kv_pool", "swa_kv_pool"):
                 getattr(pool, part, pool).same_kv_dim = False
         self.pool, self.allocator = pool, allocator

@@ -99,19 +99,8 @@ def test_command_line_sets_every_field(model_path):
         ServerArgs.from_cli_args(parser.parse_args(argv))
     )
     assert config == HSAConfig(
-        7,
-        32,
-        "head",
-        "0,2-3",
-        "dense",
-        100,
-        False,
-        "mean_std",
-        "score",
-        2,
-        "triton",
-        True,
-    )
+        7, 32, "head", "0,2-3", "dense", 100, False, "mean_std", "score", 2, "triton", True,
+    )  # fmt: skip
     assert config.effective_window == 0
 
 

@@ -2,6 +2,7 @@
 """Whatever a layer of the release can carry is computed or refused: the release's own source is the list."""
 
 import ast
+import functools
 import inspect
 from pathlib import Path
 
@@ -14,27 +15,23 @@ from sglang.srt.layers.radix_attention import RadixAttention
 MODELS = Path(sglang.srt.models.__path__[0])
 
 
-def parsed():
-    """Files of the release's models and their syntax trees."""
+@functools.lru_cache(maxsize=None)
+def models():
+    """Of each file of the release's models: its name, its tree, and the attributes of self that hold a RadixAttention."""
+    found = []
     for file in sorted(MODELS.rglob("*.py")):
-        yield file, ast.parse(file.read_text(encoding="utf-8-sig"))
-
-
-def attention_names(tree):
-    """Attributes of self that hold a RadixAttention in a model's file."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            if getattr(node.value.func, "id", None) == "RadixAttention":
-                yield from (
-                    t.attr for t in node.targets if isinstance(t, ast.Attribute)
-                )
-
-
-def attentions(tree, names):
-    """Nodes ``self.NAME`` and ``something.NAME``."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in names:
-            yield node
+        tree = ast.parse(file.read_text(encoding="utf-8-sig"))
+        names = {
+            target.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Call)
+            and getattr(node.value.func, "id", None) == "RadixAttention"
+            for target in node.targets
+            if isinstance(target, ast.Attribute)
+        }
+        found.append((file.name, tree, names))
+    return found
 
 
 def test_every_attribute_of_a_layer_is_known():
@@ -53,39 +50,43 @@ def test_every_attribute_of_a_layer_is_known():
 def test_models_set_no_other_attribute():
     """From outside, as Grok does with its temperature; a ``_kv_scale`` that nobody reads is Hunyuan's, ``kv_b_proj`` is of MLA models."""
     known = contract.COMPUTED | set(contract.REFUSED) | {"_kv_scale", "kv_b_proj"}
-    found = set()
-    for file, tree in parsed():
-        names = set(attention_names(tree))
-        for node in ast.walk(tree):
-            targets = node.targets if isinstance(node, ast.Assign) else ()
-            for target in targets:
-                if isinstance(target, ast.Attribute) and any(target.value is a for a in attentions(tree, names)):  # fmt: skip
-                    found.add(target.attr)
+    found = {
+        target.attr
+        for _, tree, names in models()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Attribute)
+        and getattr(target.value, "attr", None) in names
+    }
     assert {"k_scale", "xai_temperature_len"} <= found <= known
 
 
 def test_models_pass_no_other_argument():
     """To a RadixAttention; a file whose own modules bear the same name adds theirs, which start with none of these."""
     passed = {}
-    for file, tree in parsed():
-        names = set(attention_names(tree))
+    for file, tree, names in models():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names:  # fmt: skip
                 if getattr(node.func.value, "id", None) == "self":
                     for keyword in node.keywords:
-                        passed.setdefault(keyword.arg, set()).add(file.name)
+                        passed.setdefault(keyword.arg, set()).add(file)
     # Where a file gives two kinds of module one name, or builds the arguments as it goes.
     modules = {"positions", "hidden_states", "position_ids", "mixed_qkv", "a", "b"}
     slopes = {None}  # Baichuan passes its slopes on an NPU only
-    known = contract.TAKEN | contract.OF_LATENT_ATTENTION | {"sinks"}
+    taken = {"forward_batch", "save_kv_cache", "hsa_mask_last_slot"}
+    of_mla = {"q_rope", "k_rope"}  # whose models are refused as such
+    known = taken | of_mla | {"sinks"}
     assert set(passed) <= known | modules | slopes, passed
     assert passed[None] == {"baichuan.py"}
 
-    classes = set()
-    for name in [*passed["sinks"], "mimo_v2_flash_nextn.py"]:
-        tree = ast.parse((MODELS / name).read_text(encoding="utf-8-sig"))
-        [entry] = [n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "EntryClass"]  # fmt: skip
-        classes.add(entry.id)
+    classes = {
+        node.value.id
+        for file, tree, _ in models()
+        if file in passed["sinks"] | {"mimo_v2_flash_nextn.py"}
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "EntryClass"
+    }
     assert classes == contract.SINK_MODELS
 
 

@@ -117,12 +117,9 @@ class HSAAttnBackend(AttentionBackend):
         # find the lengths of a draft extend.
         mode = forward_batch.forward_mode
         prefills = mode.is_extend_or_draft_extend_or_mixed()
-        self.goes_dense = not mode.is_draft_extend() and (
-            prefills
-            and self.config.prefill == "dense"
-            or self.forward_pass.max_candidates == 0
-            and not self.quantised
-        )
+        asked = prefills and self.config.prefill == "dense"
+        unselective = self.forward_pass.max_candidates == 0 and not self.quantised
+        self.goes_dense = (asked or unselective) and not mode.is_draft_extend()
         if self.has_dense_layers or self.goes_dense:
             self.dense.init_forward_metadata(forward_batch)
 

@@ -38,13 +38,8 @@ REFUSED: Dict[str, Tuple[Callable[[RadixAttention], bool], str]] = {
     "use_irope": (lambda layer: layer.use_irope, "attention within chunks"),
 }
 
-# Keyword arguments that layers of the release pass to their attention and HSA takes; a layer that passes another one is
-# refused when it does.
-TAKEN = frozenset({"forward_batch", "save_kv_cache", "hsa_mask_last_slot"})
-# Model classes that pass ``sinks``: their configuration is refused.
+# Model classes that pass ``sinks`` to their attention: their configuration is refused.
 SINK_MODELS = frozenset({"GptOssForCausalLM", "MiMoV2FlashForCausalLM", "MiMoV2MTP"})
-# Those of MLA models, which are refused as such.
-OF_LATENT_ATTENTION = frozenset({"q_rope", "k_rope"})
 
 
 def check_layers(layers: Iterable[Tuple[str, RadixAttention]]) -> None:
