@@ -117,9 +117,9 @@ CELLS = (
     Cell("Drafts", "hierarchical cache", refusal="speculative decoding with the hierarchical cache"),
     Cell(
         "Drafts",
-        "draft model with layers that are dense",
-        printed="--attention-backend hsa does not draft with a model that has layers without HSA, such as sliding-window "
-        "layers; add --speculative-draft-attention-backend triton.",
+        "draft model with sliding-window layers",
+        printed="--attention-backend hsa does not draft with a model that has sliding-window layers; add "
+        "--speculative-draft-attention-backend triton.",
     ),
     Cell("Sliding window", "layers in the common pool", (SPARSE + "test_layer_lists_and_sliding_window_layers",)),
     Cell("Sliding window", "layers with a pool of their own", refusal="hybrid sliding-window memory"),

@@ -66,6 +66,7 @@ class PageReprMixin:
 
     Attributes:
         hsa_layer_ids: layers that keep representations, ascending; a layer's place in it is its ordinal.
+        hsa_layers: the same as a set.
         repr_kind: kind of representation, an entry of ``page_repr.KINDS``.
         repr_buffers: per ordinal ``[num_pages, H_kv, repr_dim]`` in the kind's storage dtype; empty for a kind
             that is read from the keys.
@@ -93,6 +94,7 @@ class PageReprMixin:
                 that keeps some of them.
         """
         self.hsa_layer_ids = tuple(hsa_layer_ids)
+        self.hsa_layers = frozenset(hsa_layer_ids)
         self.repr_kind = KINDS[repr_kind]
         self.repr_dtype = repr_dtype
         self.page_versions = page_versions
@@ -199,8 +201,13 @@ class PageReprMixin:
     def layer_cache(
         self, layer_id: int, versions: Optional[torch.Tensor] = None
     ) -> LayerCache:
-        """The cache of a layer as the ops read it, with the page versions that were read before the page table."""
+        """The cache of a layer as the ops read it, with the page versions that were read before the page table.
+
+        Of a layer that keeps no representations, the keys and values alone.
+        """
         keys, values = self.get_kv_buffer(layer_id)
+        if not self.has_page_repr(layer_id):
+            return LayerCache(keys, values, None)
         stamps = None
         if self.repr_kind.stored:
             stamps = self.repr_stamps[self._ordinal[layer_id]]

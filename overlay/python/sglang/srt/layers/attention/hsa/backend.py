@@ -36,7 +36,8 @@ class HSAAttnBackend(AttentionBackend):
     attends sinks, selected pages and window under one softmax. Other layers, and extend passes in which no query
     has a page to select, go to the dense backend; with ``--hsa-prefill dense`` all extend passes of prompts do, the
     decoding requests of a mixed pass with them. On a CUDA device HSA runs on Triton kernels, decode eagerly or
-    in a CUDA graph; elsewhere, and under ``--hsa-strict``, on the torch references. A layer that passes
+    in a CUDA graph, and decode attends layers without HSA, too, unless they have a sliding window; elsewhere, and
+    under ``--hsa-strict``, on the torch references. A layer that passes
     ``hsa_mask_last_slot=True`` to its attention has no key in the last slot of a page (see ``layout``), and none of its
     passes goes to the dense backend.
 
@@ -78,7 +79,7 @@ class HSAAttnBackend(AttentionBackend):
             for module in model_runner.model.modules()
             if isinstance(module, RadixAttention)
         }
-        self.has_dense_layers = not all(map(self.pool.has_page_repr, layers))
+        self.layers = frozenset(layers)
         self.kernels = self._kernels_on(model_runner.device, kernels)
         self.decode: Optional[DecodeState] = None
         if self.kernels:
@@ -120,7 +121,7 @@ class HSAAttnBackend(AttentionBackend):
         asked = prefills and self.config.prefill == "dense"
         unselective = self.forward_pass.max_candidates == 0 and not self.quantised
         self.goes_dense = (asked or unselective) and not mode.is_draft_extend()
-        if self.has_dense_layers or self.goes_dense:
+        if self.goes_dense or self.layers > self.forward_pass.layers:
             self.dense.init_forward_metadata(forward_batch)
 
     def _make_pass(self, forward_batch: ForwardBatch) -> AttentionPass:
@@ -139,6 +140,11 @@ class HSAAttnBackend(AttentionBackend):
     # read the graph runner's own tensors of lengths and request indices. The host prepares a replay before it builds
     # another batch, so the pool's count of hand-outs is still this batch's.
 
+    @property
+    def decode_needs_dense(self) -> bool:
+        """Whether the decode kernels leave layers to the dense backend."""
+        return self.layers > self.decode.layers
+
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
         if self.decode is None:
             raise ValueError(
@@ -146,17 +152,17 @@ class HSAAttnBackend(AttentionBackend):
                 "add --disable-cuda-graph."
             )
         self.decode.reserve(max_bs)
-        if self.has_dense_layers:
+        if self.decode_needs_dense:
             self.dense.init_cuda_graph_state(max_bs, max_num_tokens)
 
     def init_forward_metadata_capture_cuda_graph(self, *args, **kwargs):
         self.forward_pass, self.goes_dense = self.decode.steps[0], False
-        if self.has_dense_layers:
+        if self.decode_needs_dense:
             self.dense.init_forward_metadata_capture_cuda_graph(*args, **kwargs)
 
     def init_forward_metadata_replay_cuda_graph(self, *args, **kwargs):
         self.decode.prepare(self.pool.page_handouts)
-        if self.has_dense_layers:
+        if self.decode_needs_dense:
             self.dense.init_forward_metadata_replay_cuda_graph(*args, **kwargs)
 
     def get_cuda_graph_seq_len_fill_value(self):
@@ -178,9 +184,10 @@ class HSAAttnBackend(AttentionBackend):
     ) -> torch.Tensor:
         """One layer of any pass; q ``[T, H_q * D]``, k and v ``[T, H_kv, D]``, returns ``[T, H_q * D_v]``."""
         sparse = self.pool.has_page_repr(layer.layer_id)
-        _refuse_inputs(layer, sparse, hsa_mask_last_slot, kwargs)
+        here = layer.layer_id in self.forward_pass.layers
+        _refuse_inputs(layer, sparse, here, hsa_mask_last_slot, kwargs)
         # Dense backends mask no slot.
-        if not sparse or (self.goes_dense and not hsa_mask_last_slot):
+        if not here or (self.goes_dense and not hsa_mask_last_slot):
             o = self.dense.forward(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
             )
@@ -209,9 +216,13 @@ class HSAAttnBackend(AttentionBackend):
 
 
 def _refuse_inputs(
-    layer: RadixAttention, sparse: bool, mask_last_slot: bool, kwargs: dict
+    layer: RadixAttention, sparse: bool, here: bool, mask_last_slot: bool, kwargs: dict
 ) -> None:
-    """Raise NotImplementedError for what a layer passes to its attention that is not computed."""
+    """Raise NotImplementedError for what a layer passes to its attention that is not computed.
+
+    Args:
+        sparse: whether the layer uses HSA; here: whether HSA's pass attends it, sparsely or not.
+    """
     passed = [name for name in kwargs if name.startswith(FIELD_PREFIX)]
     if not sparse and (passed or mask_last_slot):
         passed += ["hsa_mask_last_slot"] * mask_last_slot
@@ -224,8 +235,8 @@ def _refuse_inputs(
             f"layer {layer.layer_id} passes {', '.join(passed)} to its attention, but of such arguments HSA knows "
             "hsa_mask_last_slot alone; leave them out."
         )
-    if sparse and kwargs:
+    if here and kwargs:
         raise NotImplementedError(
             f"layer {layer.layer_id} passes {', '.join(kwargs)} to its attention, which HSA does not support; "
-            "exclude the layer with --hsa-layers."
+            "choose another --attention-backend."
         )

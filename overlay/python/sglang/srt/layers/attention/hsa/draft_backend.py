@@ -33,7 +33,7 @@ class HSAMultiStepDraftBackend:
         speculative_num_steps: draft tokens per round; the first comes from the draft's extend pass.
 
     Raises:
-        ValueError: for branching drafts, and for a draft model with layers that do not use HSA.
+        ValueError: for branching drafts, and for a draft model with layers that decode leaves to the dense backend.
     """
 
     def __init__(
@@ -45,10 +45,9 @@ class HSAMultiStepDraftBackend:
             )
         # The references have no draft steps.
         self.backend = HSAAttnBackend(model_runner, speculative_num_steps - 1, KERNELS)
-        if self.backend.has_dense_layers:
+        if self.backend.decode_needs_dense:
             raise ValueError(
-                "--attention-backend hsa does not draft with a model that has layers without HSA, such as "
-                "sliding-window layers; add --speculative-draft-attention-backend triton."
+                "--attention-backend hsa does not draft with a model that has sliding-window layers; add --speculative-draft-attention-backend triton."
             )
         self.attn_backends = [
             HSADraftStep(self.backend, step)

@@ -6,7 +6,7 @@ A test compares these names with the release's source, so that a new one is not 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Dict, Iterable, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, Iterable, Optional, Tuple
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -42,6 +42,14 @@ REFUSED: Dict[str, Tuple[Callable[[RadixAttention], bool], str]] = {
 SINK_MODELS = frozenset({"GptOssForCausalLM", "MiMoV2FlashForCausalLM", "MiMoV2MTP"})
 
 
+def unsupported(layer: RadixAttention) -> Optional[str]:
+    """What a layer asks for and HSA does not compute, in words; None for nothing."""
+    for attribute, (asks, what) in REFUSED.items():
+        if asks(layer):
+            return f"{what} ({attribute} {getattr(layer, attribute)})"
+    return None
+
+
 def check_layers(layers: Iterable[Tuple[str, RadixAttention]]) -> None:
     """Raise ValueError for the first layer that asks for what HSA does not compute.
 
@@ -50,12 +58,11 @@ def check_layers(layers: Iterable[Tuple[str, RadixAttention]]) -> None:
     """
     names: Dict[int, str] = {}
     for name, layer in layers:
-        for attribute, (asks, what) in REFUSED.items():
-            if asks(layer):
-                raise ValueError(
-                    f"--attention-backend hsa does not support the attention of {name}, which asks for {what} "
-                    f"({attribute} {getattr(layer, attribute)}); choose another --attention-backend."
-                )
+        if what := unsupported(layer):
+            raise ValueError(
+                f"--attention-backend hsa does not support the attention of {name}, which asks for {what}; "
+                "choose another --attention-backend."
+            )
         owner = names.setdefault(layer.layer_id, name)
         if owner != name:
             raise ValueError(

@@ -25,7 +25,8 @@ class LayerCache(NamedTuple):
 
     Attributes:
         keys, values: ``[num_slots, H_kv, D]``, ``[num_slots, H_kv, D_v]``; slot = page * page_size + offset.
-        reprs: representations by physical page ``[num_pages, H_kv, repr_dim]``, last dimension contiguous.
+        reprs: representations by physical page ``[num_pages, H_kv, repr_dim]``, last dimension contiguous; None for a
+            layer that keeps none.
         stamps: page version that each representation was written for ``[num_pages]`` int64; None if every
             complete page has a valid one.
         versions: page versions, read before the page table ``[num_pages]`` int64, NO_VERSION for a page that was handed
@@ -35,7 +36,7 @@ class LayerCache(NamedTuple):
 
     keys: torch.Tensor
     values: torch.Tensor
-    reprs: torch.Tensor
+    reprs: Optional[torch.Tensor]
     stamps: Optional[torch.Tensor] = None
     versions: Optional[torch.Tensor] = None
     channels: Optional[torch.Tensor] = None

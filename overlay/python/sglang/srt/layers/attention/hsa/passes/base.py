@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, FrozenSet
 
 import torch
 
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 
 class AttentionPass(abc.ABC):
-    """One forward pass. Each HSA layer enters it, writes its keys and values, then its representations, and attends.
+    """One forward pass. Each layer that it attends enters it, writes its keys and values, then its representations, and attends.
 
     Attributes:
+        layers: numbers of the layers that it attends, all with HSA among them; the dense backend has the others.
         rows: new tokens (host int); unknown to passes that run in CUDA graphs.
         max_candidates: largest number of candidate pages of any new token (host int), or a bound of it.
     """
 
+    layers: FrozenSet[int]
     rows: int
     max_candidates: int
 

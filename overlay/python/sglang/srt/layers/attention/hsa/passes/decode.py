@@ -8,11 +8,12 @@ passes with more rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, Sequence
 
 import torch
 import triton
 
+from sglang.srt.layers.attention.hsa.layer_contract import unsupported
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
     AllLayers,
@@ -21,6 +22,7 @@ from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
+from sglang.srt.layers.attention.hsa.passes.dense_decode import DenseDecode, whole_past
 from sglang.srt.layers.attention.hsa.passes.draft_rows import Rows, write_draft_rows
 from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
 from sglang.srt.layers.attention.hsa.passes.tiled_decode import TiledDecode
@@ -47,6 +49,21 @@ def decode_attention(
     return TiledDecode(config, counters, size, device, tiling)
 
 
+def decoded_layers(
+    layers: Dict[int, RadixAttention], hsa_layer_ids: Sequence[int]
+) -> FrozenSet[int]:
+    """The layers that decode attends: those with HSA, and of the others those that attend their whole past alike."""
+    heads = layers[hsa_layer_ids[0]].tp_q_head_num
+    dense = {
+        number
+        for number, layer in layers.items()
+        if layer.sliding_window_size <= 0
+        and layer.tp_q_head_num == heads
+        and not unsupported(layer)
+    }
+    return frozenset(hsa_layer_ids) | dense
+
+
 class DecodeBuffers(NamedTuple):
     """What passes with up to so many rows write, for each step of a multi-step draft; any other pass is one step.
 
@@ -54,11 +71,13 @@ class DecodeBuffers(NamedTuple):
         seq_lens: keys that each row sees ``[steps, rows]`` int32; decode has the batch's own.
         page_table: physical page of each logical page ``[steps, rows, max_pages]`` int32.
         attention: scratch and launches of a step.
+        dense: those of the layers without HSA.
     """
 
     seq_lens: torch.Tensor
     page_table: torch.Tensor
     attention: SplitDecode | TiledDecode
+    dense: DenseDecode
 
 
 class DecodeState:
@@ -75,6 +94,7 @@ class DecodeState:
         draft_steps: steps of the multi-step draft that the passes are for; 0 for any other use.
 
     Attributes:
+        layers: numbers of the layers that the passes attend.
         steps: one pass for each step of a multi-step draft, else the only one.
     """
 
@@ -90,6 +110,9 @@ class DecodeState:
         draft_steps: int = 0,
     ):
         self.pool, self.config, self.counters = pool, config, counters
+        self.dense_config = whole_past(config)
+        self.layers = decoded_layers(layers, pool.hsa_layer_ids)
+        self.first_layer = min(self.layers)
         self.tiling, self.num_draft_tokens = tiling, num_draft_tokens
         self.draft_steps = draft_steps
         self.rows_per_request = 1 if draft_steps else num_draft_tokens
@@ -131,6 +154,7 @@ class DecodeState:
             torch.zeros(shape[:2], dtype=torch.int32, device=device),
             torch.zeros(shape, dtype=torch.int32, device=device),
             decode_attention(self.config, self.counters, size, device, self.tiling),
+            DenseDecode(size, device),
         )
 
     def _buffers_for(self, rows: int) -> DecodeBuffers:
@@ -161,7 +185,7 @@ class DecodeState:
             self._write_representations(forward_batch)
 
     def _write_rows(self, forward_batch: ForwardBatch) -> List[Rows]:
-        seq_lens, page_table, _ = self.buffers
+        seq_lens, page_table = self.buffers.seq_lens, self.buffers.page_table
         if not forward_batch.forward_mode.is_decode() or self.draft_steps:
             return write_draft_rows(
                 forward_batch,
@@ -213,12 +237,12 @@ class DecodePass(AttentionPass):
     """
 
     def __init__(self, state: DecodeState, step: int):
-        self.state, self.step = state, step
+        self.state, self.step, self.layers = state, step, state.layers
         self.rows, self.max_candidates = 0, state.size.max_pages
 
     def enter_layer(self, layer: RadixAttention, forward_batch: ForwardBatch) -> None:
         state = self.state
-        if layer.layer_id == state.pool.hsa_layer_ids[0]:
+        if layer.layer_id == state.first_layer:
             if self.step == 0:
                 state.begin(forward_batch)
             state.buffers.attention.begin(state.rows[self.step].seq_lens)
@@ -230,11 +254,14 @@ class DecodePass(AttentionPass):
         self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
     ) -> torch.Tensor:
         state = self.state
+        attention, config = state.buffers.attention, state.config
+        if not state.pool.has_page_repr(layer.layer_id):
+            attention, config = state.buffers.dense, state.dense_config
         seq_lens, page_table = state.rows[self.step]
-        return state.buffers.attention.launch(
+        return attention.launch(
             q,
             state.pool.layer_cache(layer.layer_id, state.page_version),
             page_table,
             seq_lens,
-            layer_params(layer, state.pool, state.config, mask_last_slot),
+            layer_params(layer, state.pool, config, mask_last_slot),
         )

@@ -7,6 +7,7 @@ attention. Nothing here reads the device.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,6 +48,7 @@ class ExtendPass(AttentionPass):
         counters: HSACounters,
     ):
         self.pool, self.config, self.counters = pool, config, counters
+        self.layers = pool.hsa_layers
         device = forward_batch.seq_lens.device
         # A draft extend still has the prefix lengths of its requests' prefill; the differences are always right.
         new_lens = torch.as_tensor(forward_batch.extend_seq_lens_cpu)
@@ -74,7 +76,13 @@ class ExtendPass(AttentionPass):
             ),
             config.page_size,
         )
-        self.tiles = TileAttention.of(self.plan, pool.head_num, config, counters)
+
+    @functools.cached_property
+    def tiles(self) -> TileAttention:
+        """Lists and scratch of the launches; a pass that goes to the dense backend needs none."""
+        return TileAttention.of(
+            self.plan, self.pool.head_num, self.config, self.counters
+        )
 
     def write_representations(self, layer: RadixAttention) -> None:
         if self.pool.repr_kind.stored:

@@ -43,6 +43,7 @@ class ReferencePass(AttentionPass):
         counters: HSACounters,
     ):
         self.pool, self.config, self.counters = pool, config, counters
+        self.layers = pool.hsa_layers
         self.out_cache_loc = forward_batch.out_cache_loc
         self.metadata: HSAMetadata = build_metadata(forward_batch, pool, config)
 
