@@ -30,6 +30,12 @@ def shape(text: str) -> tuple[int, int]:
     return int(length), int(batch)
 
 
+def option(text: str) -> tuple[str, str | int]:
+    """(name, value) of ``NAME=VALUE``."""
+    name, value = text.split("=")
+    return "hsa_" + name, int(value) if name == "topk" else value
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--geometry", default="345m", choices=geometries.GEOMETRIES)
@@ -44,7 +50,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--prefills", type=int, default=3, help=f"timed prefills, unless they take {ENOUGH} s before (default: %(default)s)"
     )
-    parser.add_argument("--topk", type=int, default=32)
+    parser.add_argument(
+        "--hsa", nargs="+", type=option, default=[], metavar="NAME=VALUE",
+        help="options of the HSA arm, such as topk=16 prefill=sparse",
+    )  # fmt: skip
     return cuda_only.parse_args(parser)
 
 
@@ -83,7 +92,7 @@ def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
     requests = max(batch for _, batch in args.shapes)
     options = dict(attention_backend=backend, page_size=64)
     if backend == "hsa":
-        options.update(hsa_dense_backend=args.dense, hsa_topk=args.topk)
+        options.update(hsa_dense_backend=args.dense, **dict(args.hsa))
     with sgl.Engine(
         model_path=model,
         load_format="dummy",
@@ -131,6 +140,7 @@ def main() -> None:
         triton=triton.__version__,
         geometry=args.geometry,
         repeats=args.repeats,
+        hsa=dict(args.hsa),
     )
     print(json.dumps(dict(provenance, rows=rows)))
 

@@ -44,7 +44,7 @@ def run(work: Path) -> None:
     logging.disable_progress_bar()
     asked = scene.choose()
     print(*asked.about, sep="\n")
-    hsa = ("--attention-backend", "hsa", "--hsa-topk")
+    hsa = ("--attention-backend", "hsa", "--hsa-prefill", "sparse", "--hsa-topk")
     dense = ("--attention-backend", "torch_native")
     with server(f"HSA {TOPK} pages", asked, work, *hsa, str(TOPK)) as running:
         print(f"  page budget: {TOPK} pages of {PAGE} tokens per query and KV head, {TOPK * PAGE} of {asked.tokens:,} tokens,")

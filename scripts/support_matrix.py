@@ -73,9 +73,9 @@ CELLS = (
     Cell("KV cache dtype", "fp8_e5m2", (FP8 + "[fp8_e5m2]", FP8_ORACLE)),
     Cell(
         "KV cache dtype",
-        "fp8 on a CPU, with layers or prefill that are dense",
-        printed="--attention-backend hsa does not support a … KV cache on a CPU unless every layer uses HSA in every "
-        "pass; add --hsa-layers all --hsa-prefill sparse or leave --kv-cache-dtype at auto.",
+        "fp8 on a CPU, with layers that are dense",
+        printed="--attention-backend hsa does not support a … KV cache on a CPU unless every layer uses HSA; add "
+        "--hsa-layers all or leave --kv-cache-dtype at auto.",
     ),
     Cell(
         "KV cache dtype",

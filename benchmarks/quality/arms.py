@@ -39,7 +39,8 @@ class Arm:
         """Options of the server that make the arm."""
         if self.role == DENSE:
             return ["--attention-backend", dense_backend]
-        found = ["--attention-backend", "hsa"]
+        # Every position leaves pages out; the stretch that is dense by default would hide what a choice of pages loses.
+        found = ["--attention-backend", "hsa", "--hsa-prefill", "sparse"]
         if not on_cpu:
             found += ["--hsa-dense-backend", dense_backend]
         for name, value in self.options:

@@ -7,7 +7,7 @@ from tiny_models import build, prompt_ids
 
 LENGTHS = (1, 63, 64, 65, 640, 4097)
 NEW, ALONE = 140, 70
-EVERY_PAGE = dict(attention_backend="hsa", hsa_topk=10**6, hsa_layers="all", hsa_strict=True)
+EVERY_PAGE = dict(attention_backend="hsa", hsa_topk=10**6, hsa_layers="all", hsa_prefill="sparse", hsa_strict=True)
 DENSE = dict(attention_backend="torch_native", page_size=64)
 MODELS = {
     "qwen3-gqa": ("qwen3", {}),

@@ -13,7 +13,7 @@ from sglang.test.attention.hsa_oracle import Options
 NEW = 48
 LENGTHS = (700, 1500, 130, 64, 1, 333)
 SPARSE = dict(
-    attention_backend="hsa", hsa_topk=2, hsa_window_size=128, hsa_layers="all", hsa_strict=True, max_total_tokens=16384
+    attention_backend="hsa", hsa_topk=2, hsa_window_size=128, hsa_layers="all", hsa_prefill="sparse", hsa_strict=True, max_total_tokens=16384
 )  # fmt: skip
 ORACLE = Options(topk=2, window_size=128, kind="slow_keys", strategy="head")
 SCHEDULES = {
@@ -125,17 +125,20 @@ def test_the_first_layer_is_dense_unless_it_is_named(run_engine, path, prompts, 
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
 
-def test_dense_prefill_and_sparse_decode(run_engine, path, prompts, expected):
+@pytest.mark.parametrize("stretch", ["dense", "301"])
+def test_dense_prefill_and_sparse_decode(run_engine, path, prompts, expected, stretch):
     """However the prompt is cut; the next round finds the pages of both in the radix cache."""
-    want = greedy(path, prompts[0], NEW, ORACLE, dense_rows=len(prompts[0]))
+    rows = len(prompts[0]) if stretch == "dense" else int(stretch)
+    want = greedy(path, prompts[0], NEW, ORACLE, dense_rows=rows)
     assert want != expected[0]
     request = dict(prompts=prompts[:1], max_new_tokens=NEW)
-    engine = dict(model_path=str(path), **SPARSE, hsa_prefill="dense", chunked_prefill_size=256)
+    engine = dict(model_path=str(path), **{**SPARSE, "hsa_prefill": stretch, "chunked_prefill_size": 256})
     results, info = run_engine(engine, [request, request], info=True)
     assert [r["tokens"][0] for r in results] == [want] * 2 and results[1]["cached"][0] > 0
     counts = info["hsa_counters"]
-    assert counts["rows_dense"] >= 2 * len(prompts[0]) and counts["reprs_healed"] == 0
-    assert 0 < counts["rows_sparse"] <= 2 * 2 * (NEW + 1) and 0 < counts["pages_selected"] < counts["pages_candidate"]
+    assert counts["rows_dense"] >= 2 * rows and counts["reprs_healed"] == 0
+    assert 0 < counts["rows_sparse"] <= 2 * 2 * (NEW + 1 + len(prompts[0]) - rows)
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
 
 def test_layer_lists_and_sliding_window_layers(run_engine, checkpoints):

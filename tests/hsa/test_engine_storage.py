@@ -10,7 +10,7 @@ from tiny_models import build, prompt_ids
 
 CLIENT = Path(__file__).parent / "storage_client.py"
 SPARSE = dict(
-    attention_backend="hsa", hsa_topk=2, hsa_window_size=128, hsa_layers="all", hsa_strict=True, chunked_prefill_size=128
+    attention_backend="hsa", hsa_topk=2, hsa_window_size=128, hsa_layers="all", hsa_prefill="sparse", hsa_strict=True, chunked_prefill_size=128
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from tiny_models import build
 def server(checkpoints, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     options = dict(
-        attention_backend="hsa", hsa_topk=4, hsa_layers="all", dtype="float32", max_total_tokens=16384, enable_metrics=True
+        attention_backend="hsa", hsa_topk=4, hsa_layers="all", hsa_prefill="sparse", dtype="float32", max_total_tokens=16384, enable_metrics=True
     )  # fmt: skip
     with serving(log, model_path=str(build("qwen3", checkpoints)), **options) as url:
         yield url, log

@@ -86,9 +86,9 @@ def test_documents_are_prose_and_long_enough():
 def test_arms_of_the_command_line():
     arm = arms.parse("kind=mean,budget=16,layers=0,2,8-29")
     assert arm.arguments("torch_native", True) == [
-        "--attention-backend", "hsa", "--hsa-chunk-repr", "mean", "--hsa-topk", "16", "--hsa-layers", "0,2,8-29"
+        "--attention-backend", "hsa", "--hsa-prefill", "sparse", "--hsa-chunk-repr", "mean", "--hsa-topk", "16", "--hsa-layers", "0,2,8-29"
     ]  # fmt: skip
-    assert arms.parse("strategy=head").arguments("fa3", False)[2:4] == ["--hsa-dense-backend", "fa3"]
+    assert arms.parse("strategy=head").arguments("fa3", False)[4:6] == ["--hsa-dense-backend", "fa3"]
     for wrong in ("mean", "kind=", "window=3", "budget=many", "budget=0", "kind=mean,kind=mean", "3"):
         with pytest.raises(arms.ArmError):
             arms.parse(wrong)

@@ -12,7 +12,7 @@ LENGTH, DEPTH, TOPK = 4096, 0.3, 8
 ASKED = [(task, seed) for task in ("single", "multikey", "variables", "frequent") for seed in (0, 1)]
 ENGINES = {
     "dense": dict(attention_backend="torch_native"),
-    "hsa": dict(attention_backend="hsa", hsa_topk=TOPK),
+    "hsa": dict(attention_backend="hsa", hsa_prefill="sparse", hsa_topk=TOPK),
     "window": dict(attention_backend="torch_native", json_model_override_args=window_only.override()),
 }
 

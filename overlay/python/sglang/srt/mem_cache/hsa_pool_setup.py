@@ -183,15 +183,11 @@ def _refuse_unreadable_keys(runner: ModelRunner, layer_ids: Tuple[int, ...]) -> 
     if (
         runner.device == "cpu"
         and runner.kv_cache_dtype.itemsize == 1
-        and (
-            len(layer_ids) < runner.model_config.num_hidden_layers
-            or runner.server_args.hsa_prefill == "dense"
-        )
+        and len(layer_ids) < runner.model_config.num_hidden_layers
     ):
         raise ValueError(
             f"--attention-backend hsa does not support a {runner.kv_cache_dtype} KV cache on a CPU "
-            "unless every layer uses HSA in every pass; add --hsa-layers all --hsa-prefill sparse or leave "
-            "--kv-cache-dtype at auto."
+            "unless every layer uses HSA; add --hsa-layers all or leave --kv-cache-dtype at auto."
         )
 
 

@@ -22,6 +22,7 @@ from sglang.srt.layers.attention.hsa.params import AttentionParams
 GPU_ENGINE = dict(
     attention_backend="hsa",
     hsa_dense_backend="triton",
+    hsa_prefill="sparse",
     hsa_topk=2,
     hsa_window_size=128,
     dtype="float16",

@@ -26,9 +26,12 @@ class Options:
     scale: float = 1.0
     cap: float = 0.0
     mask_last: bool = False
+    dense_below: int = 0
 
 
 def window_start(i: int, opt: Options) -> int:
+    if i < opt.dense_below:
+        return 0
     window = max(opt.window_size, 1)
     return max(0, (i - window + 1) // opt.page_size * opt.page_size)
 

@@ -10,6 +10,7 @@ import torch
 
 from sglang.srt.layers.attention.hsa import refusals
 from sglang.srt.layers.attention.hsa.config import (
+    DEFAULT_PREFILL,
     FIELD_PREFIX,
     HSAConfig,
     option,
@@ -80,7 +81,9 @@ def test_first_query_with_a_candidate():
 def test_defaults_have_one_source(model_path):
     args = server_args(model_path)
     resolved = HSAConfig.from_server_args(args)
-    assert resolved == dataclasses.replace(HSAConfig(), dense_backend="torch_native")
+    assert resolved == dataclasses.replace(
+        HSAConfig(), dense_backend="torch_native", prefill=DEFAULT_PREFILL
+    )
     assert args.page_size == resolved.page_size == 64
 
 
@@ -115,7 +118,7 @@ def test_nothing_changes_for_other_backends(model_path):
     "name", [field.name for field in dataclasses.fields(HSAConfig)]
 )
 def test_options_without_hsa_are_refused(model_path, name):
-    value = getattr(HSAConfig(), name) or "triton"
+    value = getattr(HSAConfig(), name) or "dense"
     with pytest.raises(
         ValueError, match=f"{option(name)}.*only --attention-backend hsa"
     ):
@@ -150,7 +153,8 @@ def test_page_size_and_its_alias(model_path, asked, alias, expected):
         (dict(hsa_weight_mode="score"), r"--hsa-weight-mode score .*slow_keys.*mass"),
         (dict(hsa_selection_strategy="softmax_head"), r"softmax_head .*slow_keys.*head"),
         (dict(hsa_layers="3-1"), r"--hsa-layers '3-1'"),
-        (dict(hsa_prefill="full"), r"--hsa-prefill full .*sparse, dense"),
+        (dict(hsa_prefill="full"), r"--hsa-prefill full .*sparse, dense, or the number of tokens"),
+        (dict(hsa_prefill="-1"), r"--hsa-prefill -1 .*sparse, dense"),
     ],
 )  # fmt: skip
 def test_bad_values_name_the_option_and_the_fix(model_path, kwargs, message):

@@ -23,6 +23,7 @@ def generate(model_path, prompts, **engine):
         skip_tokenizer_init=True,
         attention_backend="hsa",
         hsa_dense_backend="triton",
+        hsa_prefill="sparse",
         hsa_topk=2,
         hsa_window_size=128,
         max_running_requests=4,

@@ -207,7 +207,7 @@ def fake_runner(attention_backend="hsa", layers="all", sliding=(), **kwargs):
         ),
         server_args=SimpleNamespace(
             attention_backend=attention_backend,
-            hsa_layers=layers, hsa_prefill="sparse", hsa_chunk_repr="mean_std", hsa_topk=32, hsa_page_size=64,
+            hsa_layers=layers, hsa_prefill=None, hsa_chunk_repr="mean_std", hsa_topk=32, hsa_page_size=64,
             hsa_selection_strategy="group", hsa_window_size=512, hsa_enable_swa_fusion=True,
             hsa_weight_mode="mass", hsa_sink_pages=1, hsa_dense_backend=None, hsa_strict=False,
         ),

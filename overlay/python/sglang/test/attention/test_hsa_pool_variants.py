@@ -246,14 +246,10 @@ def test_class_choice_covers_hybrid_memory(monkeypatch):
     chosen = hsa_pool_setup.paged_allocator_class(runner, SWATokenToKVPoolAllocator)
     assert chosen is HSASWATokenToKVPoolAllocator
     runner.device, runner.model_config = "cpu", SimpleNamespace(num_hidden_layers=4)
-    runner.server_args.hsa_prefill = "sparse"
     with pytest.raises(ValueError, match="on a CPU unless every layer uses HSA"):
         hsa_pool_setup.kv_pool_class(runner, MHATokenToKVPool)
     runner.model_config.num_hidden_layers = 2
     hsa_pool_setup.kv_pool_class(runner, MHATokenToKVPool)
-    runner.server_args.hsa_prefill = "dense"
-    with pytest.raises(ValueError, match="--hsa-prefill sparse"):
-        hsa_pool_setup.kv_pool_class(runner, MHATokenToKVPool)
     runner.server_args.attention_backend = "triton"
     assert hsa_pool_setup.kv_pool_class(runner, SWAKVPool) is SWAKVPool
     assert (

@@ -34,8 +34,7 @@ class HSAAttnBackend(AttentionBackend):
 
     Each HSA layer writes K and V, represents the pages that became complete, selects pages for every query and
     attends sinks, selected pages and window under one softmax. Other layers, and extend passes in which no query
-    has a page to select, go to the dense backend; with ``--hsa-prefill dense`` all extend passes of prompts do, the
-    decoding requests of a mixed pass with them. On a CUDA device HSA runs on Triton kernels, decode eagerly or
+    has a page to select, go to the dense backend; which tokens of prompts have none, ``--hsa-prefill`` says. On a CUDA device HSA runs on Triton kernels, decode eagerly or
     in a CUDA graph, and decode attends layers without HSA, too, unless they have a sliding window; elsewhere, and
     under ``--hsa-strict``, on the torch references. A layer that passes
     ``hsa_mask_last_slot=True`` to its attention has no key in the last slot of a page (see ``layout``), and none of its
@@ -117,10 +116,8 @@ class HSAAttnBackend(AttentionBackend):
         # Dense backends differ in how they scale an 8-bit cache and which keys they read from it, and in where they
         # find the lengths of a draft extend.
         mode = forward_batch.forward_mode
-        prefills = mode.is_extend_or_draft_extend_or_mixed()
-        asked = prefills and self.config.prefill == "dense"
         unselective = self.forward_pass.max_candidates == 0 and not self.quantised
-        self.goes_dense = (asked or unselective) and not mode.is_draft_extend()
+        self.goes_dense = unselective and not mode.is_draft_extend()
         if self.goes_dense or self.layers > self.forward_pass.layers:
             self.dense.init_forward_metadata(forward_batch)
 

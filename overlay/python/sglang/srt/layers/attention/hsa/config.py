@@ -16,11 +16,14 @@ PAGE_SIZES = (16, 32, 64, 128)
 SELECTION_STRATEGIES = ("group", "head", "softmax_head")
 CHUNK_REPR_KINDS = (*KINDS, "prior")
 WEIGHT_MODES = ("mass", "score")
-PREFILLS = ("sparse", "dense")
 NOT_WEIGHTS = tuple(name for name, kind in KINDS.items() if kind.slow)
 DENSE_BACKENDS = ("fa3", "flashinfer", "triton", "torch_native")
 
 FIELD_PREFIX = "hsa_"
+WHOLE_PAST = 1 << 30  # a ``dense_below`` beyond every position
+PREFILLS = {"sparse": 0, "dense": WHOLE_PAST}
+# The longest stretch of a prompt that dense attention reads as fast (docs/performance.md).
+DEFAULT_PREFILL = "32768"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +36,8 @@ class HSAConfig:
         selection_strategy: how the query heads of a KV head rank pages together.
         layers: layers that use HSA: ``all`` or a list such as ``0,2,8-``. The first layer, whose attention is spread
             thin over the whole text, is dense unless named.
-        prefill: ``sparse`` selects pages for the tokens of prompts, too; ``dense`` attends their whole past on the dense
-            backend, and selects in decode alone.
+        prefill: which tokens of prompts attend their whole past: those at positions below a number, none (``sparse``) or
+            all (``dense``). None is ``sparse``; a server resolves it to DEFAULT_PREFILL.
         window_size: most recent tokens that are always attended, extended down to a page boundary.
         enable_swa_fusion: attend the window together with the selected pages. Off: only the query's own page.
         chunk_repr: kind of page representation.
@@ -49,7 +52,7 @@ class HSAConfig:
     page_size: int = 64
     selection_strategy: str = "head"
     layers: str = "1-"
-    prefill: str = "sparse"
+    prefill: Optional[str] = None
     window_size: int = 512
     enable_swa_fusion: bool = True
     chunk_repr: str = "slow_keys"
@@ -82,7 +85,6 @@ class HSAConfig:
             ("selection_strategy", SELECTION_STRATEGIES),
             ("chunk_repr", CHUNK_REPR_KINDS),
             ("weight_mode", WEIGHT_MODES),
-            ("prefill", PREFILLS),
             ("dense_backend", (None, *DENSE_BACKENDS)),
         ):
             value = getattr(self, name)
@@ -99,6 +101,20 @@ class HSAConfig:
                 "are largest logits and not logarithms of what pages weigh; use --hsa-selection-strategy head."
             )
         parse_layers(self.layers)
+        _require(
+            self.prefill in (None, *PREFILLS)
+            or re.fullmatch(r"\d{1,9}", str(self.prefill)),
+            option("prefill"),
+            self.prefill,
+            "sparse, dense, or the number of tokens at the start of a prompt that attend their whole past",
+        )
+
+    @property
+    def dense_below(self) -> int:
+        """Tokens of prompts at smaller positions attend their whole past."""
+        if self.prefill is None:
+            return 0
+        return PREFILLS[self.prefill] if self.prefill in PREFILLS else int(self.prefill)
 
     @property
     def effective_window(self) -> int:

@@ -4,6 +4,7 @@
 For the query at position i (0-based), page size P, window W and S sink pages:
 
     start(i)    = max(0, floor((i - W + 1) / P) * P)       W = 0 counts as W = 1: the query's own page
+                  0 for i < dense_below: the window is the whole past
     window      = positions start(i) .. i
     sinks       = pages 0 .. S-1 that lie wholly left of start(i)
     candidates  = pages S .. start(i)/P - 1
@@ -28,16 +29,22 @@ IntOrTensor = TypeVar("IntOrTensor", int, torch.Tensor)
 
 
 def window_start_page(
-    position: IntOrTensor, window_size: int, page_size: int
+    position: IntOrTensor, window_size: int, page_size: int, dense_below: int = 0
 ) -> IntOrTensor:
     """First page of the window of a query at ``position`` (an int or an integer tensor)."""
     page = (position - max(window_size, 1) + 1) // page_size
+    page = page * (position >= dense_below)
     return page.clamp(min=0) if isinstance(page, torch.Tensor) else max(page, 0)
 
 
 def num_candidate_pages(
-    position: IntOrTensor, window_size: int, page_size: int, sink_pages: int
+    position: IntOrTensor,
+    window_size: int,
+    page_size: int,
+    sink_pages: int,
+    dense_below: int = 0,
 ) -> IntOrTensor:
     """Number of candidate pages of a query at ``position``; they are pages sink_pages, sink_pages + 1, ..."""
-    pages = window_start_page(position, window_size, page_size) - sink_pages
+    pages = window_start_page(position, window_size, page_size, dense_below)
+    pages = pages - sink_pages
     return pages.clamp(min=0) if isinstance(pages, torch.Tensor) else max(pages, 0)

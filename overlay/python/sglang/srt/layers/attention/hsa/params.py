@@ -52,6 +52,7 @@ class AttentionParams:
         logit_cap: soft cap of the logits, 0 for none.
         k_scale, v_scale: dequantisation factors of the cached keys and values; 1 for a cache that is not quantised.
         mask_last_slot: the last slot of a page is no key, not even to the query that sits there (see ``layout``).
+        dense_below: queries at smaller positions attend their whole past.
     """
 
     config: HSAConfig
@@ -60,6 +61,7 @@ class AttentionParams:
     k_scale: float = 1.0
     v_scale: float = 1.0
     mask_last_slot: bool = False
+    dense_below: int = 0
 
     @property
     def page_size(self) -> int:
@@ -108,6 +110,7 @@ class AttentionParams:
             PAGE_SIZE=self.page_size,
             WINDOW=max(self.window_size, 1),
             SINKS=self.sink_pages,
+            DENSE_BELOW=self.dense_below,
         )
 
 
@@ -116,6 +119,7 @@ def layer_params(
     pool: PageReprMixin,
     config: HSAConfig,
     mask_last_slot: bool = False,
+    dense_below: int = 0,
 ) -> AttentionParams:
     """Parameters of a layer of SGLang whose cache ``pool`` keeps."""
     scales = {}
@@ -126,5 +130,6 @@ def layer_params(
         layer.scaling,
         layer.logit_cap,
         mask_last_slot=mask_last_slot,
+        dense_below=dense_below,
         **scales,
     )

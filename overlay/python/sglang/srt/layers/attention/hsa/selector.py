@@ -177,4 +177,5 @@ class HSASelector:
             self.params.window_size,
             self.params.page_size,
             self.params.sink_pages,
+            self.params.dense_below,
         )

@@ -11,9 +11,9 @@ from typing import Optional
 from sglang.srt.layers.attention.hsa import refusals
 from sglang.srt.layers.attention.hsa.config import (
     CHUNK_REPR_KINDS,
+    DEFAULT_PREFILL,
     DENSE_BACKENDS,
     FIELD_PREFIX,
-    PREFILLS,
     SELECTION_STRATEGIES,
     WEIGHT_MODES,
     HSAConfig,
@@ -63,10 +63,11 @@ class HSAServerArgs:
             choices=SELECTION_STRATEGIES,
         )
         add("layers", "Layers that use HSA: all, or a list such as 0,2,8-.", type=str)
-        add(
-            "prefill",
-            "sparse: select pages for the tokens of prompts, too; dense: attend their whole past.",
-            choices=PREFILLS,
+        group.add_argument(
+            option("prefill"),
+            default=None,
+            help="Tokens at the start of a prompt that attend their whole past: a number, sparse for none or dense for all. "
+            f"Default: {DEFAULT_PREFILL}, or sparse with an 8-bit cache.",
         )
         add(
             "window_size",
@@ -118,6 +119,10 @@ class HSAServerArgs:
             name = FIELD_PREFIX + field.name
             if getattr(self, name) is None:
                 setattr(self, name, field.default)
+        if self.hsa_prefill is None:
+            # Passes over an 8-bit cache stay on HSA's kernels, on which dense attention has a cost.
+            quantised = self.kv_cache_dtype.startswith("fp8")
+            self.hsa_prefill = "sparse" if quantised else DEFAULT_PREFILL
         if self.hsa_dense_backend is None:
             self.hsa_dense_backend = self._default_hsa_dense_backend()
         try:

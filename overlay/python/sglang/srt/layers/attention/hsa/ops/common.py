@@ -43,16 +43,31 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 
 @triton.jit
+def window_start(
+    position,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
+):
+    """First page of the window of a query at ``position`` (see ``layout``)."""
+    start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
+    if DENSE_BELOW > 0:
+        start = tl.where(position < DENSE_BELOW, 0, start)
+    return start
+
+
+@triton.jit
 def decode_row(
     seq_lens,
     b,
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
 ):
     """(position of sequence ``b``'s query, first page of its window, number of its candidate pages)."""
     position = tl.load(seq_lens + b).to(tl.int32) - 1
-    start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
+    start = window_start(position, PAGE_SIZE, WINDOW, DENSE_BELOW)
     return position, start, tl.maximum(start - SINKS, 0)
 
 

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, FrozenSet
 import torch
 
 if TYPE_CHECKING:
+    from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+
+def prefill_dense_below(forward_batch: ForwardBatch, config: HSAConfig) -> int:
+    """Position below which the queries of a pass attend their whole past: that of ``--hsa-prefill`` for prompts, else 0."""
+    mode = forward_batch.forward_mode
+    prompts = mode.is_extend_or_draft_extend_or_mixed() and not mode.is_draft_extend()
+    return config.dense_below if prompts else 0
 
 
 class AttentionPass(abc.ABC):

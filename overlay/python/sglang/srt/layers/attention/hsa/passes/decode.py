@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, S
 import torch
 import triton
 
+from sglang.srt.layers.attention.hsa.config import WHOLE_PAST
 from sglang.srt.layers.attention.hsa.layer_contract import unsupported
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
@@ -22,7 +23,7 @@ from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
-from sglang.srt.layers.attention.hsa.passes.dense_decode import DenseDecode, whole_past
+from sglang.srt.layers.attention.hsa.passes.dense_decode import DenseDecode
 from sglang.srt.layers.attention.hsa.passes.draft_rows import Rows, write_draft_rows
 from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
 from sglang.srt.layers.attention.hsa.passes.tiled_decode import TiledDecode
@@ -110,7 +111,6 @@ class DecodeState:
         draft_steps: int = 0,
     ):
         self.pool, self.config, self.counters = pool, config, counters
-        self.dense_config = whole_past(config)
         self.layers = decoded_layers(layers, pool.hsa_layer_ids)
         self.first_layer = min(self.layers)
         self.tiling, self.num_draft_tokens = tiling, num_draft_tokens
@@ -254,14 +254,14 @@ class DecodePass(AttentionPass):
         self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
     ) -> torch.Tensor:
         state = self.state
-        attention, config = state.buffers.attention, state.config
+        attention, dense_below = state.buffers.attention, 0
         if not state.pool.has_page_repr(layer.layer_id):
-            attention, config = state.buffers.dense, state.dense_config
+            attention, dense_below = state.buffers.dense, WHOLE_PAST
         seq_lens, page_table = state.rows[self.step]
         return attention.launch(
             q,
             state.pool.layer_cache(layer.layer_id, state.page_version),
             page_table,
             seq_lens,
-            layer_params(layer, state.pool, config, mask_last_slot),
+            layer_params(layer, state.pool, state.config, mask_last_slot, dense_below),
         )

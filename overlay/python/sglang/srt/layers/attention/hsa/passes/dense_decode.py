@@ -6,7 +6,6 @@ They share page tables, lengths and CUDA graphs with the HSA layers, so that a s
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,18 +22,9 @@ from sglang.srt.layers.attention.hsa.ops.decode.kernel import (
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 if TYPE_CHECKING:
-    from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize
 
 MAX_SPLITS = 64  # the whole past is a longer list of pages than a selection
-WHOLE_PAST = 1 << 30
-
-
-def whole_past(config: HSAConfig) -> HSAConfig:
-    """Options under which every key of the past lies in the window."""
-    return dataclasses.replace(
-        config, window_size=WHOLE_PAST, enable_swa_fusion=True, sink_pages=0
-    )
 
 
 class DenseDecode:
@@ -63,7 +53,7 @@ class DenseDecode:
         seq_lens: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """As ``SplitDecode.launch``, with parameters of ``whole_past``; representations are not read."""
+        """As ``SplitDecode.launch``, with a ``dense_below`` of WHOLE_PAST; representations are not read."""
         rows = len(q) * cache.keys.shape[1]
         return decode_hsa(
             q,

@@ -17,7 +17,10 @@ from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.params import layer_params
-from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
+from sglang.srt.layers.attention.hsa.passes.base import (
+    AttentionPass,
+    prefill_dense_below,
+)
 from sglang.srt.layers.attention.hsa.passes.tile_attention import TileAttention
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ class ExtendPass(AttentionPass):
     ):
         self.pool, self.config, self.counters = pool, config, counters
         self.layers = pool.hsa_layers
+        self.dense_below = prefill_dense_below(forward_batch, config)
         device = forward_batch.seq_lens.device
         # A draft extend still has the prefix lengths of its requests' prefill; the differences are always right.
         new_lens = torch.as_tensor(forward_batch.extend_seq_lens_cpu)
@@ -58,6 +62,7 @@ class ExtendPass(AttentionPass):
             tiling=tiling,
             config=config,
             device=device,
+            dense_below=self.dense_below,
         )
         self.rows, self.max_candidates = self.plan.rows, self.plan.max_candidates
 
@@ -101,5 +106,7 @@ class ExtendPass(AttentionPass):
             q,
             self.pool.layer_cache(layer.layer_id, self.page_version),
             self.page_table,
-            layer_params(layer, self.pool, self.config, mask_last_slot),
+            layer_params(
+                layer, self.pool, self.config, mask_last_slot, self.dense_below
+            ),
         )

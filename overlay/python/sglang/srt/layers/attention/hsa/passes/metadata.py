@@ -54,7 +54,10 @@ class HSAMetadata:
 
 
 def build_metadata(
-    forward_batch: ForwardBatch, pool: PageReprMixin, config: HSAConfig
+    forward_batch: ForwardBatch,
+    pool: PageReprMixin,
+    config: HSAConfig,
+    dense_below: int = 0,
 ) -> HSAMetadata:
     """Metadata of an eager forward pass in decode, extend or mixed mode.
 
@@ -62,6 +65,7 @@ def build_metadata(
         forward_batch: the batch; its lengths on the host must be set.
         pool: pool that keeps the representations.
         config: resolved options.
+        dense_below: as in ``AttentionParams``.
     """
     page_size = config.page_size
     device = forward_batch.seq_lens.device
@@ -98,7 +102,11 @@ def build_metadata(
     begin = torch.cumsum(q_lens_cpu, 0) - q_lens_cpu
     position = torch.arange(len(sequence)) - begin[sequence] + first[sequence]
     candidates = num_candidate_pages(
-        position, config.effective_window, page_size, config.sink_pages
+        position,
+        config.effective_window,
+        page_size,
+        config.sink_pages,
+        dense_below,
     )
 
     return HSAMetadata(

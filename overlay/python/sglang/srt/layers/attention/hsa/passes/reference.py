@@ -10,7 +10,10 @@ import torch
 from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
 from sglang.srt.layers.attention.hsa.params import NO_VERSION, layer_params
 from sglang.srt.layers.attention.hsa.passes import strict
-from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
+from sglang.srt.layers.attention.hsa.passes.base import (
+    AttentionPass,
+    prefill_dense_below,
+)
 from sglang.srt.layers.attention.hsa.passes.metadata import HSAMetadata, build_metadata
 from sglang.srt.layers.attention.hsa.passes.reference_attention import attend_reference
 
@@ -45,7 +48,10 @@ class ReferencePass(AttentionPass):
         self.pool, self.config, self.counters = pool, config, counters
         self.layers = pool.hsa_layers
         self.out_cache_loc = forward_batch.out_cache_loc
-        self.metadata: HSAMetadata = build_metadata(forward_batch, pool, config)
+        self.dense_below = prefill_dense_below(forward_batch, config)
+        self.metadata: HSAMetadata = build_metadata(
+            forward_batch, pool, config, self.dense_below
+        )
 
         self.decode = forward_batch.forward_mode.is_decode()
         self.rows = self.metadata.rows
@@ -98,7 +104,9 @@ class ReferencePass(AttentionPass):
             md.real_page_table,
             md.cache_seqlens_int32,
             md.cu_seqlens_q,
-            layer_params(layer, self.pool, self.config, mask_last_slot),
+            layer_params(
+                layer, self.pool, self.config, mask_last_slot, self.dense_below
+            ),
             decode=self.decode,
             own=md.page_version != NO_VERSION,
         )

@@ -62,6 +62,7 @@ def _decode_hsa_kernel(
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
     TOPK: tl.constexpr,
     CAP: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
@@ -74,7 +75,9 @@ def _decode_hsa_kernel(
     split = tl.program_id(1)
     b = row // KV_HEADS
     g = row % KV_HEADS
-    position, start, candidates = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS)
+    position, start, candidates = decode_row(
+        seq_lens, b, PAGE_SIZE, WINDOW, SINKS, DENSE_BELOW
+    )
     table_row = page_table + b.to(tl.int64) * stride_table
     selected_row = (
         selected + b.to(tl.int64) * stride_selected_row + g * stride_selected_head

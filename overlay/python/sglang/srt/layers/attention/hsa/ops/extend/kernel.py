@@ -14,7 +14,11 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.common import dot_precision, soft_cap
+from sglang.srt.layers.attention.hsa.ops.common import (
+    dot_precision,
+    soft_cap,
+    window_start,
+)
 from sglang.srt.layers.attention.hsa.ops.extend.attention_step import (
     accumulate,
     raw_logits,
@@ -76,6 +80,7 @@ def _extend_hsa_kernel(
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
     KEYS: tl.constexpr,
     CAP: tl.constexpr,
     HAS_LISTS: tl.constexpr,
@@ -180,10 +185,10 @@ def _extend_hsa_kernel(
 
         # Sink pages and window as one axis of keys; both end at the last row.
         position = first_position + m
-        start = tl.maximum(position - WINDOW + 1, 0) // PAGE_SIZE
+        start = window_start(position, PAGE_SIZE, WINDOW, DENSE_BELOW)
         last = first_position + rows - 1
-        last_start = tl.maximum(last - WINDOW + 1, 0) // PAGE_SIZE
-        first_start = tl.maximum(first_position - WINDOW + 1, 0) // PAGE_SIZE
+        last_start = window_start(last, PAGE_SIZE, WINDOW, DENSE_BELOW)
+        first_start = window_start(first_position, PAGE_SIZE, WINDOW, DENSE_BELOW)
         sinks = tl.minimum(last_start, SINKS)
         gap = (tl.maximum(first_start, sinks) - sinks) * PAGE_SIZE
         sink_end = tl.minimum(start, SINKS) * PAGE_SIZE

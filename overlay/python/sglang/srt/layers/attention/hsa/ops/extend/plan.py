@@ -93,6 +93,7 @@ def plan_extend(
     tiling: Tiling,
     config: HSAConfig,
     device: torch.device | str,
+    dense_below: int = 0,
 ) -> ExtendPlan:
     """Plan a pass from lengths that the host knows; the copy to the device does not wait for it.
 
@@ -100,6 +101,7 @@ def plan_extend(
         prefix_lens: cached tokens of each sequence ``[B]``.
         new_lens: new tokens of each sequence ``[B]``.
         tiling: see ``choose_tiling``.
+        dense_below: as in ``AttentionParams``.
     """
     page_size = config.page_size
     prefix = torch.as_tensor(prefix_lens, dtype=torch.int64)
@@ -126,7 +128,11 @@ def plan_extend(
     pages = torch.stack([owner, page, completed_now.long()], dim=1)
 
     candidates = num_candidate_pages(
-        total - 1, config.effective_window, page_size, config.sink_pages
+        total - 1,
+        config.effective_window,
+        page_size,
+        config.sink_pages,
+        dense_below,
     )
     return ExtendPlan(
         tiles=_to_device(tiles, device),

@@ -89,18 +89,18 @@ def extend_local_fwd(
     """
     o, lse = _empty_partials(q, v_buffer)
     num_kv_heads = k_buffer.shape[1]
-    page_size, window_size = params.page_size, params.window_size
-    sink_pages = params.sink_pages
+    page_size, sink_pages = params.page_size, params.sink_pages
+    layout = params.window_size, page_size, params.dense_below
     for block in _blocks(cu_seqlens_q, seq_lens):
         rows = slice(block.lo, block.hi)
         num_rows = block.hi - block.lo
         last_position = block.first_position + num_rows - 1
         position = torch.arange(block.first_position, last_position + 1).to(q.device)
-        start = window_start_page(position, window_size, page_size)  # [T]
+        start = window_start_page(position, *layout)  # [T]
 
         # Keys that any row of the block needs: sink pages, then from the first row's window on.
-        first_start = window_start_page(block.first_position, window_size, page_size)
-        last_start = window_start_page(last_position, window_size, page_size)
+        first_start = window_start_page(block.first_position, *layout)
+        last_start = window_start_page(last_position, *layout)
         sink_end = min(sink_pages, last_start) * page_size
         window_begin = max(first_start * page_size, sink_end)
         key = torch.cat(

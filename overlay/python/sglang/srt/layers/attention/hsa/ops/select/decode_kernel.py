@@ -66,6 +66,7 @@ def _select_pages_kernel(
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
     KIND: tl.constexpr,
@@ -82,7 +83,9 @@ def _select_pages_kernel(
     num_splits = tl.num_programs(1)
     b = row // KV_HEADS
     g = row % KV_HEADS
-    position, start, count = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS)
+    position, start, count = decode_row(
+        seq_lens, b, PAGE_SIZE, WINDOW, SINKS, DENSE_BELOW
+    )
     table_row = page_table + b.to(tl.int64) * stride_table + SINKS
     out_row = out + b.to(tl.int64) * stride_out_row + g * stride_out_head
     PLANES: tl.constexpr = GROUP if STRATEGY == "softmax_head" else 1

@@ -79,6 +79,7 @@ def _select_pages_extend_kernel(
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
     KIND: tl.constexpr,
@@ -107,7 +108,9 @@ def _select_pages_extend_kernel(
         row = tl.load(tile + 1).to(tl.int64)
         rows = tl.load(tile + 2)
         position = tl.load(tile + 3)
-        lengths = num_candidates(m, rows, position, PAGE_SIZE, WINDOW, SINKS)
+        lengths = num_candidates(
+            m, rows, position, PAGE_SIZE, WINDOW, SINKS, DENSE_BELOW
+        )
         most = tl.max(lengths)
         table_row = page_table + b * stride_table + SINKS
         repr_head = repr_buffer + g * stride_repr_head

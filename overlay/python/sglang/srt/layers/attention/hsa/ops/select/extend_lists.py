@@ -11,6 +11,7 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     PAGES_SELECTED,
     ROWS_DENSE,
     ROWS_SPARSE,
+    window_start,
 )
 from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import LANES, rank_rows
 
@@ -25,9 +26,10 @@ def num_candidates(
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
 ):
     """Candidate pages of the rows ``m`` of a tile whose first row is at ``position``; 0 past its ``rows``."""
-    start = tl.maximum(position + m - WINDOW + 1, 0) // PAGE_SIZE
+    start = window_start(position + m, PAGE_SIZE, WINDOW, DENSE_BELOW)
     return tl.where(m < rows, tl.maximum(start - SINKS, 0), 0)
 
 

@@ -60,6 +60,7 @@ def _score_slow_decode_kernel(
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
     STRATEGY: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     HALF: tl.constexpr,
@@ -74,7 +75,7 @@ def _score_slow_decode_kernel(
     g = row % KV_HEADS
     table_row = page_table + b.to(tl.int64) * stride_table + SINKS
     repr_head = repr_buffer + g * stride_repr_head
-    _, _, count = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS)
+    _, _, count = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS, DENSE_BELOW)
     head = tl.arange(0, BLOCK_G)
     in_group = head < GROUP
     q_row = q + b.to(tl.int64) * stride_q_row + (g * GROUP + head) * stride_q_head
@@ -116,6 +117,7 @@ def _rank_slow_decode_kernel(
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
     WIDTHS: tl.constexpr,
@@ -123,7 +125,7 @@ def _rank_slow_decode_kernel(
     row = tl.program_id(0)
     b = row // KV_HEADS
     g = row % KV_HEADS
-    position, _, count = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS)
+    position, _, count = decode_row(seq_lens, b, PAGE_SIZE, WINDOW, SINKS, DENSE_BELOW)
     rank_and_count(
         scores + row.to(tl.int64) * stride_scores,
         page_table + b.to(tl.int64) * stride_table + SINKS,

@@ -110,6 +110,7 @@ def _score_slow_kernel(
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
     STRATEGY: tl.constexpr,
     PAGES: tl.constexpr,
     PER_PROGRAM: tl.constexpr,
@@ -126,7 +127,9 @@ def _score_slow_kernel(
     row = tl.load(tile + 1).to(tl.int64)
     rows = tl.load(tile + 2)
     m = tl.arange(0, ROWS)
-    lengths = num_candidates(m, rows, tl.load(tile + 3), PAGE_SIZE, WINDOW, SINKS)
+    lengths = num_candidates(
+        m, rows, tl.load(tile + 3), PAGE_SIZE, WINDOW, SINKS, DENSE_BELOW
+    )
     most = tl.max(lengths)
     begin = tl.program_id(1) * PER_PROGRAM
     if begin < most:
@@ -208,6 +211,7 @@ def _rank_slow_kernel(
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
 ):
@@ -222,7 +226,9 @@ def _rank_slow_kernel(
         g = item % KV_HEADS
         b = tl.load(tile).to(tl.int64)
         rows = tl.load(tile + 2)
-        lengths = num_candidates(m, rows, tl.load(tile + 3), PAGE_SIZE, WINDOW, SINKS)
+        lengths = num_candidates(
+            m, rows, tl.load(tile + 3), PAGE_SIZE, WINDOW, SINKS, DENSE_BELOW
+        )
         most = tl.max(lengths)
         item_keys = keys + tl.cast(place, tl.int64) * ROWS * stride_keys
         if most > WIDTHS[len(WIDTHS) - 1]:
