@@ -10,6 +10,7 @@ as they do in a decode step. First checks each shape against the torch reference
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 
@@ -29,7 +30,7 @@ from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 from sglang.srt.layers.attention.hsa.selector import HSASelector
 
-PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
+PAGE, WINDOW, SINKS = 64, 512, 1
 COLD_NAMES = {
     "_select_pages_kernel": "select_cold_us",
     "_score_slow_decode_kernel": "select_cold_us",
@@ -112,7 +113,8 @@ def copy_bandwidth() -> float:
 
 
 def bench(
-    length: int, batch: int, heads: int, kv_heads: int, dim: int, kind: str, strategy: str, bandwidth: float, others
+    length: int, batch: int, heads: int, kv_heads: int, dim: int, kind: str, strategy: str, topk: int,
+    bandwidth: float, others,
 ) -> dict:
     torch.manual_seed(0)
     pages = length // PAGE
@@ -120,14 +122,14 @@ def bench(
     k, v = (torch.randn(num_pages * PAGE, kv_heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     table = (torch.randperm(num_pages - 1, device="cuda") + 1).view(batch, pages).int()
     config = HSAConfig(
-        topk=TOPK, page_size=PAGE, window_size=WINDOW, sink_pages=SINKS, chunk_repr=kind, selection_strategy=strategy
+        topk=topk, page_size=PAGE, window_size=WINDOW, sink_pages=SINKS, chunk_repr=kind, selection_strategy=strategy
     )
     params = AttentionParams(config, dim**-0.5)
     reprs, channels = represent(k, params)
     version = torch.ones(num_pages, dtype=torch.int64, device="cuda")
     lens = torch.full((batch,), length, dtype=torch.int64, device="cuda")
     q = torch.randn(batch, heads, dim, device="cuda", dtype=torch.bfloat16)
-    selected = torch.empty(batch, kv_heads, TOPK, dtype=torch.int32, device="cuda")
+    selected = torch.empty(batch, kv_heads, topk, dtype=torch.int32, device="cuda")
     out = torch.empty_like(q)
     counters = HSACounters("cuda")
     programs = batch * kv_heads * MAX_PROGRAMS_PER_ROW
@@ -160,7 +162,7 @@ def bench(
     if not (error < 1e-2 and equal > 0.9):
         raise SystemExit(f"bench_decode_kernels: wrong result at {length=} {batch=}: relative error {error}, {equal=}")
 
-    attended = SINKS + TOPK + WINDOW // PAGE + 1
+    attended = SINKS + topk + WINDOW // PAGE + 1
     attend_bytes = batch * kv_heads * attended * PAGE * dim * 2 * 2
     select_bytes = batch * pages * reprs[0].numel() * reprs.element_size()
     select_us, _ = microseconds(select)
@@ -168,7 +170,7 @@ def bench(
     both_us, spread = microseconds(both)
     cold = cold_microseconds(both, others)
     return dict(
-        length=length, batch=batch, heads=heads, kv_heads=kv_heads, dim=dim, kind=kind, strategy=strategy,
+        length=length, batch=batch, heads=heads, kv_heads=kv_heads, dim=dim, kind=kind, strategy=strategy, topk=topk,
         error=round(error, 5), equal=round(equal, 3),
         select_us=round(select_us, 2), attend_us=round(attend_us, 2), both_us=round(both_us, 2),
         spread_us=round(spread, 2), **cold, launches=cuda_only.launches(both),
@@ -182,6 +184,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[8192, 32768, 65536, 131072, 524288])
     parser.add_argument("--kinds", nargs="+", default=[HSAConfig.chunk_repr], choices=KINDS)
     parser.add_argument("--strategy", default=HSAConfig.selection_strategy, choices=SELECTION_STRATEGIES)
+    parser.add_argument("--topk", nargs="+", type=int, default=[HSAConfig.topk])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     args = cuda_only.parse_args(parser)
     bandwidth, others = copy_bandwidth(), other_kernels()
@@ -191,8 +194,8 @@ def main() -> None:
             for length in args.lengths:
                 if batch * length * kv_heads * dim > 1 << 32:
                     continue
-                for kind in args.kinds:
-                    rows.append(bench(length, batch, heads, kv_heads, dim, kind, args.strategy, bandwidth, others))
+                for kind, topk in itertools.product(args.kinds, args.topk):
+                    rows.append(bench(length, batch, heads, kv_heads, dim, kind, args.strategy, topk, bandwidth, others))
                     print(rows[-1], flush=True)
     print(json.dumps(dict(gpu=torch.cuda.get_device_name(), copy_tb_s=round(bandwidth / 1e12, 2), rows=rows)))
 

@@ -23,7 +23,7 @@ FIELD_PREFIX = "hsa_"
 WHOLE_PAST = 1 << 30  # a ``dense_below`` beyond every position
 PREFILLS = {"sparse": 0, "dense": WHOLE_PAST}
 # The longest stretch of a prompt that dense attention reads as fast (docs/performance.md).
-DEFAULT_PREFILL = "32768"
+DEFAULT_PREFILL = "65536"
 
 
 @dataclasses.dataclass(frozen=True)
