@@ -9,20 +9,40 @@ import torch
 
 import sglang
 
+# Files that a process runs after one another, and how many of their tests pass: those of a GPU skip.
 KERNEL_TESTS = {
-    "test_hsa_decode_kernels.py": 43,
-    "test_hsa_decode_selection.py": 15,
-    "test_hsa_draft_rows.py": 10,
-    "test_hsa_extend_kernels.py": 55,
-    "test_hsa_extend_ranking.py": 24,
+    "decode": {
+        "test_hsa_decode_kernels.py": 43,
+        "test_hsa_decode_selection.py": 15,
+        "test_hsa_dense_layers.py": 15,
+        "test_hsa_draft_rows.py": 12,
+    },
+    "extend": {
+        "test_hsa_dense_prefill.py": 20,
+        "test_hsa_extend_kernels.py": 48,
+        "test_hsa_extend_ranking.py": 24,
+        "test_hsa_extend_selection.py": 7,
+    },
 }
+HERE = Path(__file__).parent
+FOLDER = Path(sglang.__file__).parent / "test" / "attention"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels' tests run on the GPU itself")
-@pytest.mark.parametrize("name,count", KERNEL_TESTS.items())
-def test_kernels(child, name, count):
+@pytest.mark.parametrize("group", KERNEL_TESTS)
+def test_kernels(child, group, monkeypatch):
     """A child process, because TRITON_INTERPRET has to be set before Triton is imported."""
-    path = Path(sglang.__file__).parent / "test" / "attention" / name
-    output = child(["-m", "pytest", "-q", "-p", "no:cacheprovider", path], timeout=1800, TRITON_INTERPRET="1")
-    passed = re.search(r"(\d+) passed", output)
-    assert passed and int(passed[1]) >= count, output[-2000:]
+    monkeypatch.syspath_prepend(HERE)  # of the child's plugin
+    files = [FOLDER / name for name in KERNEL_TESTS[group]]
+    options = ["-v", "-p", "no:cacheprovider", "-p", "quick_interpreter"]
+    output = child(["-m", "pytest", *options, *files], timeout=1800, TRITON_INTERPRET="1")
+    for name, count in KERNEL_TESTS[group].items():
+        passed = len(re.findall(rf"{name}::.* PASSED", output))
+        assert passed >= count, f"{passed} tests of {name} passed: {output[-2000:]}"
+
+
+def test_no_file_is_forgotten():
+    """Every file of tests that asks for the interpreter is run under it."""
+    asks = {path.name for path in FOLDER.glob("test_hsa_*.py") if "TRITON_INTERPRET" in path.read_text()}
+    known = {name for group in KERNEL_TESTS.values() for name in group}
+    assert asks - {"test_hsa_backend_dense_integration.py"} == known

@@ -144,8 +144,11 @@ def test_pages_generated_in_batched_decode_are_represented():
     """The page that a step completes is represented at the start of the next one, in every layer."""
     h = harness(num_pages=100, layers=2, window_size=1, sink_pages=0)
     sequences = [h.new_sequence() for _ in range(3)]
-    h.step(sequences, [14, 15, 16])
-    for _ in range(20):
+    h.step(sequences, [13, 14, 15])
+    for _ in range(3):  # completes the first pages
+        check(h, sequences)
+    h.step(sequences, [12, 12, 12])
+    for _ in range(4):  # and the second ones, one of them in the last step
         check(h, sequences)
     for s in sequences:
         committed = s.length - 1
@@ -244,12 +247,12 @@ def test_a_page_handed_out_again_gets_no_stamp():
 
 def test_pages_without_a_representation_are_healed():
     """At both ends of a search step, in pages that two rows share: none is lost, and each is counted once."""
-    h = harness(topk=4, num_pages=330)
+    h = harness(topk=4, num_pages=330, num_heads=2, num_kv_heads=1)
     parent = h.new_sequence()
-    h.step([parent], [300 * 16 + 5])
-    child = h.fork(parent, 290)
+    h.step([parent], [264 * 16 + 5])
+    child = h.fork(parent, 260)
     h.step([child], [20])
-    lost = h.pages_of(parent)[[1, 2, 255, 256, 289]].long()
+    lost = h.pages_of(parent)[[1, 2, 255, 256, 259]].long()
     before = h.backend.counters.snapshot()["reprs_healed"]
     h.pool.repr_stamps[0][lost] -= 1
     h.pool.repr_buffers[0][lost] = 255  # NaN as lowest value and step
@@ -332,7 +335,7 @@ def test_slow_selection_of_few_and_many_pages(strategy):
         page_size=page, window_size=20, topk=topk, selection_strategy=strategy
     )
     batch = make_batch(
-        [5, 60, 700, 2300], page_size=page, num_kv_heads=kv_heads, head_dim=dim
+        [5, 60, 330, 600], page_size=page, num_kv_heads=kv_heads, head_dim=dim
     )
     channels = rotary_channels(dim)
     num_pages = len(batch.k_buffer) // page
