@@ -12,6 +12,7 @@ sys.path.insert(0, str(HERE))
 
 from cpu_children import child_env as make_child_env  # noqa: E402, the line above makes it importable
 from cpu_children import run_child  # noqa: E402
+from engine_nursery import Nursery  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -33,17 +34,34 @@ def child():
 
 
 @pytest.fixture(scope="session")
-def run_engine(tmp_path_factory):
+def engine_child():
+    """As ``child``, for scripts that start an engine: a fork of a nursery, one for each set of variables."""
+    nurseries = {}
+
+    def run(args, timeout=600, **variables):
+        key = tuple(sorted(variables.items()))
+        if key not in nurseries:
+            nurseries[key] = Nursery(**variables)
+        return nurseries[key](args, timeout)
+
+    yield run
+    for nursery in nurseries.values():
+        nursery.close()
+
+
+@pytest.fixture(scope="session")
+def run_engine(tmp_path_factory, engine_child):
     """``run_engine(engine_arguments, requests, **env)`` -> one dict per request, in order.
 
-    With ``info=True``: (those, the scheduler's counters and memory use).
+    With ``info=True``: (those, the scheduler's counters and memory use). With ``start=run_child`` the engine starts as on
+    a host, and takes a minute of a core for it.
     """
 
-    def run(engine, requests, info=False, **extra):
+    def run(engine, requests, info=False, start=engine_child, **extra):
         folder = tmp_path_factory.mktemp("engine")
         job, result = folder / "job.json", folder / "result.json"
         job.write_text(json.dumps({"engine": engine, "requests": requests}))
-        run_child([HERE / "engine_client.py", job, result], **extra)
+        start([HERE / "engine_client.py", job, result], **extra)
         answer = json.loads(result.read_text())
         return (answer["results"], answer["info"]) if info else answer["results"]
 

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sgl.Engine on a CPU without SGLANG_USE_CPU_ENGINE: greedy tokens equal to Hugging Face transformers."""
+"""sgl.Engine on a CPU: greedy tokens equal to Hugging Face transformers.
+
+Pages of 64 and sliding windows start as on a host that has not set SGLANG_USE_CPU_ENGINE.
+"""
 
 import pytest
+from cpu_children import run_child
 from tiny_models import build, hf_greedy, prompt_ids
 
 PROMPT, NEW, REUSED = 200, 64, 20
 
 
-def greedy_with_hit(run_engine, path, prompt, expected, **engine):
+def greedy_with_hit(run_engine, path, prompt, expected, start=run_child, **engine):
     """One request, then its continuation, which finds the prompt in the radix cache; returns the cached counts."""
     requests = [
         dict(prompts=[prompt], max_new_tokens=NEW),
         dict(prompts=[prompt + expected[:REUSED]], max_new_tokens=NEW - REUSED),
     ]
-    first, second = run_engine(dict(model_path=str(path), attention_backend="torch_native", **engine), requests)
+    engine = dict(model_path=str(path), attention_backend="torch_native", **engine)
+    first, second = run_engine(engine, requests, start=start)
     assert first["tokens"] == [expected]
     assert second["tokens"] == [expected[REUSED:]]
     assert first["cached"] == [0]
@@ -22,12 +27,13 @@ def greedy_with_hit(run_engine, path, prompt, expected, **engine):
 
 # With pages of 64, a hit is whole pages: 192 of the 220 tokens. Single slots leave out the last token only.
 @pytest.mark.parametrize("page_size, cached", [(64, 192), (1, 219)])
-def test_qwen3_equals_transformers(run_engine, checkpoints, page_size, cached):
+def test_qwen3_equals_transformers(run_engine, engine_child, checkpoints, page_size, cached):
     path = build("qwen3", checkpoints)
     prompt = prompt_ids(PROMPT, seed=1)
     expected = hf_greedy(path, prompt, NEW)
     assert len(set(expected)) > 16, "degenerate greedy tokens prove nothing"
-    assert greedy_with_hit(run_engine, path, prompt, expected, page_size=page_size) == cached
+    start = run_child if page_size == 64 else engine_child
+    assert greedy_with_hit(run_engine, path, prompt, expected, start, page_size=page_size) == cached
 
 
 def test_gemma2_equals_transformers(run_engine, checkpoints):

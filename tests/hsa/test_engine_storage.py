@@ -29,13 +29,13 @@ def prompts():
 
 
 @pytest.fixture(scope="module")
-def drive(checkpoints, child, prompts, tmp_path_factory):
+def drive(checkpoints, engine_child, prompts, tmp_path_factory):
     def run(engine, steps, env=(), **model):
         folder = tmp_path_factory.mktemp("storage")
         job, result = folder / "job.json", folder / "result.json"
         engine = dict(model_path=str(build("qwen3", checkpoints, **model)), **{**SPARSE, **engine})
         job.write_text(json.dumps(dict(engine=engine, prompts=prompts, steps=steps)))
-        child([CLIENT, job, result], **dict(env))
+        engine_child([CLIENT, job, result], **dict(env))
         answer = json.loads(result.read_text())
         assert answer["hsa_counters"]["rows_sparse"] > 0
         return answer["results"], answer
