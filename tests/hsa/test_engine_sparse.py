@@ -127,7 +127,7 @@ def test_the_first_layer_is_dense_unless_it_is_named(run_engine, path, prompts, 
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
 
-@pytest.mark.parametrize("stretch", ["dense", "301"])
+@pytest.mark.parametrize("stretch", ["dense", "577"])
 def test_dense_prefill_and_sparse_decode(run_engine, path, prompts, expected, stretch):
     """However the prompt is cut; the next round finds the pages of both in the radix cache."""
     rows = len(prompts[0]) if stretch == "dense" else int(stretch)
