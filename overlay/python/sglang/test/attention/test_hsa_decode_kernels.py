@@ -335,18 +335,22 @@ def test_slow_selection_of_few_and_many_pages(strategy):
         page_size=page, window_size=20, topk=topk, selection_strategy=strategy
     )
     batch = make_batch(
-        [5, 60, 330, 600], page_size=page, num_kv_heads=kv_heads, head_dim=dim
+        [5, 60, 330, 900], page_size=page, num_kv_heads=kv_heads, head_dim=dim
     )
     channels = rotary_channels(dim)
     num_pages = len(batch.k_buffer) // page
     reprs = page_repr_fwd(batch.k_buffer, torch.arange(num_pages), params, channels)
     version = torch.ones(num_pages, dtype=torch.int64)
-    stamp = version - (torch.rand(num_pages) < 0.2).long()
+    # Fewer pages without a valid stamp than are selected, or scores would decide nothing.
+    stamp = version.clone()
+    stamp[batch.page_table[[2, 3, 3], [10, 9, 40]].long()] = 0
     q = torch.randn(4, heads, dim)
     expected, _ = HSASelector(params, channels).select(
         q, reprs, (stamp == version)[batch.page_table.long()], batch.page_table, torch.arange(5), batch.seq_lens
     )  # fmt: skip
     workspace = SelectPagesWorkspace(4, kv_heads, batch.page_table.shape[1], DEVICE)
+    # The scratch may lie where the reference had its scores.
+    workspace.scores.fill_(torch.nan)
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
     tensors = batch.k_buffer, batch.v_buffer, reprs, stamp, version, channels
     cache = LayerCache(*(x.to(DEVICE) for x in tensors))
