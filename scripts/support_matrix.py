@@ -162,7 +162,7 @@ CELLS = (
     Cell(
         "Models",
         "attention with a temperature by position, or another soft cap than tanh",
-        printed="--attention-backend hsa does not support the attention of …, which asks for … (… …); choose another "
+        printed="--attention-backend hsa does not support the attention of …, which asks for …; choose another "
         "--attention-backend.",
     ),
     Cell(
@@ -338,12 +338,12 @@ def options_table() -> str:
     lines = ["| option | default | meaning |", "| --- | --- | --- |"]
     for action in parser._actions:
         default = getattr(HSAConfig, action.dest.removeprefix(FIELD_PREFIX))
-        meaning = action.help.split(" Default: ")[0]
+        meaning, resolved = action.help.split(" Default: ")
         if isinstance(action, argparse.BooleanOptionalAction):
             shown = "on" if default else "off"
             meaning += f" `{action.option_strings[1]}` turns it off." if default else ""
         else:
-            shown = "the platform's best" if default is None else f"`{default}`"
+            shown = resolved.rstrip(".") if default is None else f"`{default}`"
         if action.choices:
             meaning += f" One of {', '.join(f'`{choice}`' for choice in action.choices)}."
         lines.append(f"| `{action.option_strings[0]}` | {shown} | {meaning} |")
