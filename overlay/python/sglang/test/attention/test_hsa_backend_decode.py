@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from sglang.srt.layers.attention.hsa import selection_watch
 from sglang.srt.layers.attention.hsa.config import NOT_WEIGHTS
 from sglang.srt.layers.attention.hsa.passes.reference import ReferencePass
 from sglang.test.attention.hsa_fixtures import KINDS_AND_STRATEGIES
@@ -211,6 +212,37 @@ def test_dense_prefill_attends_everything_and_leaves_the_pages_ready():
     counts = h.backend.counters.snapshot()
     assert counts["rows_sparse"] == 1 and counts["reprs_healed"] == 0
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+
+
+def test_a_server_that_selects_nothing_says_so_once(monkeypatch, caplog):
+    """Until it selects again. The shortest context that does is the one that the line names."""
+    monkeypatch.setattr(selection_watch, "EVERY", 4)
+    h = Harness(num_pages=80)
+    short, long = h.new_sequence(), h.new_sequence()
+    h.step([short], [h.config.shortest_sparse - 30])
+
+    def lines(sequence, passes):
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            for _ in range(passes):
+                h.step([sequence], [1], decode=True)
+        return [
+            r.getMessage()
+            for r in caplog.records
+            if "selected no page" in r.getMessage()
+        ]
+
+    [line] = lines(short, 12)
+    assert f"reached {h.config.shortest_sparse} tokens" in line
+    assert not lines(short, 12)
+    assert h.backend.counters.snapshot()["rows_sparse"] == 0
+    h.step([long], [h.config.shortest_sparse])
+    assert h.backend.counters.snapshot()["rows_sparse"] == 1
+    assert not lines(long, 12)
+    h.free(short)
+    short = h.new_sequence()
+    h.step([short], [20])
+    assert len(lines(short, 16)) == 1
 
 
 def test_soft_cap():

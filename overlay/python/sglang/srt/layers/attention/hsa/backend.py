@@ -17,6 +17,7 @@ from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
 from sglang.srt.layers.attention.hsa.passes.decode import DecodeState
 from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass
 from sglang.srt.layers.attention.hsa.passes.reference import ReferencePass
+from sglang.srt.layers.attention.hsa.selection_watch import SelectionWatch
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
 
@@ -96,6 +97,9 @@ class HSAAttnBackend(AttentionBackend):
                 args.speculative_num_draft_tokens if args.speculative_algorithm else 1,
                 draft_steps,
             )
+        self.watch: Optional[SelectionWatch] = None
+        if not model_runner.is_draft_worker:
+            self.watch = SelectionWatch(self.counters, self.config.shortest_sparse)
         self.forward_pass: Optional[AttentionPass] = None
         self.goes_dense = False
 
@@ -112,6 +116,8 @@ class HSAAttnBackend(AttentionBackend):
         return KERNELS
 
     def init_forward_metadata(self, forward_batch: ForwardBatch):
+        if self.watch:
+            self.watch.tick()
         self.forward_pass = self._make_pass(forward_batch)
         # Dense backends differ in how they scale an 8-bit cache and which keys they read from it, and in where they
         # find the lengths of a draft extend.
@@ -158,6 +164,8 @@ class HSAAttnBackend(AttentionBackend):
             self.dense.init_forward_metadata_capture_cuda_graph(*args, **kwargs)
 
     def init_forward_metadata_replay_cuda_graph(self, *args, **kwargs):
+        if self.watch:
+            self.watch.tick()
         self.decode.prepare(self.pool.page_handouts)
         if self.decode_needs_dense:
             self.dense.init_forward_metadata_replay_cuda_graph(*args, **kwargs)

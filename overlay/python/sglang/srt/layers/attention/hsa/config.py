@@ -122,6 +122,12 @@ class HSAConfig:
         return self.window_size if self.enable_swa_fusion else 0
 
     @property
+    def shortest_sparse(self) -> int:
+        """Tokens of the shortest context whose newest query has a page to select."""
+        window = max(self.effective_window, 1)
+        return (self.sink_pages + 1) * self.page_size + window
+
+    @property
     def needs_references(self) -> Optional[str]:
         """Why no kernel can run these options; None if the kernels can."""
         if self.strict:
