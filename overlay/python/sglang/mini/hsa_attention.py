@@ -66,7 +66,7 @@ class HSAAttentionBackend(AttentionBackend):
             raise MiniError(
                 f"chunk_repr {config.chunk_repr!r} is not supported by the mini engine: use {', '.join(KINDS)}."
             )
-        if config.strict or config.dense_backend or config.prefill:
+        if config.strict or config.dense_backend or config.dense_below:
             raise MiniError(
                 "strict, dense_backend and prefill are options of SGLang's runtime: leave them out here."
             )

@@ -108,7 +108,13 @@ def test_draft_tokens_see_what_precedes_them(monkeypatch):
 
 
 def test_an_8_bit_cache_is_read_with_its_scales(monkeypatch):
-    h = Layers(kv_cache_dtype=torch.float8_e4m3fn, kv_scales=(0.5, 2.0))
+    options = dict(kv_cache_dtype=torch.float8_e4m3fn, kv_scales=(0.5, 2.0))
+    h = Layers(**options)
+    state = h.backend.decode
+    assert h.backend.decode_needs_dense  # torch_native, which knows no scales
+    state.layers, state.first_layer = frozenset({0, 1}), 0
+    for step in state.steps:
+        step.layers = state.layers
     sequences = [h.new_sequence()]
     without_dense_backend(h, monkeypatch)
     for _ in range(3):

@@ -13,10 +13,11 @@ from sglang.srt.layers.attention.hsa.counters import INDEX, HSACounters
 logger = logging.getLogger(__name__)
 
 EVERY = 2000  # passes between two looks at the counters
+AHEAD = 16  # passes that the copy for a look is started before it
 
 
 class SelectionWatch:
-    """Looks at a backend's counters from time to time, without a wait: at a copy that was started a look before.
+    """Looks at a backend's counters from time to time, without a wait: at a copy that was started some passes before.
 
     Args:
         counters: of the backend.
@@ -36,11 +37,11 @@ class SelectionWatch:
     def tick(self) -> None:
         """Count a pass; every so often log once, until a row was sparse again, that none was."""
         self.passes += 1
-        if self.passes % EVERY:
-            return
-        if self.passes > EVERY:
+        place = self.passes % EVERY
+        if place == max(EVERY - AHEAD, 1):
+            self.copy.copy_(self.counters.values, non_blocking=True)
+        elif place == 0:
             self._look(int(self.copy[INDEX["rows_sparse"]]))
-        self.copy.copy_(self.counters.values, non_blocking=True)
 
     def _look(self, rows_sparse: int) -> None:
         nothing = rows_sparse == self.rows_sparse

@@ -112,6 +112,9 @@ class DecodeState:
     ):
         self.pool, self.config, self.counters = pool, config, counters
         self.layers = decoded_layers(layers, pool.hsa_layer_ids)
+        if config.dense_backend == "torch_native" and pool.dtype.itemsize == 1:
+            # It writes and reads 8-bit keys without their scales; whoever wrote them in extend must read them.
+            self.layers = frozenset(pool.hsa_layer_ids)
         self.first_layer = min(self.layers)
         self.tiling, self.num_draft_tokens = tiling, num_draft_tokens
         self.draft_steps = draft_steps

@@ -241,7 +241,7 @@ def decode_hsa(
         seq_lens: ``[B]`` int32, the new token included, at least 1.
         out: ``[B, H_q, D_v]``, written whole.
         workspace: scratch for at least this batch.
-        num_splits: programs that share one sequence and KV head, 1 to MAX_SPLITS.
+        num_splits: programs that share one sequence and KV head, at least 1.
 
     Returns:
         ``out``.
