@@ -2,6 +2,7 @@
 """Backend hsa: dense attention with every page selected, the brute force with few."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,7 +106,8 @@ def test_kernels_equal_the_references(child, world):
     """The Triton kernels under the interpreter, which must be on before Triton is imported."""
     if torch.cuda.is_available():
         pytest.skip("test_on_the_gpu runs the kernels themselves")
-    output = child([__file__, world("qwen3").path], TRITON_INTERPRET="1")
+    kernels = Path(__file__).resolve().parents[1] / "kernels"
+    output = child([__file__, world("qwen3").path, kernels], TRITON_INTERPRET="1")
     assert output.split() == ["equal"] * 3
 
 
@@ -132,5 +134,8 @@ def _main(path):
 
 if __name__ == "__main__":
     import sys
+
+    sys.path.append(sys.argv[2])
+    import quick_interpreter  # noqa: F401
 
     _main(sys.argv[1])
