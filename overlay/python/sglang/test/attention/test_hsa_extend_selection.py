@@ -109,7 +109,8 @@ def test_slow_selection_in_turns(strategy, monkeypatch):
     params = make_params(
         page_size=page, window_size=20, topk=topk, selection_strategy=strategy
     )
-    prefixes, news = [400, 0, 100], [70, 9, 1]
+    # Of the 17 candidates of the first sequence the last is alone in its step, and selected since it has no stamp.
+    prefixes, news = [307, 400, 0, 100], [1, 70, 9, 1]
     lens = [p + n for p, n in zip(prefixes, news)]
     batch = make_batch(lens, page_size=page, num_kv_heads=kv_heads, head_dim=dim)
     channels = rotary_channels(dim)
@@ -119,7 +120,7 @@ def test_slow_selection_in_turns(strategy, monkeypatch):
     version = torch.ones(num_pages, dtype=torch.int64)
     # Fewer pages without a valid stamp than are selected, or scores would decide nothing.
     stamp = version.clone()
-    stamp[batch.page_table[[0, 0, 2], [5, 17, 2]].long()] = 0
+    stamp[batch.page_table[[0, 1, 1, 3], [17, 5, 17, 2]].long()] = 0
     q = torch.randn(sum(news), heads, dim)
     config = params.config
     tiling = choose_tiling(heads // kv_heads, dim, config)
@@ -127,13 +128,14 @@ def test_slow_selection_in_turns(strategy, monkeypatch):
     lists = extend_kernel.PageLists.empty(plan, kv_heads, topk)
     workspace = slow_extend.SlowSelectWorkspace(plan, kv_heads, topk, 1)
     assert workspace.items == 1
+    workspace.keys.zero_()
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
     tensors = batch.k_buffer, batch.v_buffer, reprs, stamp, version, channels
     slow_extend.select_slow_pages_extend(
         q.to(DEVICE), LayerCache(*(x.to(DEVICE) for x in tensors)), batch.page_table.to(DEVICE), plan, lists,
         workspace, counters, params,
     )  # fmt: skip
-    cu = torch.tensor([0, 70, 79, 80])
+    cu = torch.tensor([0, 1, 71, 80, 81])
     valid = (stamp == version)[batch.page_table.long()]
     expected, _ = HSASelector(params, channels).select(
         q, reprs, valid, batch.page_table, cu, batch.seq_lens
