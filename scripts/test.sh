@@ -42,8 +42,7 @@ if [ $# -gt 0 ]; then
 fi
 
 # Two servers at once would fight for memory and cores; what starts none runs beside them.
-servers=(tests/hsa tests/quality/test_small_tier.py tests/cpu_host/test_engine_cpu.py tests/cpu_host/test_import.py)
-servers+=(tests/retrieval/test_needle_served.py tests/retrieval/test_window_only.py "$dense")
+servers=(tests/hsa tests/quality/test_small_tier.py tests/cpu_host/test_engine_cpu.py tests/cpu_host/test_import.py "$dense")
 logs=$(mktemp -d)
 run_pytest "${servers[@]/#/--ignore=}" tests "${in_tree[@]}" >"$logs/others" 2>&1 &
 beside=$!

@@ -4,15 +4,16 @@
 from pathlib import Path
 
 import pytest
+from cpu_children import run_child
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
-def triton_interpreter(tmp_path_factory, engine_child):
+def triton_interpreter(tmp_path_factory):
     """``triton_interpreter(cases)`` -> what SGLang's Triton kernels return for each ``(op, arguments)``.
 
-    Child processes, because TRITON_INTERPRET has to be set before Triton is imported.
+    A child process, because TRITON_INTERPRET has to be set before Triton is imported.
     """
     import torch
 
@@ -20,7 +21,7 @@ def triton_interpreter(tmp_path_factory, engine_child):
         folder = tmp_path_factory.mktemp("triton")
         source, target = folder / "cases.pt", folder / "results.pt"
         torch.save(cases, source)
-        engine_child([HERE / "interpreted_kernels.py", source, target], TRITON_INTERPRET="1")
+        run_child([HERE / "interpreted_kernels.py", source, target], TRITON_INTERPRET="1")
         return torch.load(target)
 
     return run

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """sgl.Engine on a CPU: greedy tokens equal to Hugging Face transformers.
 
-The engine with pages of 64 starts as on a host that has not set SGLANG_USE_CPU_ENGINE.
+Pages of 64 and sliding windows start as on a host that has not set SGLANG_USE_CPU_ENGINE.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from tiny_models import build, hf_greedy, prompt_ids
 PROMPT, NEW, REUSED = 200, 64, 20
 
 
-def greedy_with_hit(run_engine, path, prompt, expected, start, **engine):
+def greedy_with_hit(run_engine, path, prompt, expected, start=run_child, **engine):
     """One request, then its continuation, which finds the prompt in the radix cache; returns the cached counts."""
     requests = [
         dict(prompts=[prompt], max_new_tokens=NEW),
@@ -36,14 +36,14 @@ def test_qwen3_equals_transformers(run_engine, engine_child, checkpoints, page_s
     assert greedy_with_hit(run_engine, path, prompt, expected, start, page_size=page_size) == cached
 
 
-def test_gemma2_equals_transformers(run_engine, engine_child, checkpoints):
+def test_gemma2_equals_transformers(run_engine, checkpoints):
     """Windowed layers, capped attention logits and capped final logits; the prompt is three windows long."""
     path = build("gemma2", checkpoints, sliding_window=64)
     prompt = prompt_ids(PROMPT, seed=1)
     expected = hf_greedy(path, prompt, NEW)
     for other in (dict(sliding_window=4096), dict(sliding_window=64, attn_logit_softcapping=None)):
         assert hf_greedy(build("gemma2", checkpoints, **other), prompt, NEW) != expected
-    assert greedy_with_hit(run_engine, path, prompt, expected, engine_child, page_size=64) == 192
+    assert greedy_with_hit(run_engine, path, prompt, expected, page_size=64) == 192
 
 
 def test_batch_chunks_and_partial_pages(run_engine, checkpoints):

@@ -5,6 +5,7 @@ import os
 from functools import partial
 
 import pytest
+from cpu_children import run_child
 from hf_oracle import greedy
 from tiny_models import build, hf_greedy, prompt_ids
 
@@ -72,6 +73,7 @@ def test_two_tensor_parallel_ranks(run_engine, path, prompts, expected):
     cores = sorted(os.sched_getaffinity(0))
     run_ranks = partial(
         run_engine,
+        start=run_child,
         # SGLang wants to be told where there are fewer NUMA nodes than ranks.
         SGLANG_CPU_OMP_THREADS_BIND=f"{cores[0]}|{cores[-1]}",
         # Each rank would compile C++ for the mask of its part of the vocabulary, which takes seconds.
