@@ -2,7 +2,8 @@
 """Prefill and decode step time through sgl.Engine: HSA against dense backends, same geometry, random weights.
 
 Prefill is the time of one new token after an emptied cache; the decode step is the slope between two output lengths of
-the same cached prompt, in the median and at its fastest, since a small model's step waits for a host that others share. Each HSA arm fails unless its counters say that pages were selected. Ends in one JSON line.
+the same cached prompt, in the median and at its fastest, since a small model's step waits for a host that others share.
+Each HSA arm fails unless its counters say that pages were selected. Ends in one JSON line.
 
     python benchmarks/bench_steps.py --backends hsa flashinfer fa3 --shapes 8192x1 32768x1 32768x16
 """
@@ -48,8 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs=2, default=[32, 160], metavar=("FEW", "MANY"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--prefills", type=int, default=3, help=f"timed prefills, none for 0, unless they take {ENOUGH} s before (default: %(default)s)"
-    )
+        "--prefills", type=int, default=3,
+        help=f"timed prefills, none for 0, unless they take {ENOUGH} s before (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--hsa", nargs="+", type=option, default=[], metavar="NAME=VALUE",
         help="options of the HSA arm, such as topk=16 prefill=sparse",

@@ -58,10 +58,9 @@ def points(folder: Path) -> tuple[list[tuple[str, int, float, int, float]], int]
     times, dense = layer_times(folder), dense_time(folder)
     rows = [row for row in json.loads((folder / "budgets.json").read_text())["rows"] if row["context"] == CONTEXT]
     found = [
-        (kind, budget, dense / times[kind, budget], row["keys"], row["ppl_loss"])
+        (*setting, dense / times[setting], row["keys"], row["ppl_loss"])
         for row in rows
-        for kind, budget in [(row["kind"], row["budget"])]
-        if (kind, budget) in times
+        if (setting := (row["kind"], row["budget"])) in times
     ]
     if not found:
         raise ValueError(f"{folder} has no setting with both keys and times")
