@@ -7,43 +7,70 @@ steps are read as integers, the bits of a bfloat16.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-# A word of codes to eight keys, two bfloat16 in a register: 0x4300 with a code in its low bits is 128 + code.
+# bfloat16 with a code in its low bits is code * 2^-133, with a code four bits higher code * 2^-129: numbers without an offset
+# to subtract. So keys are made 2^-33 times as large, and by powers of two, which round nothing.
+SCALE_BACK = {torch.bfloat16: 2.0**33}
+# Lowest values times 2^-33, steps of the first half times 2^100 and of the second times 2^96; -0 adds nothing.
+SCALE: tl.constexpr = tl.constexpr(
+    """{
+    .reg .b32 a, b, factor, none;
+    mov.b32 none, 0x80008000;
+    mov.b32 factor, 0x2F002F00;
+    mov.b64 {a, b}, $4;
+    fma.rn.bf16x2 a, a, factor, none;
+    fma.rn.bf16x2 b, b, factor, none;
+    mov.b64 $0, {a, b};
+    mov.b64 {a, b}, $6;
+    fma.rn.bf16x2 a, a, factor, none;
+    fma.rn.bf16x2 b, b, factor, none;
+    mov.b64 $2, {a, b};
+    mov.b32 factor, 0x71807180;
+    mov.b64 {a, b}, $5;
+    fma.rn.bf16x2 a, a, factor, none;
+    fma.rn.bf16x2 b, b, factor, none;
+    mov.b64 $1, {a, b};
+    mov.b32 factor, 0x6F806F80;
+    mov.b64 {a, b}, $7;
+    fma.rn.bf16x2 a, a, factor, none;
+    fma.rn.bf16x2 b, b, factor, none;
+    mov.b64 $3, {a, b};
+    }"""
+)
+# A word of codes to eight keys, two bfloat16 in a register.
 UNPACK: tl.constexpr = tl.constexpr(
     """{
-    .reg .b32 a, b, t, mask, magic, one, less, low, low_b, step, step_b;
-    mov.b32 mask, 0x000F000F;
-    mov.b32 magic, 0x43004300;
-    mov.b32 one, 0x3F803F80;
-    mov.b32 less, 0xC300C300;
+    .reg .b32 a, b, t, first, second, low, low_b, step, step_b;
+    mov.b32 first, 0x000F000F;
+    mov.b32 second, 0x00F000F0;
     prmt.b32 a, $8, 0, 0x4140;
     prmt.b32 b, $8, 0, 0x4342;
     mov.b64 {low, low_b}, $9;
     mov.b64 {step, step_b}, $10;
-    lop3.b32 t, a, mask, magic, 0xEA;
-    fma.rn.bf16x2 t, t, one, less;
+    and.b32 t, a, first;
     fma.rn.bf16x2 t, t, step, low;
     mov.b32 {$0, $1}, t;
-    lop3.b32 t, b, mask, magic, 0xEA;
-    fma.rn.bf16x2 t, t, one, less;
+    and.b32 t, b, first;
     fma.rn.bf16x2 t, t, step_b, low_b;
     mov.b32 {$2, $3}, t;
-    shr.b32 a, a, 4;
-    shr.b32 b, b, 4;
     mov.b64 {low, low_b}, $11;
     mov.b64 {step, step_b}, $12;
-    lop3.b32 t, a, mask, magic, 0xEA;
-    fma.rn.bf16x2 t, t, one, less;
+    and.b32 t, a, second;
     fma.rn.bf16x2 t, t, step, low;
     mov.b32 {$4, $5}, t;
-    lop3.b32 t, b, mask, magic, 0xEA;
-    fma.rn.bf16x2 t, t, one, less;
+    and.b32 t, b, second;
     fma.rn.bf16x2 t, t, step_b, low_b;
     mov.b32 {$6, $7}, t;
     }"""
 )
+
+
+def scale_back(dtype: torch.dtype) -> float:
+    """What products with keys that ``unpack`` made in this dtype are multiplied by."""
+    return SCALE_BACK.get(dtype, 1.0)
 
 
 @triton.jit
@@ -112,8 +139,16 @@ def _side_by_side(a, b, c, d):
 
 @triton.jit
 def unpack(codes, low, step, low_2, step_2, DTYPE: tl.constexpr):
-    """Keys ``[PAGE_SIZE, BLOCK_HALF]`` of either half in DTYPE from what ``load_page`` returns."""
+    """Keys ``[PAGE_SIZE, BLOCK_HALF]`` of either half in DTYPE from what ``load_page`` returns, to be scaled by ``scale_back``."""
     if DTYPE == tl.bfloat16:
+        low, step, low_2, step_2 = tl.inline_asm_elementwise(
+            SCALE,
+            "=l,=l,=l,=l,l,l,l,l",
+            [low, step, low_2, step_2],
+            dtype=(tl.uint64,) * 4,
+            is_pure=True,
+            pack=1,
+        )
         a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
             UNPACK,
             "=h,=h,=h,=h,=h,=h,=h,=h,r,l,l,l,l",

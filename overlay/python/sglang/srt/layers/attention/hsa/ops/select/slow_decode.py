@@ -28,13 +28,16 @@ from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
 from sglang.srt.layers.attention.hsa.ops.select.slow_codes import (
     load_halves,
     load_page,
+    scale_back,
     unpack,
 )
 from sglang.srt.layers.attention.hsa.page_repr import num_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 MAX_WARPS_PER_ROW = 512
-WARPS_PER_PROCESSOR = 32  # as many programs as a multiprocessor holds
+# As many programs as a multiprocessor holds: five with 81 to 96 registers a thread on each of its four schedulers. One more
+# would wait until another has ended.
+WARPS_PER_PROCESSOR = 20
 
 
 @triton.jit
@@ -163,7 +166,7 @@ def select_slow_pages_decode(
         seq_lens,
         workspace.scores,
         cache.channels,
-        params.score_scale,
+        params.score_scale * scale_back(q.dtype),
         q.stride(0),
         q.stride(1),
         reprs.stride(0),

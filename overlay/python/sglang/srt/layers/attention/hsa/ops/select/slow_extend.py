@@ -31,6 +31,7 @@ from sglang.srt.layers.attention.hsa.ops.select.page_lists import PageLists
 from sglang.srt.layers.attention.hsa.ops.select.slow_codes import (
     load_kept,
     load_page,
+    scale_back,
     unpack,
 )
 from sglang.srt.layers.attention.hsa.page_repr import num_channels
@@ -331,7 +332,7 @@ def select_slow_pages_extend(
                     cache.channels,
                     first,
                     candidates,
-                    params.score_scale,
+                    params.score_scale * scale_back(q.dtype),
                     q.stride(0),
                     q.stride(1),
                     workspace.keys.shape[1],
