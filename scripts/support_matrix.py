@@ -34,7 +34,7 @@ KINDS_AND_STRATEGIES = IN_TREE + "test_hsa_decode_kernels.py::test_every_kind_an
 OTHER_OPTIONS = SPARSE + "test_other_options_equal_the_brute_force_model"
 HALF = IN_TREE + "test_hsa_kv_dtypes.py::test_half_precision_caches"
 HICACHE = IN_TREE + "test_hsa_hierarchical_cache.py::test_pages_from_the_host_are_healed"
-CONTRACT = IN_TREE + "test_hsa_contract.py::"
+REFUSAL_TESTS = IN_TREE + "test_hsa_refusals.py::"
 DRAFTS = IN_TREE + "test_hsa_speculative_gpu.py::test_drafts_leave_the_tokens_alone"
 TOKENS = SPARSE + "test_tokens_equal_the_brute_force_model"
 TWO_GPUS = "two CUDA devices for the latter, which has not passed there yet"
@@ -99,7 +99,7 @@ CELLS = (
     Cell("Speculative decoding", "EAGLE", (DRAFTS + "[EAGLE]", DRAFTS + "[EAGLE-chunked]"), needs="a CUDA device"),
     Cell("Speculative decoding", "EAGLE3", (DRAFTS + "[EAGLE3]",), needs="a CUDA device"),
     Cell(
-        "Speculative decoding", "NEXTN", (CONTRACT + "test_nextn_is_eagle", DRAFTS + "[EAGLE]"), needs="a CUDA device"
+        "Speculative decoding", "NEXTN", (REFUSAL_TESTS + "test_nextn_is_eagle", DRAFTS + "[EAGLE]"), needs="a CUDA device"
     ),
     Cell(
         "Speculative decoding",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import List, NamedTuple, Sequence
+from typing import TYPE_CHECKING, List, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from sglang.srt.layers.attention.hsa.config import (
 )
 from sglang.srt.layers.attention.hsa.page_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
 
 # An engine of a test on a CUDA device: prompts of some hundred tokens have more pages than it selects.
 GPU_ENGINE = dict(
@@ -190,6 +193,19 @@ def write_model_config(folder: Path, **fields) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
+
+
+def server_args(model_path: str, **options) -> ServerArgs:
+    """Resolved arguments of a server with HSA on a CPU."""
+    from sglang.srt.server_args import ServerArgs
+
+    defaults = dict(
+        model_path=model_path,
+        device="cpu",
+        attention_backend="hsa",
+        skip_tokenizer_init=True,
+    )
+    return ServerArgs(**{**defaults, **options})
 
 
 def write_random_model(folder: Path, seed: int = 0, **fields) -> str:

@@ -129,13 +129,16 @@ def test_graph_runner_asks_the_dense_backend_for_nothing(monkeypatch):
     h.backend.init_forward_metadata_replay_cuda_graph()
 
 
+def layers_of(h):
+    return decoded_layers(dict(enumerate(h.layers)), h.backend.pool, h.backend.config)
+
+
 def test_a_sliding_window_layer_goes_to_the_dense_backend():
     h = Layers()
     h.layers[0].sliding_window_size = 64
-    layers = dict(enumerate(h.layers))
-    assert decoded_layers(layers, [1]) == {1}
+    assert layers_of(h) == {1}
     h.layers[0].sliding_window_size = -1
-    assert decoded_layers(layers, [1]) == {0, 1}
+    assert layers_of(h) == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_a_sliding_window_layer_goes_to_the_dense_backend():
 def test_what_the_kernel_does_not_compute_goes_to_the_dense_backend(attribute, value):
     h = Layers()
     setattr(h.layers[0], attribute, value)
-    assert decoded_layers(dict(enumerate(h.layers)), [1]) == {1}
+    assert layers_of(h) == {1}
 
 
 def test_an_input_that_is_not_computed_is_refused():

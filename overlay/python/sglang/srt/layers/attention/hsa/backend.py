@@ -35,11 +35,12 @@ class HSAAttnBackend(AttentionBackend):
 
     Each HSA layer writes K and V, represents the pages that became complete, selects pages for every query and
     attends sinks, selected pages and window under one softmax. Other layers, and extend passes in which no query
-    has a page to select, go to the dense backend; which tokens of prompts have none, ``--hsa-prefill`` says. On a CUDA device HSA runs on Triton kernels, decode eagerly or
-    in a CUDA graph, and decode attends layers without HSA, too, unless they have a sliding window; elsewhere, and
-    under ``--hsa-strict``, on the torch references. A layer that passes
-    ``hsa_mask_last_slot=True`` to its attention has no key in the last slot of a page (see ``layout``), and none of its
-    passes goes to the dense backend.
+    has a page to select, go to the dense backend; which tokens of prompts have none, ``--hsa-prefill`` says.
+
+    On a CUDA device HSA runs on Triton kernels, decode eagerly or in a CUDA graph, and decode attends layers without
+    HSA, too, unless they have a sliding window; elsewhere, and under ``--hsa-strict``, on the torch references. A
+    layer that passes ``hsa_mask_last_slot=True`` to its attention has no key in the last slot of a page (see
+    ``layout``), and none of its passes goes to the dense backend.
 
     Args:
         model_runner: its server arguments chose HSA, and its pool keeps representations.

@@ -8,7 +8,7 @@ passes with more rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional
 
 import torch
 import triton
@@ -51,18 +51,21 @@ def decode_attention(
 
 
 def decoded_layers(
-    layers: Dict[int, RadixAttention], hsa_layer_ids: Sequence[int]
+    layers: Dict[int, RadixAttention], pool: PageReprMixin, config: HSAConfig
 ) -> FrozenSet[int]:
     """The layers that decode attends: those with HSA, and of the others those that attend their whole past alike."""
-    heads = layers[hsa_layer_ids[0]].tp_q_head_num
-    dense = {
+    sparse = frozenset(pool.hsa_layer_ids)
+    if config.dense_backend == "torch_native" and pool.dtype.itemsize == 1:
+        # It writes and reads 8-bit keys without their scales; whoever wrote them in extend must read them.
+        return sparse
+    heads = layers[pool.hsa_layer_ids[0]].tp_q_head_num
+    return sparse | {
         number
         for number, layer in layers.items()
         if layer.sliding_window_size <= 0
         and layer.tp_q_head_num == heads
         and not unsupported(layer)
     }
-    return frozenset(hsa_layer_ids) | dense
 
 
 class DecodeBuffers(NamedTuple):
@@ -111,10 +114,7 @@ class DecodeState:
         draft_steps: int = 0,
     ):
         self.pool, self.config, self.counters = pool, config, counters
-        self.layers = decoded_layers(layers, pool.hsa_layer_ids)
-        if config.dense_backend == "torch_native" and pool.dtype.itemsize == 1:
-            # It writes and reads 8-bit keys without their scales; whoever wrote them in extend must read them.
-            self.layers = frozenset(pool.hsa_layer_ids)
+        self.layers = decoded_layers(layers, pool, config)
         self.first_layer = min(self.layers)
         self.tiling, self.num_draft_tokens = tiling, num_draft_tokens
         self.draft_steps = draft_steps

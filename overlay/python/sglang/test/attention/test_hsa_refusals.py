@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What start-up refuses with ``--attention-backend hsa``: one case per refusal, and neighbours that pass."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sglang.srt.layers.attention.hsa import refusals
+from sglang.test.attention.hsa_fixtures import server_args, write_model_config
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return write_model_config(tmp_path_factory.mktemp("qwen3"))
+
+
+ASKED_BY_ARGUMENTS = {
+    "a different backend for prefill or decode": dict(
+        prefill_attention_backend="triton"
+    ),
+    "query-dependent page representations": dict(hsa_chunk_repr="prior"),
+    "4-bit KV cache": dict(kv_cache_dtype="fp4_e2m1"),
+    "fp8_e5m2 keys with FlashAttention 3": dict(
+        hsa_dense_backend="fa3", kv_cache_dtype="fp8_e5m2"
+    ),
+    "double sparsity": dict(enable_double_sparsity=True),
+    "hierarchical sparse offload": dict(enable_hisparse=True),
+    "piecewise CUDA graph": dict(enforce_piecewise_cuda_graph=True),
+    "torch.compile": dict(enable_torch_compile=True),
+    "deterministic inference": dict(enable_deterministic_inference=True),
+    "LoRA adapters": dict(enable_lora=True),
+    "hierarchical cache on a CPU": dict(enable_hierarchical_cache=True),
+    "storage behind the hierarchical cache": dict(hicache_storage_backend="file"),
+    "LMCache": dict(enable_lmcache=True),
+    "prefill-decode disaggregation": dict(disaggregation_mode="prefill"),
+    "decode KV offload": dict(disaggregation_decode_enable_offload_kvcache=True),
+    "two-batch overlap": dict(enable_two_batch_overlap=True),
+    "prefill-decode multiplexing": dict(enable_pdmux=True),
+    "diffusion language models": dict(dllm_algorithm="LowConfidence"),
+    "data-parallel attention": dict(enable_dp_attention=True, tp_size=2, dp_size=2),
+    "context-parallel attention": dict(attn_cp_size=2, tp_size=2),
+    "more tensor-parallel ranks than KV heads": dict(tp_size=4),
+    "pipeline parallelism": dict(pp_size=2),
+    "embedding models": dict(is_embedding=True),
+}
+
+ASKED_BY_MODEL = {
+    "multi-head latent attention": dict(attention_arch=SimpleNamespace(name="MLA")),
+    "attention sinks": dict(
+        hf_config=SimpleNamespace(architectures=["MiMoV2FlashForCausalLM"])
+    ),
+    "encoder-decoder models": dict(is_encoder_decoder=True),
+    "linear-attention hybrids": dict(
+        hf_text_config=SimpleNamespace(
+            layer_types=["linear_attention", "full_attention"]
+        )
+    ),
+    "hybrid sliding-window memory": dict(is_hybrid_swa=True),
+    "chunked local attention": dict(attention_chunk_size=8192),
+    "multimodal models": dict(is_multimodal=True),
+}
+
+
+# A chain of drafts on a CUDA device; each entry asks for one thing more.
+DRAFTS = dict(
+    device="cuda",
+    speculative_algorithm="EAGLE",
+    speculative_num_steps=3,
+    speculative_eagle_topk=1,
+    speculative_num_draft_tokens=4,
+)
+ASKED_BY_DRAFTS = {
+    "speculative decoding on a CPU": dict(device="cpu"),
+    "NGRAM speculative decoding": dict(speculative_algorithm="NGRAM"),
+    "branching drafts": dict(speculative_eagle_topk=2),
+    "drafts longer than the window or than a page": dict(hsa_window_size=3),
+    "speculative decoding with the overlap scheduler": dict(spec_v2="1"),
+    "multi-layer EAGLE": dict(enable_multi_layer_eagle=True),
+    "speculative decoding in strict mode": dict(hsa_strict=True),
+    "speculative decoding with the hierarchical cache": dict(
+        enable_hierarchical_cache=True
+    ),
+}
+
+
+def test_every_refusal_is_tested_and_worded_apart():
+    features = [refusal.feature for refusal in refusals.REFUSALS]
+    asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS}
+    assert sorted(features) == sorted(asked)
+
+
+def drafting(model_path, **changed):
+    """Resolved arguments of a server that drafts, changed; and the model they were resolved with."""
+    args = server_args(model_path)
+    model = args.get_model_config()
+    for name, value in {**DRAFTS, **changed}.items():
+        setattr(args, name, value)
+    return args, model
+
+
+@pytest.mark.parametrize("feature", ASKED_BY_DRAFTS)
+def test_refused_drafts(model_path, monkeypatch, feature):
+    asked = dict(ASKED_BY_DRAFTS[feature])
+    monkeypatch.setenv("SGLANG_ENABLE_SPEC_V2", asked.pop("spec_v2", "0"))
+    with pytest.raises(ValueError) as error:
+        refusals.check(*drafting(model_path, **asked))
+    text = str(error.value)
+    assert f"does not support {feature} (" in text and "\n" not in text
+
+
+def resolved_on_cuda(model_path, monkeypatch, **changed):
+    """Arguments of a server that drafts on a CUDA device, through all of start-up's checks; no device is needed."""
+    monkeypatch.setattr(
+        "sglang.srt.server_args.get_device_memory_capacity", lambda device: 140_000
+    )
+    monkeypatch.setenv("SGLANG_ENABLE_SPEC_V2", "0")
+    options = dict(speculative_draft_model_path=model_path, random_seed=0)
+    return server_args(model_path, **{**DRAFTS, **options, **changed})
+
+
+@pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "NEXTN", "STANDALONE"])
+@pytest.mark.parametrize("steps", [3, None])
+def test_chains_are_not_refused(model_path, monkeypatch, algorithm, steps):
+    """Three steps, given or chosen by SGLang."""
+    given = {} if steps else dict.fromkeys(list(DRAFTS)[2:])
+    args = resolved_on_cuda(
+        model_path, monkeypatch, speculative_algorithm=algorithm, **given
+    )
+    assert args.attention_backend == "hsa"
+    assert [getattr(args, name) for name in list(DRAFTS)[2:]] == [3, 1, 4]
+
+
+def test_nextn_is_eagle(model_path, monkeypatch):
+    """HSA's checks run before SGLang replaces the name, so they must not tell the two apart either."""
+
+    def outcome(algorithm, **changed):
+        asked = dict(speculative_algorithm=algorithm, **changed)
+        try:
+            args = vars(resolved_on_cuda(model_path, monkeypatch, **asked))
+        except ValueError as error:
+            return str(error)
+        return {name: args[name] for name in args if name != "model_config"}
+
+    assert outcome("NEXTN")["speculative_algorithm"] == "EAGLE"
+    refused = dict(speculative_eagle_topk=2), dict(hsa_window_size=3)
+    for changed in ({}, *refused):
+        assert outcome("NEXTN", **changed) == outcome("EAGLE", **changed)
+    assert all("does not support" in outcome("NEXTN", **case) for case in refused)
+
+
+@pytest.mark.parametrize(
+    "shape,expected",
+    [((3, 1, 4), (1, 4)), ((3, 1, 9), (1, 4)), ((2, 4, 8), (4, 8)), ((None,) * 3, (1, 4))],
+)  # fmt: skip
+def test_draft_shape(model_path, shape, expected):
+    """A chain verifies one token more than it has steps, whatever was given."""
+    args, _ = drafting(model_path, **dict(zip(list(DRAFTS)[2:], shape)))
+    assert refusals.draft_shape(args) == expected
+
+
+@pytest.mark.parametrize("feature", ASKED_BY_ARGUMENTS)
+def test_refused_arguments(model_path, feature):
+    with pytest.raises(ValueError) as error:
+        server_args(model_path, **ASKED_BY_ARGUMENTS[feature])
+    text = str(error.value)
+    assert (
+        f"--attention-backend hsa does not support {feature} (" in text
+        and "\n" not in text
+    )
+
+
+@pytest.mark.parametrize("feature", ASKED_BY_MODEL)
+def test_refused_models(model_path, feature):
+    args = server_args(model_path)
+    model = args.get_model_config()
+    refusals.check(args, model)
+    changed = SimpleNamespace(**{**vars(model), **ASKED_BY_MODEL[feature]})
+    with pytest.raises(ValueError, match=f"does not support {feature}"):
+        refusals.check(args, changed)
+
+
+@pytest.mark.parametrize(
+    "pair", [("triton", "hsa"), ("hsa", "triton"), ("hsa", None), (None, "hsa")]
+)
+def test_mixed_backend_pairs_are_refused(model_path, pair):
+    """With another backend for prefill, no representation would ever be written."""
+    prefill, decode = pair
+    with pytest.raises(ValueError, match="would never write page representations"):
+        server_args(
+            model_path, attention_backend="triton",
+            prefill_attention_backend=prefill, decode_attention_backend=decode,
+        )  # fmt: skip
+
+
+def test_the_same_backend_named_twice_is_not_a_mixed_pair(model_path):
+    args = server_args(
+        model_path, attention_backend=None,
+        prefill_attention_backend="hsa", decode_attention_backend="hsa",
+    )  # fmt: skip
+    assert args.attention_backend == "hsa" and args.page_size == 64
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))
