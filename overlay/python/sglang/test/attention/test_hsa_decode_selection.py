@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selection of decode on a CUDA device, or interpreted (TRITON_INTERPRET=1): programs that share a row, and rankings."""
 
-import os
 
 import pytest
 import torch
@@ -20,14 +19,10 @@ from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
 )
 from sglang.srt.layers.attention.hsa.params import LayerCache
 from sglang.srt.layers.attention.hsa.selector import HSASelector
+from sglang.test.attention.hsa_device import DEVICE, needs_kernels
 from sglang.test.attention.hsa_fixtures import make_batch, make_params
 
-ON_GPU = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(
-    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a CUDA device or TRITON_INTERPRET=1",
-)
-DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = needs_kernels
 PAGE, WINDOW, SINKS, TOPK, HEADS, KV_HEADS = 16, 40, 1, 6, 4, 2
 
 

@@ -4,7 +4,6 @@
 On a CUDA device, or under TRITON_INTERPRET=1.
 """
 
-import os
 
 import numpy as np
 import pytest
@@ -13,15 +12,10 @@ import torch
 from sglang.srt.layers.attention.hsa.passes.decode import decoded_layers
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.test.attention import hsa_oracle
+from sglang.test.attention.hsa_device import ATOL, DEVICE, needs_kernels
 from sglang.test.attention.hsa_harness import Harness
 
-ON_GPU = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(
-    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a CUDA device or TRITON_INTERPRET=1",
-)
-DEVICE = "cuda" if ON_GPU else "cpu"
-ATOL = 1e-4 if ON_GPU else 3e-5
+pytestmark = needs_kernels
 
 
 class Layers(Harness):

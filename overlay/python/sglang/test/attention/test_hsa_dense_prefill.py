@@ -5,7 +5,6 @@ The references run anywhere; the kernels on a CUDA device, or under TRITON_INTER
 """
 
 import dataclasses
-import os
 
 import numpy as np
 import pytest
@@ -13,16 +12,13 @@ import torch
 
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.test.attention.hsa_device import ON_GPU, needs_kernels
 from sglang.test.attention.hsa_harness import Harness
 
-ON_GPU = torch.cuda.is_available()
 KERNELS = pytest.param(
     True,
     id="kernels",
-    marks=pytest.mark.skipif(
-        not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
-        reason="needs a CUDA device or TRITON_INTERPRET=1",
-    ),
+    marks=needs_kernels,
 )
 BOTH = pytest.mark.parametrize("kernels", [pytest.param(False, id="references"), KERNELS])  # fmt: skip
 BELOW = 100

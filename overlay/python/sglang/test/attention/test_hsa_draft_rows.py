@@ -4,7 +4,6 @@
 On a CUDA device, or under TRITON_INTERPRET=1.
 """
 
-import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,15 +16,10 @@ from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fw
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.speculative.draft_utils import DraftBackendFactory
+from sglang.test.attention.hsa_device import ATOL, DEVICE, needs_kernels
 from sglang.test.attention.hsa_harness import Harness
 
-ON_GPU = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(
-    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a CUDA device or TRITON_INTERPRET=1",
-)
-DEVICE = "cuda" if ON_GPU else "cpu"
-ATOL = 1e-4 if ON_GPU else 3e-5
+pytestmark = needs_kernels
 STEPS = 3  # draft tokens after the last committed one
 PAGE = 16
 

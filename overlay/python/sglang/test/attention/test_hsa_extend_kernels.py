@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The extend path on its Triton kernels against the oracle: on a CUDA device, or under TRITON_INTERPRET=1."""
 
-import os
 
 import numpy as np
 import pytest
@@ -14,16 +13,11 @@ from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
 from sglang.srt.layers.attention.hsa.ops.select import extend_kernel
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes.tiled_decode import TiledDecode
+from sglang.test.attention.hsa_device import ATOL, DEVICE, ON_GPU, needs_kernels
 from sglang.test.attention.hsa_fixtures import KINDS_AND_STRATEGIES
 from sglang.test.attention.hsa_harness import Harness
 
-ON_GPU = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(
-    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a CUDA device or TRITON_INTERPRET=1",
-)
-DEVICE = "cuda" if ON_GPU else "cpu"
-ATOL = 1e-4 if ON_GPU else 3e-5
+pytestmark = needs_kernels
 
 
 def harness(**options):

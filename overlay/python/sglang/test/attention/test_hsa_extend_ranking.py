@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The k-th largest score of many rows at once, in a Triton program: on a CUDA device, or under TRITON_INTERPRET=1."""
 
-import os
 
 import pytest
 import torch
@@ -9,13 +8,9 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.select import extend_ranking
+from sglang.test.attention.hsa_device import DEVICE, needs_kernels
 
-ON_GPU = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(
-    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a CUDA device or TRITON_INTERPRET=1",
-)
-DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = needs_kernels
 
 
 ROWS = 8

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selection of extend against the oracle and the reference: on a CUDA device, or under TRITON_INTERPRET=1."""
 
-import os
 
 import numpy as np
 import pytest
@@ -13,15 +12,11 @@ from sglang.srt.layers.attention.hsa.ops.select import extend_kernel, slow_exten
 from sglang.srt.layers.attention.hsa.params import LayerCache
 from sglang.srt.layers.attention.hsa.selector import HSASelector
 from sglang.test.attention import hsa_oracle
+from sglang.test.attention.hsa_device import DEVICE, ON_GPU, needs_kernels
 from sglang.test.attention.hsa_fixtures import make_batch, make_params, rotary_channels
 from sglang.test.attention.hsa_harness import Harness
 
-ON_GPU = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(
-    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a CUDA device or TRITON_INTERPRET=1",
-)
-DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = needs_kernels
 
 
 def test_kernel_and_reference_select_the_same_pages():
