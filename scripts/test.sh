@@ -26,7 +26,7 @@ run_pytest() {
 if [ "${1:-}" = --quick ]; then
     # Two minutes: references, storage, refusals and the overlay tool; no server, and no kernel under the interpreter.
     shift
-    quick=(paged_kernel contract backend_decode page_versions kvpool_repr mask_last_slot)
+    quick=(paged_kernel contract refusals backend_decode page_versions kvpool_repr mask_last_slot)
     quick=("${quick[@]/#/$attention/test_hsa_}")
     run_pytest "$@" "${quick[@]/%/.py}" tests/test_refusals.py tests/overlay_tool
     exit
