@@ -39,10 +39,13 @@ def test_series_and_folder_agree():
     assert (folder / "series").read_text(encoding="utf-8") == series.series_text(PATCHES)
 
 
+FOLDERS = ["cpu", "hsa", "scheduler", "nsa", "hisparse", "requests"]
+
+
 def test_folders_are_the_concerns():
     """And the series goes through them one by one."""
     folders = [patch.name.split("/")[0] for patch in PATCHES]
-    assert list(dict.fromkeys(folders)) == ["cpu", "hsa", "scheduler", "nsa", "hisparse"]
+    assert list(dict.fromkeys(folders)) == FOLDERS
     assert [area for area, _ in itertools.groupby(folders)] == list(dict.fromkeys(folders))
 
 
@@ -104,7 +107,7 @@ def pristine():
     return sources.pinned(PIN)
 
 
-@pytest.mark.parametrize("folder", ["cpu", "hsa", "scheduler", "nsa", "hisparse"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_each_folder_applies_alone(pristine, folder):
     """To read, to drop or to send: no concern needs the lines of another."""
     files = dict(pristine.files)
