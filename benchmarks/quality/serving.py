@@ -88,6 +88,18 @@ class Server:
     def post(self, path: str, body: dict) -> Any:
         return self._call(path, json.dumps(body).encode())
 
+    def post_quietly(self, path: str, body: dict) -> int:
+        """The status of a POST whose refusal is no error."""
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        try:
+            with HTTP.open(request, timeout=REQUEST_SECONDS) as response:
+                response.read()
+                return response.status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError as error:
+            raise ServingError(f"{path} of '{self.name}' failed: {error}") from None
+
     def greedy(self, ids: list[int], new_tokens: int, **more) -> dict:
         """/generate of token ids, greedy; ``more`` are fields of the request."""
         sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
