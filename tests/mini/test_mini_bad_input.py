@@ -14,9 +14,9 @@ BAD = (
     (prompt_ids(300), "300 tokens, which with max_tokens 10 is more than the 256 tokens"),
     ([5, 512], "token id 512 is not in the vocabulary of 512"),
     ([-1], "token id -1"),
-    (None, "not NoneType"),
-    (7, "not int"),
-    (["a", "b"], "not list"),
+    (None, "be or contain None"),
+    (7, "be or contain 7"),
+    (["a", "b"], "be or contain 'a'"),
 )
 
 

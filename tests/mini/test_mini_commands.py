@@ -76,6 +76,17 @@ def test_chat_past_the_budget(world, monkeypatch, capsys):
     assert output.out.split("\n")[1].strip()
 
 
+def test_chat_with_a_line_that_is_no_text(world, monkeypatch, capsys):
+    """A byte that is not UTF-8, as Python reads it in the C locale: an error, and the next line runs."""
+    from sglang.mini.__main__ import main
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("\udcff\nhi\n"))
+    assert main(["--model", str(world("qwen3").path), "--max-tokens", "8"]) == 1
+    output = capsys.readouterr()
+    assert "error: the line cannot be read (TypeError(" in output.err
+    assert output.out.split("\n")[1].strip()
+
+
 def test_a_dropped_engine_gives_its_cache_back(world):
     """At once: on a GPU the next engine may need the memory before Python collects cycles."""
     import gc

@@ -108,7 +108,11 @@ def chat(engine, params, system: Optional[str]) -> int:
         elif line:
             messages.append({"role": "user", "content": line})
             answer, error = "", None
-            deltas = engine.stream(encode(engine.tokenizer, messages), params)
+            try:
+                tokens = encode(engine.tokenizer, messages)
+            except Exception as failure:  # of the tokenizer or its chat template
+                tokens, error = [], f"the line cannot be read ({failure!r})"
+            deltas = iter(()) if error else engine.stream(tokens, params)
             try:
                 for delta in deltas:
                     print(delta.text, end="", flush=True)

@@ -3,12 +3,85 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
+import sys
 from dataclasses import dataclass, field
-from typing import List, Optional, Tuple, Union
+from numbers import Integral, Real
+from typing import Collection, List, Optional, Tuple, Union
+
+STOP_CHARACTERS = 4096  # at most, since all are searched for after every token
+TINY, MAX = math.ulp(0.0), sys.float_info.max
 
 
 class MiniError(ValueError):
     """A refusal in one line: what was asked, why not, what to do instead."""
+
+
+def shown(value: object) -> str:
+    """A value in one short line, for a message."""
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except ValueError:  # Python prints no integer of thousands of digits
+        return f"<{type(value).__name__}>"
+
+
+def plain(value):
+    """Arrays and tensors as lists, everything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _number(value, kind: type, least: float, most: float = math.inf):
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError
+    value = int(value) if kind is Integral else float(value)
+    if not least <= value <= most:
+        raise ValueError
+    return value
+
+
+def _elements(value) -> Collection:
+    value = [value] if isinstance(value, str) else plain(value)
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise TypeError
+    return value
+
+
+def _strings(value) -> Tuple[str, ...]:
+    value = tuple(_elements(value))
+    if not all(isinstance(text, str) and text for text in value):
+        raise TypeError
+    if sum(map(len, value)) > STOP_CHARACTERS:
+        raise ValueError
+    return value
+
+
+def _flag(value) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+# How each parameter is read, by functions that raise TypeError, ValueError or OverflowError, and what it may be.
+_READ = {
+    "max_tokens": (lambda x: _number(x, Integral, 1), "a whole number from 1"),
+    "temperature": (lambda x: _number(x, Real, 0, MAX), "a number from 0"),
+    "top_p": (lambda x: _number(x, Real, TINY, 1), "a number above 0 and at most 1"),
+    "top_k": (lambda x: _number(x, Integral, 0), "0 for all, or a whole number"),
+    "seed": (
+        lambda x: None if x is None else _number(x, Integral, -(2**63), 2**64 - 1),
+        "None or a whole number from -2**63 to 2**64 - 1",
+    ),
+    "stop": (
+        _strings,
+        f"strings that are not empty, at most {STOP_CHARACTERS} characters in all",
+    ),
+    "stop_token_ids": (
+        lambda x: frozenset(_number(token, Integral, 0) for token in _elements(x)),
+        "a list of token ids",
+    ),
+    "ignore_eos": (_flag, "True or False"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,12 +94,12 @@ class SamplingParams:
         top_p: smallest set of tokens with at least this probability, in (0, 1].
         top_k: most likely tokens to keep; 0 keeps all.
         seed: the tokens of a seeded request do not depend on what else runs, on one device; None draws a seed.
-        stop: strings that end the text; they are not part of it.
+        stop: strings that end the text; they are not part of it. Together at most 4,096 characters.
         stop_token_ids: tokens that end the request, in addition to the model's end-of-sequence tokens.
         ignore_eos: do not stop at the model's end-of-sequence tokens.
 
     Raises:
-        MiniError: for a value out of range.
+        MiniError: for a value of another type or out of range. Token ids beyond the vocabulary end the request.
     """
 
     max_tokens: int = 128
@@ -34,23 +107,19 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     seed: Optional[int] = None
-    stop: Union[str, Tuple[str, ...]] = ()
-    stop_token_ids: Tuple[int, ...] = ()
+    stop: Union[str, Collection[str]] = ()
+    stop_token_ids: Collection[int] = ()
     ignore_eos: bool = False
 
     def __post_init__(self):
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        for ok, name, expected in (
-            (self.max_tokens >= 1, "max_tokens", "at least 1"),
-            (0 <= self.temperature < float("inf"), "temperature", "0 or more"),
-            (0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
-            (self.top_k >= 0, "top_k", "0 for all tokens, or a count"),
-            (all(stop), "stop", "strings that are not empty"),
-        ):
-            if not ok:
-                value = getattr(self, name)
-                raise MiniError(f"{name} {value!r} is not valid: use {expected}.")
+        for name, (read, expected) in _READ.items():
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, read(value))
+            except (TypeError, ValueError, OverflowError):
+                raise MiniError(
+                    f"{name} {shown(value)} is not valid: use {expected}."
+                ) from None
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Unio
 
 import torch
 
-from sglang.mini.api import Completion, Delta, MiniError, SamplingParams
+from sglang.mini.api import Completion, Delta, MiniError, SamplingParams, plain, shown
 from sglang.mini.backend import make_backend, resolve_name
 from sglang.mini.kv_cache import PagedKVCache
 from sglang.mini.model import ModelRunner, load, pick_device
@@ -106,17 +106,7 @@ class MiniEngine:
         self, prompt: Prompt, sampling: Optional[SamplingParams] = None, index: int = 0
     ) -> Request:
         """Queue a request. One that cannot run is returned as finished with its error, and harms no other."""
-        params = sampling or SamplingParams()
-        try:
-            ids = self._encode(prompt, params)
-        except MiniError as error:
-            request = Request(index, [], SamplingParams(), None, "cpu")
-            request.finish("error", str(error))
-            return request
-        request = Request(index, ids, params, self.tokenizer, self.runner.device)
-        with self._lock:
-            self.scheduler.waiting.append(request)
-        return request
+        return self._queue([self._request(prompt, sampling, index)])[0]
 
     def step(self) -> bool:
         """Let all requests progress by one round; False if there are none."""
@@ -126,8 +116,7 @@ class MiniEngine:
     def cancel(self, request: Request) -> None:
         """End a request now; what it generated stays in its result."""
         with self._lock:
-            if not request.finished:
-                self.scheduler.drop(request, "cancelled")
+            self.scheduler.cancel(request)
 
     def generate(
         self, prompts: Union[Prompt, Sequence[Prompt]], sampling: Sampling = None
@@ -138,6 +127,7 @@ class MiniEngine:
             prompts: text or token ids, or a list of such.
             sampling: for all prompts, or one per prompt; None is greedy.
         """
+        prompts = plain(prompts)
         requests = self._submit_all(prompts, sampling)
         for _ in self._follow(requests):
             pass
@@ -151,7 +141,7 @@ class MiniEngine:
 
         Several streams may be open at once, in one thread or in many: whoever waits for a piece moves all of them.
         """
-        yield from self._follow(self._submit_all(prompts, sampling))
+        yield from self._follow(self._submit_all(plain(prompts), sampling))
 
     def _follow(self, requests: List[Request]) -> Iterator[Delta]:
         live = requests
@@ -188,43 +178,82 @@ class MiniEngine:
     def _submit_all(self, prompts, sampling: Sampling) -> List[Request]:
         if _is_prompt(prompts):
             prompts = [prompts]
-        if sampling is None or isinstance(sampling, SamplingParams):
+        if not isinstance(sampling, (list, tuple)):
             sampling = [sampling] * len(prompts)
         if len(sampling) != len(prompts):
             raise MiniError(
                 f"{len(sampling)} sampling parameters for {len(prompts)} prompts: give one, or one per prompt."
             )
-        return [self.submit(*both, i) for i, both in enumerate(zip(prompts, sampling))]
+        both = enumerate(zip(prompts, sampling))
+        return self._queue([self._request(*pair, i) for i, pair in both])
+
+    def _request(self, prompt: Prompt, sampling, index: int) -> Request:
+        """A request that can run, or one that is finished with the reason why it cannot."""
+        params = SamplingParams() if sampling is None else sampling
+        try:
+            ids = self._encode(prompt, params)
+        except MiniError as error:
+            request = Request(index, [], SamplingParams(), None, "cpu")
+            request.finish("error", str(error))
+            return request
+        return Request(index, ids, params, self.tokenizer, self.runner.device)
+
+    def _queue(self, requests: List[Request]) -> List[Request]:
+        """All of a call at once: if one of them raises, none is left behind."""
+        with self._lock:
+            self.scheduler.waiting.extend(r for r in requests if not r.finished)
+        return requests
 
     def _encode(self, prompt: Prompt, params: SamplingParams) -> List[int]:
         """Token ids of a prompt that can run with these parameters."""
+        if not isinstance(params, SamplingParams):
+            raise MiniError(
+                f"sampling {shown(params)} is not valid: use SamplingParams."
+            )
         if self.tokenizer is None and (isinstance(prompt, str) or params.stop):
             raise MiniError(
                 "text and stop strings need a tokenizer, and the engine has no tokenizer: give token ids."
             )
         if isinstance(prompt, str):
-            prompt = self.tokenizer(prompt).input_ids if prompt else []
-        try:
-            ids = [int(token) for token in prompt]
-        except (TypeError, ValueError):
-            raise MiniError(
-                f"a prompt is text or a list of token ids, not {type(prompt).__name__}."
-            ) from None
-        if not ids:
+            try:
+                prompt = self.tokenizer(prompt).input_ids if prompt else []
+            except Exception as error:  # whatever the tokenizer's own code raises
+                raise MiniError(
+                    f"the tokenizer cannot read the prompt ({error!r}): give other text, or token ids."
+                ) from error
+        prompt = plain(prompt)
+        listed = _is_list(prompt)
+        size = len(prompt) if listed else 1
+        if size == 0:
             raise MiniError("the prompt is empty: give at least one token.")
-        if foreign := [t for t in ids if not 0 <= t < self.vocab_size]:
+        if size + params.max_tokens > self.kv.max_tokens:
             raise MiniError(
-                f"token id {foreign[0]} is not in the vocabulary of {self.vocab_size}."
-            )
-        if len(ids) + params.max_tokens > self.kv.max_tokens:
-            raise MiniError(
-                f"the prompt has {len(ids)} tokens, which with max_tokens {params.max_tokens} is more than "
+                f"the prompt has {size} tokens, which with max_tokens {shown(params.max_tokens)} is more than "
                 f"the {self.kv.max_tokens} tokens of a request here: shorten it, lower max_tokens or raise token_budget."
             )
-        return ids
+        for part in prompt if listed else [prompt]:
+            whole = isinstance(part, Integral) and not isinstance(part, bool)
+            if not (listed and whole):
+                raise MiniError(
+                    f"a prompt is text or a list of token ids: it cannot be or contain {shown(part)}."
+                )
+        for kind, tokens in (("token", prompt), ("stop token", params.stop_token_ids)):
+            if foreign := [t for t in tokens if not 0 <= t < self.vocab_size]:
+                raise MiniError(
+                    f"{kind} id {shown(foreign[0])} is not in the vocabulary of {self.vocab_size}: "
+                    f"use 0 to {self.vocab_size - 1}."
+                )
+        return [int(token) for token in prompt]
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, Sequence) and not isinstance(
+        value, (str, bytes, bytearray)
+    )
 
 
 def _is_prompt(prompts) -> bool:
-    return isinstance(prompts, str) or (
+    """Whether it is one prompt, a wrong one included, and not a list of prompts."""
+    return not _is_list(prompts) or (
         len(prompts) > 0 and isinstance(prompts[0], Integral)
     )

@@ -16,13 +16,13 @@ from transformers import (
 
 from sglang.mini.api import SamplingParams
 
-# Below it the reciprocal leaves float32, and nothing but the most likely token is drawn long before.
-LEAST_TEMPERATURE = 1e-30
+# Beyond them a quotient leaves float32; nothing but the most likely token, or every token alike, is drawn long before.
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-30, 1e30
 
 
 def distribution(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """Probabilities ``[vocab]`` of logits ``[vocab]`` float32: temperature (above 0), then top_k, then top_p."""
-    temperature = max(float(params.temperature), LEAST_TEMPERATURE)
+    temperature = min(max(params.temperature, LEAST_TEMPERATURE), MOST_TEMPERATURE)
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if params.top_k:
         warpers.append(TopKLogitsWarper(params.top_k))
@@ -81,12 +81,15 @@ class TextStream:
         if last or not after.endswith("\ufffd"):
             self.text += after[len(before) :]
             self.context, self.fresh = self.fresh, []
-        ends = [at for at in map(self.text.find, self.stop) if at >= 0]
+        tail = self.text[self.shown :]  # no stop string begins before it
+        ends = [at for at in map(tail.find, self.stop) if at >= 0]
         if ends:
-            self.text, self.stopped = self.text[: min(ends)], True
+            tail, self.stopped = tail[: min(ends)], True
+            self.text = self.text[: self.shown] + tail
         # Characters at the end that may begin a stop string.
-        starts = (stop[:n] for stop in self.stop for n in range(1, len(stop)))
-        held = max((len(s) for s in starts if self.text.endswith(s)), default=0)
-        certain = len(self.text) - (0 if last or self.stopped else held)
-        piece, self.shown = self.text[self.shown : certain], max(self.shown, certain)
+        longest = ((s, min(len(s) - 1, len(tail))) for s in self.stop)
+        starts = (s[:n] for s, most in longest for n in range(1, most + 1))
+        held = max((len(s) for s in starts if tail.endswith(s)), default=0)
+        piece = tail if last or self.stopped else tail[: len(tail) - held]
+        self.shown += len(piece)
         return piece

@@ -11,7 +11,7 @@ from typing import Callable, Deque, FrozenSet, List, Optional, Tuple
 
 import torch
 
-from sglang.mini.api import Completion, Delta, SamplingParams
+from sglang.mini.api import Completion, Delta, MiniError, SamplingParams
 from sglang.mini.kv_cache import PagedKVCache
 from sglang.mini.prefix_cache import PrefixCache
 from sglang.mini.sampling import TextStream, sample
@@ -23,14 +23,16 @@ class Request:
     Attributes:
         tokens: prompt and output. computed: how many of them have keys and values in the cache.
         pages: in the order of positions. row: in ``req_to_token``; None while it waits.
+        limit: how many tokens there will be at most.
         deltas: what was not yet fetched by a stream.
-        result: filled in as the request goes.
+        result: filled in as the request goes; the caller may take from it.
     """
 
     def __init__(
         self, index: int, prompt: List[int], params: SamplingParams, tokenizer, device
     ):
         self.index, self.params, self.tokens = index, params, list(prompt)
+        self.limit = len(prompt) + params.max_tokens
         self.computed, self.pages, self.row = 0, [], None
         seed = random.getrandbits(63) if params.seed is None else params.seed
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -78,9 +80,30 @@ class Scheduler:
     waiting: Deque[Request] = field(default_factory=deque)
     running: List[Request] = field(default_factory=list)
     retracted: int = 0
+    stepping: bool = False
+    cancelled: List[Request] = field(default_factory=list)  # in the middle of a round
 
     def step(self) -> bool:
         """One round: admit, one pass over prompt chunks, one decode pass. False if nothing is left to do."""
+        self.stepping = True
+        try:
+            self._round()
+        finally:
+            self.stepping = False
+            while self.cancelled:
+                self.cancel(self.cancelled.pop())
+        return bool(self.running or self.waiting)
+
+    def cancel(self, request: Request) -> None:
+        """End a request between two rounds: the garbage collector may close a stream in the middle of one."""
+        if self.stepping:
+            self.cancelled.append(request)
+        elif request in self.waiting or request in self.running:
+            self.drop(request, "cancelled")
+        elif not request.finished:
+            raise MiniError("the request is of another engine: cancel it there.")
+
+    def _round(self) -> None:
         self._admit()
         chunks, room = [], self.chunk_size
         for request in self.running:
@@ -90,7 +113,6 @@ class Scheduler:
         self._run(chunks)
         self._grow()
         self._run([(r, 1) for r in self.running if r.remaining == 1])
-        return bool(self.running or self.waiting)
 
     def drop(self, request: Request, reason: str, error: Optional[str] = None) -> None:
         """End a request, wherever it is; its pages go back."""
@@ -177,12 +199,18 @@ class Scheduler:
         result.token_ids.append(token)
         request.tokens.append(token)
         reason = None
-        if len(result.token_ids) == params.max_tokens:
+        if len(request.tokens) == request.limit:
             reason = "length"
         ends = token in self.eos and not params.ignore_eos
         if ends or token in params.stop_token_ids:
             reason = "stop"
-        text = request.stream.push(token, last=reason is not None)
+        try:
+            text = request.stream.push(token, last=reason is not None)
+        except Exception as error:  # whatever the tokenizer's own code raises
+            self.drop(
+                request, "error", f"the tokenizer cannot decode its tokens: {error!r}."
+            )
+            return
         request.deltas.append(Delta(request.index, text, [token]))
         if request.stream.stopped:
             reason = "stop"
