@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 
 from setuptools import build_meta
@@ -19,7 +20,15 @@ _ROOT = Path(__file__).resolve().parent
 
 @contextlib.contextmanager
 def _project():
-    """Upstream's project folder as the current one, with the version of the pinned release."""
+    """Upstream's project folder as the current one, with the version of the pinned release.
+
+    Without a project file setuptools would install an empty sglang 0.0.0 that requires nothing.
+    """
+    if not (_ROOT / "python" / "pyproject.toml").is_file():
+        sys.exit(
+            f"overlay: error: {_ROOT} was made from a wheel or another source without a project file, so pip cannot install "
+            "it; delete it and run scripts/apply_overlay.sh without --source, or set PYTHONPATH to its folder python"
+        )
     manifest = json.loads((_ROOT / ".overlay" / "manifest.json").read_text(encoding="utf-8"))
     os.environ.setdefault("SETUPTOOLS_SCM_PRETEND_VERSION_FOR_SGLANG", manifest["version"])
     before = os.getcwd()

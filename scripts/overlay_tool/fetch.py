@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def pinned_archive(release: Release) -> bytes:
     # pip reads an sdist's metadata with upstream's build backend, so it may only get a file that it has checked.
     requirement = f"sglang=={release.version} --hash=sha256:{release.sha256}"
     kind = "--only-binary" if release.archive.endswith(".whl") else "--no-binary"
-    data = _pip_download(requirement, release.version, kind, "sglang")[1]
+    data = _pip_download(requirement, release.version, kind, "sglang", archive=release.archive)[1]
     check_hash(release.archive, data, release)
     _store(cached, data)
     return data
@@ -88,7 +89,7 @@ def _pip_command() -> list[str]:
     raise OverlayError(f"{sys.executable} has no pip", "install pip, or give an archive or a checkout with --source")
 
 
-def _pip_download(requirement: str, version: str, *options: str) -> tuple[str, bytes]:
+def _pip_download(requirement: str, version: str, *options: str, archive: str = "") -> tuple[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="sglang-hsa-") as folder:
         wanted, downloads = Path(folder, "requirements.txt"), Path(folder, "downloads")
         wanted.write_text(requirement + "\n", encoding="utf-8")
@@ -96,16 +97,22 @@ def _pip_download(requirement: str, version: str, *options: str) -> tuple[str, b
         command += ["--dest", str(downloads), "--requirement", str(wanted)]
         done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:
-            raise _pip_failure(done.stdout + done.stderr, version)
+            raise _pip_failure(done.stdout + done.stderr, version, archive)
         found = sorted(downloads.iterdir())
         if len(found) != 1:
             raise OverlayError(f"pip fetched {len(found)} files for sglang {version}", "give an archive with --source")
         return found[0].name, found[0].read_bytes()
 
 
-def _pip_failure(output: str, version: str) -> OverlayError:
+def _pip_failure(output: str, version: str, archive: str) -> OverlayError:
     """pip's own report in one line, by what the user can do about it."""
     if "DO NOT MATCH THE HASHES" in output:
+        other = set(re.findall(r"sglang-[\w.+!-]+\.(?:whl|tar\.gz)", output)) - {archive}
+        if other:  # a wheel for each Python, or each platform
+            return OverlayError(
+                f"wrong file: pip chose {min(other)} for this Python, upstream.lock pins {archive}",
+                "set PYTHON to one that the pinned file is for, or give that file with --source",
+            )
         return OverlayError(
             f"wrong hash: the package index serves another sglang {version} than upstream.lock pins",
             "check the index, or give the archive with --source",

@@ -37,9 +37,10 @@ def pinned(release: Release) -> Upstream:
 
 def from_path(path: Path, release: Release) -> Upstream:
     """A source that the user names, verified against the pin. It is only read."""
+    upstream = read_source(path)
+    _check_version(upstream, release)  # before the hash: another release is not a damaged file
     if path.is_file() and path.name == release.archive:
         check_hash(path.name, path.read_bytes(), release)
-    upstream = read_source(path)
     check_release(upstream, release)
     return upstream
 
@@ -92,9 +93,7 @@ def version_of(upstream: Upstream) -> str | None:
 
 def check_release(upstream: Upstream, release: Release) -> None:
     """Refuses a tree that is not the pristine pinned release."""
-    version = version_of(upstream)
-    if version not in (None, release.version):
-        raise OverlayError(f"wrong release: the source is SGLang {version}, not {release.version}", _todo(release))
+    _check_version(upstream, release)
     expected = {path: before for path, (before, _) in release.files.items()} | release.identity
     wrong = [path for path, blob in expected.items() if _blob(upstream.files, path) != blob]
     if wrong:
@@ -104,6 +103,11 @@ def check_release(upstream: Upstream, release: Release) -> None:
             _todo(release),
         )
 
+
+def _check_version(upstream: Upstream, release: Release) -> None:
+    version = version_of(upstream)
+    if version not in (None, release.version):
+        raise OverlayError(f"wrong release: the source is SGLang {version}, not {release.version}", _todo(release))
 
 
 def _blob(files: Snapshot, path: str) -> str:

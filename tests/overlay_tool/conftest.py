@@ -42,7 +42,7 @@ def world(template, tmp_path, monkeypatch) -> worlds.World:
     return worlds.World(tmp_path / "repo")
 
 
-def _no_network(*_):
+def _no_network(*_, **__):
     raise AssertionError("this test asked pip for a download")
 
 

@@ -62,6 +62,26 @@ def test_an_editable_installation_is_found_before_the_folder_next_to_it(tree, wo
     assert done.stdout.strip() == str(tree / "python/sglang/__init__.py"), done.stderr
 
 
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_a_tree_from_a_wheel_is_refused(tree, world, tmp_path, kind):
+    """Without upstream's project file setuptools would install an empty sglang 0.0.0."""
+    shutil.rmtree(tree)
+    files = {path: entry for path, entry in worlds.SDIST.items() if path.startswith("sglang/")}
+    files[f"sglang-{worlds.VERSION}.dist-info/METADATA"] = worlds.SDIST["PKG-INFO"]
+    wheel = tmp_path / f"sglang-{worlds.VERSION}-py3-none-any.whl"
+    wheel.write_bytes(worlds.zip_bytes(files))
+    assert world.run("apply", "--source", str(wheel)) == 0
+    for name, arguments in ((f"get_requires_for_build_{kind}", []), (f"build_{kind}", [str(tmp_path / "out")])):
+        done = subprocess.run([sys.executable, "-c", HOOK, str(tree), name, *arguments], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert f"{tree} was made from a wheel" in line and "delete it and run scripts/apply_overlay.sh" in line
+    shutil.rmtree(tree)
+    assert world.run("apply") == 0  # as the line says
+    hook(tree, f"build_{kind}", str(tmp_path))
+    assert list(tmp_path.glob(f"sglang-{worlds.VERSION}-*.whl"))
+
+
 def test_what_pip_writes_is_no_edit(tree, world, tmp_path):
     hook(tree, "build_editable", str(tmp_path))
     assert b"as shipped" not in (tree / "python/sglang/_version.py").read_bytes()

@@ -78,7 +78,7 @@ def test_archives(world, tmp_path, name, data):
 def test_wheel_says_that_pip_cannot_install_it(world, tmp_path, capfd):
     files = {path: entry for path, entry in SDIST.items() if path.startswith("sglang/")}
     files[f"sglang-{VERSION}.dist-info/METADATA"] = SDIST["PKG-INFO"]
-    wheel = tmp_path / f"sglang-{VERSION}-py3-none-any.whl"
+    wheel = tmp_path / f"sglang-{VERSION}-cp312-cp312-linux_x86_64.whl"  # its sources are those of any Python
     wheel.write_bytes(zip_bytes(files))
     assert world.run("apply", "--source", str(wheel)) == 0
     assert_applied(world)
@@ -133,6 +133,21 @@ def test_wrong_release_by_metadata(world, tmp_path, error_line):
     files = SDIST | {"PKG-INFO": Entry(b"Name: sglang\nVersion: 9.9.9\n")}
     assert world.run("apply", "--source", str(write(tmp_path / "source", files))) == 1
     assert f"wrong release: the source is SGLang 9.9.9, not {VERSION}" in error_line()
+    assert not world.tree.exists()
+
+
+@pytest.mark.parametrize("name", [ARCHIVE, "sglang-9.9.9-cp312-cp312-linux_x86_64.whl"])
+def test_another_release_is_not_called_a_wrong_hash(world, tmp_path, error_line, name):
+    """Under the name of the pinned archive, and as a wheel."""
+    metadata = Entry(b"Name: sglang\nVersion: 9.9.9\n")
+    files = SDIST | {"PKG-INFO": metadata}
+    if name.endswith(".whl"):
+        files = {path: entry for path, entry in SDIST.items() if path.startswith("sglang/")}
+        files["sglang-9.9.9.dist-info/METADATA"] = metadata
+    (tmp_path / name).write_bytes(zip_bytes(files) if name.endswith(".whl") else tar_bytes(files))
+    assert world.run("apply", "--source", str(tmp_path / name)) == 1
+    line = error_line()
+    assert f"wrong release: the source is SGLang 9.9.9, not {VERSION}" in line and "hash" not in line
     assert not world.tree.exists()
 
 
@@ -287,6 +302,22 @@ def test_a_wrong_archive_from_pip_is_refused_and_not_kept(world, pip, error_line
 
 def test_pips_own_hash_refusal_is_one_line(world, pip, error_line):
     pip(code=1, output="ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n  Expected ...")
+    assert world.run("apply") == 1
+    assert "wrong hash: the package index serves another" in error_line()
+
+
+def test_a_wheel_for_another_python_is_not_called_a_wrong_hash(world, pip, error_line):
+    other = f"sglang-{VERSION}-cp312-cp312-linux_x86_64.whl"
+    output = (
+        "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n"
+        f"    sglang=={VERSION} from https://example.invalid/{other} (from -r requirements.txt (line 1)):\n"
+        "        Expected sha256 00\n             Got        11\n"
+    )
+    pip(code=1, output=output)
+    assert world.run("apply") == 1
+    line = error_line()
+    assert f"wrong file: pip chose {other} for this Python, upstream.lock pins {ARCHIVE}" in line and "hash" not in line
+    pip(code=1, output=output.replace(other, ARCHIVE))
     assert world.run("apply") == 1
     assert "wrong hash: the package index serves another" in error_line()
 
