@@ -54,15 +54,10 @@ def _threshold(keys, low, high, TOPK: tl.constexpr, WIDTH: tl.constexpr):
         between = high - low
         first, second = low + (between + 2) // 3, high - between // 3
         at_first, at_second = _count_two(keys, first, second, WIDTH)
-        high = tl.where(
-            at_first < TOPK, first - 1, tl.where(at_second < TOPK, second - 1, high)
-        )
-        low = tl.where(
-            at_second >= TOPK, second, tl.where(at_first >= TOPK, first, low)
-        )
-        reached = tl.where(
-            at_second >= TOPK, at_second, tl.where(at_first >= TOPK, at_first, reached)
-        )
+        lower, upper = at_first >= TOPK, at_second >= TOPK  # upper only if lower
+        high = tl.where(upper, high, tl.where(lower, second, first) - 1)
+        low = tl.where(upper, second, tl.where(lower, first, low))
+        reached = tl.where(upper, at_second, tl.where(lower, at_first, reached))
         unsettled = (low < high) & (reached != TOPK)
     return low, _count(keys, tl.maximum(low, 1))
 
