@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selection of decode on a CUDA device, or interpreted (TRITON_INTERPRET=1): programs that share a row, and rankings."""
 
-
 import pytest
 import torch
 import triton

@@ -4,7 +4,6 @@
 On a CUDA device, or under TRITON_INTERPRET=1.
 """
 
-
 import numpy as np
 import pytest
 import torch

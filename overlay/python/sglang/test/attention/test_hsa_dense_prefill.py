@@ -15,11 +15,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.test.attention.hsa_device import ON_GPU, needs_kernels
 from sglang.test.attention.hsa_harness import Harness
 
-KERNELS = pytest.param(
-    True,
-    id="kernels",
-    marks=needs_kernels,
-)
+KERNELS = pytest.param(True, id="kernels", marks=needs_kernels)
 BOTH = pytest.mark.parametrize("kernels", [pytest.param(False, id="references"), KERNELS])  # fmt: skip
 BELOW = 100
 

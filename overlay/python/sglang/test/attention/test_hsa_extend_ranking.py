@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The k-th largest score of many rows at once, in a Triton program: on a CUDA device, or under TRITON_INTERPRET=1."""
 
-
 import pytest
 import torch
 import triton

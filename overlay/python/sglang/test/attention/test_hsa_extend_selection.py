@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selection of extend against the oracle and the reference: on a CUDA device, or under TRITON_INTERPRET=1."""
 
-
 import numpy as np
 import pytest
 import torch
