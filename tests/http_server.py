@@ -31,19 +31,23 @@ def get(url):
         return response.read().decode()
 
 
+def opened(url, body):
+    """The response to a POST of a JSON body, or of bytes as they are: a context manager."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    return HTTP.open(request, timeout=READY_SECONDS)
+
+
 def post(url, body):
     """The JSON answer to a POST of a JSON body."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with HTTP.open(request, timeout=READY_SECONDS) as response:
+    with opened(url, body) as response:
         return json.load(response)
 
 
 def send(url, body):
-    """(status, text) of the answer to a POST of a JSON body, or of bytes as they are."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    """(status, text) of the answer to such a POST, a refusal's too."""
     try:
-        with HTTP.open(request, timeout=READY_SECONDS) as response:
+        with opened(url, body) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -5,11 +5,10 @@ import json
 import re
 import threading
 import time
-from urllib.request import Request
 
 import pytest
 from hostile_requests import CASES, PROMPT, VOCABULARY
-from http_server import HTTP, get, post, send, serving
+from http_server import get, opened, post, send, serving
 from tiny_models import build
 
 PLAIN = dict(input_ids=PROMPT + [7] * 400, sampling_params=dict(temperature=0, max_new_tokens=6))
@@ -71,21 +70,18 @@ def test_a_refused_stream_says_so(url):
     assert status == 200 and "input_ids must be in [0, 511]" in text and text.endswith("data: [DONE]\n\n")
 
 
-def idle(url):
-    """Wait until the server runs no request."""
+def wait_until(url, busy):
+    """Until the server runs a request, or none."""
     deadline = time.monotonic() + 120
-    while any(load["num_reqs"] for load in json.loads(get(url + "/get_load"))):
+    while any(load["num_reqs"] for load in json.loads(get(url + "/get_load"))) != busy:
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def test_a_client_that_hangs_up(url):
-    body = json.dumps(dict(input_ids=PROMPT, stream=True, sampling_params=LONG_ANSWER)).encode()
-    request = Request(url + "/generate", body, {"Content-Type": "application/json"})
-    stream = HTTP.open(request, timeout=120)
-    assert stream.readline().startswith(b"data: ")
-    stream.close()
-    idle(url)
+    with opened(url + "/generate", dict(input_ids=PROMPT, stream=True, sampling_params=LONG_ANSWER)) as stream:
+        assert stream.readline().startswith(b"data: ")
+    wait_until(url, busy=False)
 
 
 def test_an_abort(url):
@@ -93,10 +89,9 @@ def test_an_abort(url):
     body = dict(input_ids=PROMPT, rid="to-abort", sampling_params=LONG_ANSWER)
     request = threading.Thread(target=lambda: found.append(post(url + "/generate", body)))
     request.start()
-    while not any(load["num_reqs"] for load in json.loads(get(url + "/get_load"))):
-        time.sleep(0.1)
+    wait_until(url, busy=True)
     send(url + "/abort_request", dict(rid="to-abort"))
     request.join(120)
     [reply] = found
     assert reply["meta_info"]["finish_reason"]["type"] == "abort"
-    idle(url)
+    wait_until(url, busy=False)
