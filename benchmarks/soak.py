@@ -20,16 +20,13 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
-from benchmarks.quality.serving import HTTP, Server, ServingError
+from benchmarks.quality.serving import Server, ServingError, greedy_body
 
 PROMPTS, DOCUMENTS, NEW, CLIENTS = 48, 4, 48, 10
-LENGTHS = (1, 1500)  # tokens of a prompt
-# A pool of a few prompts; chunks that end inside of pages' neighbours and exceed what a pass may prefill; mixed passes.
+LONGEST = 1500  # tokens of a prompt
+# A pool of a few prompts; chunks larger than what a pass may prefill; mixed passes.
 OPTIONS = (
     "--attention-backend hsa --hsa-topk 4 --hsa-window-size 64 --hsa-prefill sparse --skip-tokenizer-init --max-total-tokens 6144"
     " --max-running-requests 8 --chunked-prefill-size 256 --max-prefill-tokens 200 --enable-mixed-chunk --log-level warning"
@@ -61,12 +58,12 @@ class Soak:
     def __init__(self, server: Server, model: Path, seed: int, vocabulary: int, near_tie: float):
         self.server, self.model, self.seed, self.near_tie = server, model, seed, near_tie
         rng = random.Random(seed)
-        documents = [[rng.randrange(vocabulary) for _ in range(LENGTHS[1])] for _ in range(DOCUMENTS)]
+        documents = [[rng.randrange(vocabulary) for _ in range(LONGEST)] for _ in range(DOCUMENTS)]
         self.prompts = []
         for _ in range(PROMPTS):
-            shared = rng.choice(documents)[: rng.randrange(LENGTHS[1])]
+            shared = rng.choice(documents)[: rng.randrange(LONGEST)]
             own = [rng.randrange(vocabulary) for _ in range(rng.randint(1, 80))]
-            self.prompts.append((shared + own)[-LENGTHS[1] :])
+            self.prompts.append((shared + own)[-LONGEST:])
         self.answers: list[tuple[list[int], list[list]]] = []
         self.counts: collections.Counter = collections.Counter()
         self.lock, self.stop, self.errors = threading.Lock(), threading.Event(), []
@@ -93,20 +90,15 @@ class Soak:
         if whole and len(tokens) != NEW:
             raise Failed(f"prompt {number}: {len(tokens)} tokens of {NEW}")
 
-    def body(self, number: int, **more: Any) -> dict:
-        sampling = {"temperature": 0, "max_new_tokens": NEW, "ignore_eos": True}
-        return {"input_ids": self.prompts[number], "sampling_params": sampling, **more}
-
     # What a client does
 
     def ask(self, rng: random.Random, number: int) -> None:
-        reply = self.server.post("/generate", self.body(number))
-        self.settle(number, reply)
+        self.settle(number, self.server.greedy(self.prompts[number], NEW))
 
     def ask_for_two(self, rng: random.Random, number: int) -> None:
         other = rng.randrange(PROMPTS)
-        body = dict(self.body(number), input_ids=[self.prompts[number], self.prompts[other]])
-        for asked, reply in zip((number, other), self.server.post("/generate", body), strict=True):
+        replies = self.server.greedy([self.prompts[number], self.prompts[other]], NEW)
+        for asked, reply in zip((number, other), replies, strict=True):
             self.settle(asked, reply)
 
     def settle(self, number: int, reply: dict) -> None:
@@ -115,10 +107,9 @@ class Soak:
         self.count("aborted" if aborted else "answers")
 
     def stream(self, rng: random.Random, number: int, hang_up_after: float = float("inf")) -> None:
-        body = json.dumps(self.body(number, stream=True)).encode()
-        request = urllib.request.Request(self.server.url + "/generate", body, {"Content-Type": "application/json"})
+        body = json.dumps(greedy_body(self.prompts[number], NEW, stream=True)).encode()
         last: dict = {}
-        with HTTP.open(request, timeout=600) as lines:
+        with self.server.open("/generate", body) as lines:
             for events, line in enumerate(line for line in lines if line.startswith(b"data: {")):
                 last = json.loads(line[len(b"data: ") :])
                 if events >= hang_up_after:
@@ -134,7 +125,7 @@ class Soak:
         timer = threading.Timer(rng.random(), self.server.post_quietly, ("/abort_request", {"rid": rid}))
         timer.start()
         try:
-            self.settle(number, self.server.post("/generate", self.body(number, rid=rid)))
+            self.settle(number, self.server.greedy(self.prompts[number], NEW, rid=rid))
         finally:
             timer.cancel()
 
@@ -151,8 +142,8 @@ class Soak:
             while not self.stop.is_set():
                 rng.choice(actions)(rng, rng.randrange(PROMPTS))
                 time.sleep(rng.expovariate(4) if rng.random() < 0.5 else 0)
-        except (Failed, ServingError, OSError) as error:
-            self.errors.append(f"client {index}: {error}")
+        except Exception as error:  # whatever it is, a client that is gone must fail the run
+            self.errors.append(f"client {index}: {error!r}")
             self.stop.set()
 
     # What the operator does
@@ -176,8 +167,8 @@ class Soak:
                     self.count("weights refused" if status == 400 else "weights loaded")
                 else:
                     self.server.post_quietly("/abort_request", {"rid": "", "abort_all": True})
-        except (Failed, ServingError) as error:
-            self.errors.append(f"operator: {error}")
+        except Exception as error:
+            self.errors.append(f"operator: {error!r}")
             self.stop.set()
 
     # The run

@@ -29,6 +29,12 @@ class ServingError(Exception):
     """A server that does not start, or a request that fails; one line."""
 
 
+def greedy_body(ids: list[int] | list[list[int]], new_tokens: int, **more) -> dict:
+    """A request to /generate for exactly so many greedy tokens; ``more`` are further fields."""
+    sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+    return {"input_ids": ids, "sampling_params": sampling, **more}
+
+
 class Server:
     """One server. It has a session of its own, so that all its processes end with it.
 
@@ -90,20 +96,16 @@ class Server:
 
     def post_quietly(self, path: str, body: dict) -> int:
         """The status of a POST whose refusal is no error."""
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        try:
-            with HTTP.open(request, timeout=REQUEST_SECONDS) as response:
-                response.read()
-                return response.status
-        except urllib.error.HTTPError as error:
-            return error.code
-        except OSError as error:
-            raise ServingError(f"{path} of '{self.name}' failed: {error}") from None
+        return self._send(path, json.dumps(body).encode())[0]
 
-    def greedy(self, ids: list[int], new_tokens: int, **more) -> dict:
+    def open(self, path: str, body: bytes | None) -> Any:
+        """The response to a GET, or to a POST of JSON, as a context manager that reads it line by line."""
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
+        return HTTP.open(request, timeout=REQUEST_SECONDS)
+
+    def greedy(self, ids: list[int] | list[list[int]], new_tokens: int, **more) -> Any:
         """/generate of token ids, greedy; ``more`` are fields of the request."""
-        sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
-        return self.post("/generate", {"input_ids": ids, "sampling_params": sampling, **more})
+        return self.post("/generate", greedy_body(ids, new_tokens, **more))
 
     def losses(self, ids: list[int], start: int) -> list[float]:
         """Negative log-probability of every token after position ``start``."""
@@ -125,13 +127,19 @@ class Server:
         return state["hsa_counters"]
 
     def _call(self, path: str, body: bytes | None) -> Any:
-        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
+        status, answer = self._send(path, body)
+        if status >= 400:
+            said = answer[:300].decode(errors="replace")
+            raise ServingError(f"{path} of '{self.name}' answered {status}: {said}")
+        return json.loads(answer)
+
+    def _send(self, path: str, body: bytes | None) -> tuple[int, bytes]:
+        """(status, answer), a refusal's too."""
         try:
-            with HTTP.open(request, timeout=REQUEST_SECONDS) as response:
-                return json.load(response)
+            with self.open(path, body) as response:
+                return response.status, response.read()
         except urllib.error.HTTPError as error:
-            said = error.read(300).decode(errors="replace")
-            raise ServingError(f"{path} of '{self.name}' answered {error.code}: {said}") from None
+            return error.code, error.read()
         except OSError as error:
             raise ServingError(f"{path} of '{self.name}' failed: {error}") from None
 
