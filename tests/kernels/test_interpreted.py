@@ -14,7 +14,7 @@ KERNEL_TESTS = {
     "decode": {
         "test_hsa_decode_kernels.py": 43,
         "test_hsa_decode_selection.py": 15,
-        "test_hsa_dense_layers.py": 15,
+        "test_hsa_dense_layers.py": 17,
         "test_hsa_draft_rows.py": 12,
     },
     "extend": {

@@ -12,6 +12,7 @@ from sglang.srt.layers.attention.hsa.passes.decode import decoded_layers
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.test.attention import hsa_oracle
 from sglang.test.attention.hsa_device import ATOL, DEVICE, needs_kernels
+from sglang.test.attention.hsa_faults import leave_arrivals
 from sglang.test.attention.hsa_harness import Harness
 
 pytestmark = needs_kernels
@@ -90,6 +91,16 @@ def test_a_single_token_after_nothing(monkeypatch):
     h = Layers()
     without_dense_backend(h, monkeypatch)
     h.check([h.new_sequence()])
+
+
+@pytest.mark.parametrize("chunk_repr", ["slow_keys", "mean_std"])
+def test_a_launch_that_was_cut_off_harms_no_later_pass(chunk_repr):
+    h = Layers(chunk_repr=chunk_repr)
+    sequences = [h.new_sequence() for _ in range(2)]
+    h.prefill(sequences, [300, 79])
+    h.check(sequences)
+    leave_arrivals(h, np.random.default_rng(0))
+    h.check(sequences)
 
 
 def test_draft_tokens_see_what_precedes_them(monkeypatch):

@@ -249,6 +249,7 @@ class DecodePass(AttentionPass):
             if self.step == 0:
                 state.begin(forward_batch)
             state.buffers.attention.begin(state.rows[self.step].seq_lens)
+            state.buffers.dense.begin()
 
     def write_representations(self, layer: RadixAttention) -> None:
         """Nothing: ``enter_layer`` wrote those of all layers, and no page that this pass completes is a candidate yet."""

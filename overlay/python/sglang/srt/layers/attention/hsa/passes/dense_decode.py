@@ -45,6 +45,10 @@ class DenseDecode:
             device,
         )
 
+    def begin(self) -> None:
+        """As ``SplitDecode.begin``."""
+        self.workspace.reset()
+
     def launch(
         self,
         q: torch.Tensor,

@@ -22,6 +22,7 @@ from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
     MAX_PROGRAMS_PER_ROW,
     SelectPagesWorkspace,
 )
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class SplitDecode:
         device: torch.device,
     ):
         self.counters = counters
+        self.slow = KINDS[config.chunk_repr].slow
         self.processors = num_processors(device)
         rows, max_pages, num_heads, num_kv_heads, v_head_dim = size
         self.selected = torch.empty(
@@ -90,7 +92,10 @@ class SplitDecode:
         )
 
     def begin(self, seq_lens: torch.Tensor) -> None:
-        """Nothing to share between layers: the kernels read the lengths themselves."""
+        """Reset what launches leave behind that were cut off. The kernels read the lengths themselves."""
+        if not self.slow:  # whose selection counts no programs
+            self.select_workspace.reset()
+        self.decode_workspace.reset()
 
     def launch(
         self,

@@ -219,6 +219,10 @@ class DecodeWorkspace:
             max_rows * num_kv_heads, dtype=torch.int32, device=device
         )
 
+    def reset(self) -> None:
+        """As ``SelectPagesWorkspace.reset``."""
+        self.arrivals.zero_()
+
 
 def decode_hsa(
     q: torch.Tensor,

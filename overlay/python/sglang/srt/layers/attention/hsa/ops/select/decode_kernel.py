@@ -161,6 +161,10 @@ class SelectPagesWorkspace:
         )
         self.arrivals = torch.zeros(rows, dtype=torch.int32, device=device)
 
+    def reset(self) -> None:
+        """Forget the programs of a launch that was cut off: the next one would count them as its own."""
+        self.arrivals.zero_()
+
 
 def select_pages_decode(
     q: torch.Tensor,
