@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deliberate faults of storage, selection and kernels, and the test that fails with each.
+
+A fault replaces one piece of a file below ``sglang/srt``, which occurs there once. A test is named by its file below
+``sglang/test/attention`` and its function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+POOL = "mem_cache/page_repr_pool.py"
+HSA = "layers/attention/hsa/"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        name: what is wrong.
+        file: below ``sglang/srt``.
+        old, new: the piece, and what stands in its place.
+        test: file and function, ``test_hsa_x.py::test_y``.
+        kernel: the test runs Triton kernels.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+    kernel: bool = False
+
+
+STORAGE = (
+    Fault(
+        "a page that is open already gets a new version with each token",
+        POOL,
+        "opened = slots % page_size == 0",
+        "opened = slots % page_size >= 0",
+        "test_hsa_kvpool_repr.py::test_alloc_decode_bumps_at_page_starts_only",
+    ),
+    Fault(
+        "decode hands out pages without a new version",
+        POOL,
+        "return self._handed_out(super().alloc_decode(*args, **kwargs))",
+        "return super().alloc_decode(*args, **kwargs)",
+        "test_hsa_kvpool_repr.py::test_alloc_decode_bumps_at_page_starts_only",
+    ),
+    Fault(
+        "a pass believes pages that were handed out after its batch was built",
+        POOL,
+        "return versions.masked_fill_(versions > built_at, NO_VERSION)",
+        "return versions",
+        "test_hsa_page_versions.py::test_a_late_forward_pass_never_stamps_pages_of_the_next_batch",
+    ),
+    Fault(
+        "keys that are moved leave the old representation at their new place",
+        POOL,
+        "        super().move_kv_cache(tgt_loc, src_loc)\n        self.invalidate_pages_of(tgt_loc)",
+        "        super().move_kv_cache(tgt_loc, src_loc)",
+        "test_hsa_pool_variants.py::test_moved_keys_invalidate_their_target_page",
+    ),
+    Fault(
+        "an allocator that is reset keeps the versions",
+        POOL,
+        "        super().clear()\n        self._kvcache.invalidate_all_pages()",
+        "        super().clear()",
+        "test_hsa_kvpool_repr.py::test_clear_and_restore_keep_versions_apart",
+    ),
+    Fault(
+        "a writer stamps the version of now instead of its batch's",
+        POOL,
+        "        if page_version is None:\n            page_version = self.page_version[page_ids]",
+        "        page_version = self.page_version[page_ids]",
+        "test_hsa_page_versions.py::test_a_writer_stamps_the_version_its_batch_was_built_with",
+    ),
+    Fault(
+        "an older stamp passes for a page's own",
+        POOL,
+        "return stamp[page_ids.long()] == page_version",
+        "return stamp[page_ids.long()] <= page_version",
+        "test_hsa_kvpool_repr.py::test_another_version_is_no_representation",
+    ),
+    Fault(
+        "a page counts as complete one token early",
+        HSA + "passes/metadata.py",
+        "complete = own & (page < (seq_lens // page_size).unsqueeze(1))",
+        "complete = own & (page < ((seq_lens + 1) // page_size).unsqueeze(1))",
+        "test_hsa_backend_decode.py::test_only_complete_pages_are_represented",
+    ),
+)
+
+REPRESENTATIONS = (
+    Fault(
+        "codes of slow_keys are rounded down",
+        HSA + "page_repr.py",
+        "code = (code + 0.5).floor().clamp(0, LEVELS).to(torch.uint8)",
+        "code = code.floor().clamp(0, LEVELS).to(torch.uint8)",
+        "test_hsa_paged_kernel.py::test_extend_and_decode_equal_the_oracle",
+    ),
+    Fault(
+        "slow_keys keeps the channels that turn fastest",
+        HSA + "page_repr.py",
+        "frequencies.abs().float().cpu(), stable=True)",
+        "frequencies.abs().float().cpu(), stable=True, descending=True)",
+        "test_hsa_paged_kernel.py::test_slow_channels_are_those_that_turn_least",
+    ),
+    Fault(
+        "the kernel writes the codes of two channels in each other's place",
+        HSA + "ops/page_repr/store.py",
+        "code |= _store_bounds(second, bounds + HALF, c < HALF, KEPT) << 4",
+        "code = code << 4 | _store_bounds(second, bounds + HALF, c < HALF, KEPT)",
+        "test_hsa_decode_kernels.py::test_every_kind_and_strategy",
+        kernel=True,
+    ),
+    Fault(
+        "representations are taken from keys without their scale",
+        HSA + "ops/page_repr/store.py",
+        "page_features(keys.to(tl.float32) * k_scale, PAGE_SIZE, KIND)",
+        "page_features(keys.to(tl.float32), PAGE_SIZE, KIND)",
+        "test_hsa_extend_kernels.py::test_8_bit_cache",
+        kernel=True,
+    ),
+    Fault(
+        "a kernel stamps pages that belong to a later batch",
+        HSA + "ops/page_repr/kernel.py",
+        "complete = (version >= 0) & (g < KV_HEADS)",
+        "complete = g < KV_HEADS",
+        "test_hsa_decode_kernels.py::test_a_page_handed_out_again_gets_no_stamp",
+        kernel=True,
+    ),
+    Fault(
+        "decode heals a page whose last key comes in the same pass",
+        HSA + "ops/page_repr/kernel.py",
+        "if _slots_in(lost, out_slots, num_slots, PAGE_SIZE, PAGES) == 0:",
+        "if True:",
+        "test_hsa_decode_kernels.py::test_a_page_whose_last_key_comes_in_this_pass_is_left_to_the_next",
+        kernel=True,
+    ),
+    Fault(
+        "decode does not heal",
+        HSA + "ops/page_repr/kernel.py",
+        "missing = (stamp != version) & (version >= 0)",
+        "missing = (stamp != version) & (version < 0)",
+        "test_hsa_decode_kernels.py::test_pages_without_a_representation_are_healed",
+        kernel=True,
+    ),
+)
+
+SELECTION = (
+    Fault(
+        "a page without a representation is passed over",
+        HSA + "selector.py",
+        'logits = logits.masked_fill(first, float("inf"))',
+        "pass",
+        "test_hsa_paged_kernel.py::test_pages_without_a_representation_come_first",
+    ),
+    Fault(
+        "the last page before the window is no candidate",
+        HSA + "layout.py",
+        "    pages = pages - sink_pages\n",
+        "    pages = pages - sink_pages - 1\n",
+        "test_hsa_contract.py::test_window_sinks_and_candidates_partition_the_past",
+    ),
+    Fault(
+        "the reference breaks ties towards the larger page",
+        HSA + "selector.py",
+        "scores, order = torch.sort(logits, dim=-1, descending=True, stable=True)",
+        "scores, order = torch.sort(logits.flip(-1), dim=-1, descending=True, stable=True)\n"
+        "        order = num_pages - 1 - order",
+        "test_hsa_paged_kernel.py::test_ties_go_to_the_smaller_page_and_order_is_ascending",
+    ),
+    Fault(
+        "the decode kernel breaks ties towards the larger page",
+        HSA + "ops/select/decode_ranking.py",
+        "(tl.cumsum(tie.to(tl.int32)) <= room)",
+        "(tl.cumsum(tie.to(tl.int32), reverse=True) <= room)",
+        "test_hsa_decode_selection.py::test_ranking_is_the_total_order_of_the_reference",
+        kernel=True,
+    ),
+    Fault(
+        "the search for the threshold begins at the largest key",
+        HSA + "ops/select/extend_ranking.py",
+        "low = tl.min(tl.max(best, axis=2), axis=1)",
+        "low = tl.max(tl.max(best, axis=2), axis=1)",
+        "test_hsa_extend_ranking.py::test_thresholds_are_exact",
+        kernel=True,
+    ),
+)
+
+ATTENTION = (
+    Fault(
+        "a launch leaves its count of programs behind",
+        HSA + "ops/decode/kernel.py",
+        "tl.store(arrivals + row, 0)  # ready for the next launch",
+        "pass",
+        "test_hsa_decode_kernels.py::test_pages_generated_in_batched_decode_are_represented",
+        kernel=True,
+    ),
+    Fault(
+        "a query in decode does not see its own key",
+        HSA + "ops/decode/kernel.py",
+        "from_selection | (logical * PAGE_SIZE + offset <= position)",
+        "from_selection | (logical * PAGE_SIZE + offset < position)",
+        "test_hsa_decode_kernels.py::test_odd_lengths",
+        kernel=True,
+    ),
+    Fault(
+        "the scale of the keys does not reach the logits",
+        HSA + "ops/decode/kernel.py",
+        "logits = logits * (sm_scale * k_scale)",
+        "logits = logits * sm_scale",
+        "test_hsa_decode_kernels.py::test_every_page_selected_is_dense",
+        kernel=True,
+    ),
+    Fault(
+        "extend does not rescale what it summed before a larger logit came",
+        HSA + "ops/extend/attention_step.py",
+        "return new_top, total * rescale + tl.sum(p, axis=1), acc",
+        "return new_top, total + tl.sum(p, axis=1), acc",
+        "test_hsa_extend_kernels.py::test_odd_lengths",
+        kernel=True,
+    ),
+    Fault(
+        "the page table of a batch misses a sequence's last page",
+        HSA + "ops/page_table/kernel.py",
+        "pages = tl.cdiv(tl.load(seq_lens + b), PAGE_SIZE)",
+        "pages = tl.load(seq_lens + b) // PAGE_SIZE",
+        "test_hsa_decode_kernels.py::test_odd_lengths",
+        kernel=True,
+    ),
+    Fault(
+        "rows of padding keep the lengths of an earlier draft extend",
+        HSA + "passes/draft_rows.py",
+        "seq_lens.zero_()  # rows beyond the sum of the lengths are left alone",
+        "pass",
+        "test_hsa_draft_rows.py::test_draft_rounds",
+        kernel=True,
+    ),
+)
+
+FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION
