@@ -196,7 +196,7 @@ ATTENTION = (
         HSA + "ops/decode/kernel.py",
         "tl.store(arrivals + row, 0)  # ready for the next launch",
         "pass",
-        "test_hsa_decode_kernels.py::test_pages_generated_in_batched_decode_are_represented",
+        "test_hsa_dense_layers.py::test_every_layer_gets_its_own_attention",
         kernel=True,
     ),
     Fault(
