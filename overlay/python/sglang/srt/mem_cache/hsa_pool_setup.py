@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Callable, Iterator, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Callable, Optional, Tuple, Type
 
 import torch
 
-from sglang.srt.layers.attention.hsa.config import HSAConfig, select_layers
-from sglang.srt.layers.attention.hsa.layer_contract import check_layers
+from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.model_layers import (
+    attention_names,
+    choose_layers,
+    serves_with_hsa,
+)
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.rotary_channels import layer_channels
 from sglang.srt.layers.dp_attention import get_attention_tp_size
-from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache.allocator import (
     BaseTokenToKVPoolAllocator,
     PagedTokenToKVPoolAllocator,
@@ -127,46 +130,15 @@ def repr_bytes_per_page(
 
 
 def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
-    """Layers of the loaded model that use HSA, ascending.
-
-    Sliding-window layers never do: they go to the dense backend.
-
-    Raises:
-        ValueError: for attention that is not causal, when ``--hsa-layers`` leaves nothing, and for layers of those that
-            ask for what HSA does not compute.
-    """
-    eligible = set()
-    attentions = list(_attentions(runner.model))
-    for name, module in attentions:
-        # Bidirectional decoders (Gemma 3) are causal but for the tokens of an image.
-        causal = module.attn_type == AttentionType.DECODER or (
-            module.attn_type == AttentionType.DECODER_BIDIRECTIONAL
-            and not runner.model_config.is_multimodal
-        )
-        if module.is_cross_attention or not causal:
-            raise ValueError(
-                f"--attention-backend hsa does not support the attention of {name}, which is not causal "
-                "self-attention; choose another --attention-backend."
-            )
-        if module.sliding_window_size <= 0:
-            eligible.add(module.layer_id)
-    # --hsa-layers names layers of the served model, not of a draft model beside it.
-    named = "all" if runner.is_draft_worker else runner.server_args.hsa_layers
-    chosen = select_layers(named, eligible, runner.model_config.num_hidden_layers)
-    check_layers((n, module) for n, module in attentions if module.layer_id in chosen)
-    return chosen
-
-
-def _attentions(model: torch.nn.Module) -> Iterator[Tuple[str, RadixAttention]]:
-    """The attentions of a model and their names in it."""
-    for name, module in model.named_modules():
-        if isinstance(module, RadixAttention):
-            yield name, module
+    """Layers of the loaded model that use HSA, ascending."""
+    return choose_layers(
+        runner.model, runner.model_config, runner.server_args, runner.is_draft_worker
+    )
 
 
 def _channels(runner: ModelRunner, layer_ids: Tuple[int, ...]) -> torch.Tensor:
     """Channels that each HSA layer keeps of its keys ``[L, R]`` int32."""
-    names = {module.layer_id: name for name, module in _attentions(runner.model)}
+    names = attention_names(runner.model)
     head_dim = runner.model_config.head_dim
     return layer_channels(runner.model, [names[i] for i in layer_ids], head_dim)
 
@@ -198,7 +170,4 @@ def _repr_dtype(runner: ModelRunner) -> torch.dtype:
 
 
 def _uses_hsa(runner: ModelRunner) -> bool:
-    args = runner.server_args
-    if runner.is_draft_worker and args.speculative_draft_attention_backend:
-        return args.speculative_draft_attention_backend == "hsa"
-    return args.attention_backend == "hsa"
+    return serves_with_hsa(runner.server_args, runner.is_draft_worker)

@@ -3,41 +3,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Callable, Sequence, Tuple
+from typing import TYPE_CHECKING, Sequence, Tuple
 
 from sglang.srt.environ import envs
-from sglang.srt.layers.attention.hsa.layer_contract import SINK_MODELS
+from sglang.srt.layers.attention.hsa.model_refusals import MODEL_REFUSALS, Refusal
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.server_args import ServerArgs
-
-
-@dataclasses.dataclass(frozen=True)
-class Refusal:
-    """A combination that start-up refuses.
-
-    Attributes:
-        feature: row of the support matrix.
-        asked: what the user wrote or loaded.
-        applies: whether (server arguments, model configuration) ask for it.
-        reason: why it is not supported.
-        instead: what to do.
-    """
-
-    feature: str
-    asked: str
-    applies: Callable[[ServerArgs, ModelConfig], bool]
-    reason: str
-    instead: str
-
-    @property
-    def message(self) -> str:
-        return (
-            f"--attention-backend hsa does not support {self.feature} ({self.asked}): "
-            f"{self.reason}; {self.instead}."
-        )
 
 
 def uses_hsa(args: ServerArgs) -> bool:
@@ -52,16 +25,6 @@ def uses_hsa(args: ServerArgs) -> bool:
 
 def _mixed_pair(args: ServerArgs, model: ModelConfig) -> bool:
     return set(args.get_attention_backends()) != {"hsa"}
-
-
-def _has_linear_attention(args: ServerArgs, model: ModelConfig) -> bool:
-    """Mamba and linear-attention hybrids name their state or their layer kinds in the configuration."""
-    config = model.hf_text_config
-    kinds = set(getattr(config, "layer_types", None) or ())
-    return bool(kinds & {"linear_attention", "mamba"}) or any(
-        hasattr(config, name)
-        for name in ("mamba2_cache_params", "mamba_d_state", "linear_attn_config")
-    )
 
 
 def draft_shape(args: ServerArgs) -> Tuple[int, int]:
@@ -86,71 +49,10 @@ def _longest_draft(args: ServerArgs) -> int:
     return min(max(window, 1), args.page_size)
 
 
-_OTHER = "choose another --attention-backend"
 _UNTESTED = "it has not been shown to keep page representations right"
 
 REFUSALS: Tuple[Refusal, ...] = (
-    # Model structure
-    Refusal(
-        "multi-head latent attention",
-        "an MLA model",
-        lambda args, model: model.attention_arch.name == "MLA",
-        "its cache holds latent vectors, not the keys that representations are taken from",
-        _OTHER,
-    ),
-    Refusal(
-        "attention sinks",
-        "a model whose attention has learned sinks",
-        lambda args, model: bool(
-            SINK_MODELS & set(model.hf_config.architectures or ())
-        ),
-        "a sink adds to the softmax's sum what is the logit of no key, and no HSA op does",
-        _OTHER,
-    ),
-    Refusal(
-        "encoder-decoder models",
-        "an encoder-decoder model",
-        lambda args, model: model.is_encoder_decoder,
-        "cross attention has no causal past to select pages from",
-        _OTHER,
-    ),
-    Refusal(
-        "embedding models",
-        "--is-embedding",
-        lambda args, model: args.is_embedding or not model.is_generation,
-        "an encoder attends in both directions and no page is ever complete to it",
-        _OTHER,
-    ),
-    Refusal(
-        "linear-attention hybrids",
-        "a Mamba or linear-attention model",
-        _has_linear_attention,
-        "their cache is not the paged key-value pool that holds representations",
-        _OTHER,
-    ),
-    Refusal(
-        "hybrid sliding-window memory",
-        "a model whose sliding-window layers have a pool of their own",
-        lambda args, model: bool(model.is_hybrid_swa),
-        "its pool keeps representations beside the full-attention layers, but "
-        "no model that has one has been served with it",
-        "add --disable-hybrid-swa-memory",
-    ),
-    Refusal(
-        "chunked local attention",
-        "a model with attention chunks",
-        lambda args, model: model.is_local_attention_model
-        or model.attention_chunk_size is not None,
-        "its local layers mask keys by chunk, which neither window nor pages express",
-        _OTHER,
-    ),
-    Refusal(
-        "multimodal models",
-        "a model with images, video or audio",
-        lambda args, model: model.is_multimodal,
-        "no prompt with media has been compared with dense attention",
-        _OTHER,
-    ),
+    *MODEL_REFUSALS,
     # Backends and kernels
     Refusal(
         "a different backend for prefill or decode",
@@ -372,6 +274,15 @@ REFUSALS: Tuple[Refusal, ...] = (
         "use --tensor-parallel-size",
     ),
 )
+
+
+def refuses_model(args: ServerArgs, model: ModelConfig) -> bool:
+    """Whether the model is refused, whatever the options; a separate pool of sliding windows is an option."""
+    return any(
+        refusal.applies(args, model)
+        for refusal in MODEL_REFUSALS
+        if refusal.feature != "hybrid sliding-window memory"
+    )
 
 
 def check(args: ServerArgs, model: ModelConfig, others: Sequence[str] = ()) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import torch
 
@@ -39,15 +39,25 @@ def channel_frequencies(rotary: torch.nn.Module, head_dim: int) -> torch.Tensor:
 
 
 def _pair_frequencies(rotary: torch.nn.Module) -> Optional[torch.Tensor]:
+    table = _table(rotary)
+    if table is None:
+        return None
+    if table.dim() == 1:
+        return table.float().cpu().abs()
+    cos, sin = table[1].float().cpu().chunk(2)
+    return torch.atan2(sin, cos).abs()
+
+
+def _table(rotary: torch.nn.Module) -> Optional[torch.Tensor]:
+    """The tensor of a rotary embedding that frequencies are read from, one of CACHES or FREQUENCIES."""
     for name in CACHES:
         cache = getattr(rotary, name, None)
         if isinstance(cache, torch.Tensor) and cache.dim() == 2 and len(cache) > 1:
-            cos, sin = cache[1].float().cpu().chunk(2)
-            return torch.atan2(sin, cos).abs()
+            return cache
     for name in FREQUENCIES:
         frequencies = getattr(rotary, name, None)
         if isinstance(frequencies, torch.Tensor) and frequencies.dim() == 1:
-            return frequencies.float().cpu().abs()
+            return frequencies
     return None
 
 
@@ -63,7 +73,7 @@ def find_rotary(model: torch.nn.Module, name: str) -> Optional[torch.nn.Module]:
         found = {
             child_name: child
             for child_name, child in modules[".".join(path[:depth])].named_children()
-            if _pair_frequencies(child) is not None
+            if _table(child) is not None
         }
         if found:
             only = next(iter(found.values())) if len(found) == 1 else None
@@ -79,12 +89,25 @@ def layer_channels(
     Raises:
         ValueError: for an attention without a rotary embedding that can be read, or whose heads are too small.
     """
+    found = check_rotary(model, names, head_dim)
+    rows = [slow_channels(channel_frequencies(rotary, head_dim)) for rotary in found]
+    return torch.stack(rows)
+
+
+def check_rotary(
+    model: torch.nn.Module, names: Sequence[str], head_dim: int
+) -> List[torch.nn.Module]:
+    """The rotary embedding of each attention called one of ``names``; reads no numbers, so weights may be missing.
+
+    Raises:
+        ValueError: for an attention without one, or whose heads are too small.
+    """
     if head_dim < num_channels(head_dim):
         raise ValueError(
             f"--hsa-chunk-repr slow_keys needs heads of at least {num_channels(head_dim)} channels, not {head_dim}; "
             "use --hsa-chunk-repr mean_std."
         )
-    rows = []
+    found = []
     for name in names:
         rotary = find_rotary(model, name)
         if rotary is None:
@@ -92,5 +115,5 @@ def layer_channels(
                 f"--hsa-chunk-repr slow_keys needs a rotary embedding, and none was found for {name}; "
                 "use --hsa-chunk-repr mean_std."
             )
-        rows.append(slow_channels(channel_frequencies(rotary, head_dim)))
-    return torch.stack(rows)
+        found.append(rotary)
+    return found

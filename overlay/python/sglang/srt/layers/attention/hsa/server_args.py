@@ -100,6 +100,17 @@ class HSAServerArgs:
             action=argparse.BooleanOptionalAction,
         )
 
+    def _refuse_models_without_hsa(self) -> None:
+        """Refuse a model before SGLang adjusts arguments to it: assertions there know backends by name.
+
+        Raises:
+            ValueError: for a model that HSA does not support, with all else that is wrong, one per line.
+        """
+        if refusals.uses_hsa(self) and refusals.refuses_model(
+            self, self.get_model_config()
+        ):
+            self._handle_hsa_backend()
+
     def _handle_hsa_backend(self) -> None:
         """Check and resolve everything HSA needs from the server arguments.
 

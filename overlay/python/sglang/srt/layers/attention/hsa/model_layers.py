@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which layers of a model use HSA, and whether they can: known from its modules, so asked before weights are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Iterator, Tuple
+
+import torch
+
+from sglang.srt import server_args as global_arguments
+from sglang.srt.layers.attention.hsa import model_refusals
+from sglang.srt.layers.attention.hsa.config import select_layers
+from sglang.srt.layers.attention.hsa.layer_contract import check_layers
+from sglang.srt.layers.attention.hsa.page_repr import KINDS
+from sglang.srt.layers.attention.hsa.rotary_channels import check_rotary
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.server_args import ServerArgs
+
+
+def check_model(model: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
+    """The model, of which every module exists but no weight has been read, if HSA can serve it or is not asked to.
+
+    Raises:
+        ValueError: for a model that HSA does not support.
+    """
+    args = global_arguments._global_server_args
+    if args is None or not serves_with_hsa(args, config.is_draft_model):
+        return model
+    if type(model).__name__ == model_refusals.TRANSFORMERS_CLASS:
+        raise ValueError(model_refusals.TRANSFORMERS_BACKEND.message)
+    layer_ids = choose_layers(model, config, args, config.is_draft_model)
+    if KINDS[args.hsa_chunk_repr].slow:
+        names = attention_names(model)
+        check_rotary(model, [names[i] for i in layer_ids], config.head_dim)
+    return model
+
+
+def serves_with_hsa(args: ServerArgs, is_draft: bool) -> bool:
+    """Whether the served model uses HSA, or the draft model beside it."""
+    if is_draft and args.speculative_draft_attention_backend:
+        return args.speculative_draft_attention_backend == "hsa"
+    return args.attention_backend == "hsa"
+
+
+def choose_layers(
+    model: torch.nn.Module, config: ModelConfig, args: ServerArgs, is_draft: bool
+) -> Tuple[int, ...]:
+    """Layers of a model that use HSA, ascending.
+
+    Sliding-window layers never do: they go to the dense backend.
+
+    Raises:
+        ValueError: for attention that is not causal, when ``--hsa-layers`` leaves nothing, and for layers of those that
+            ask for what HSA does not compute.
+    """
+    eligible = set()
+    layers = list(attentions(model))
+    for name, module in layers:
+        # Bidirectional decoders (Gemma 3) are causal but for the tokens of an image.
+        causal = module.attn_type == AttentionType.DECODER or (
+            module.attn_type == AttentionType.DECODER_BIDIRECTIONAL
+            and not config.is_multimodal
+        )
+        if module.is_cross_attention or not causal:
+            raise ValueError(
+                f"--attention-backend hsa does not support the attention of {name}, which is not causal "
+                "self-attention; choose another --attention-backend."
+            )
+        if module.sliding_window_size <= 0:
+            eligible.add(module.layer_id)
+    # --hsa-layers names layers of the served model, not of a draft model beside it.
+    named = "all" if is_draft else args.hsa_layers
+    chosen = select_layers(named, eligible, config.num_hidden_layers)
+    check_layers((name, module) for name, module in layers if module.layer_id in chosen)
+    return chosen
+
+
+def attention_names(model: torch.nn.Module) -> dict[int, str]:
+    """Name in the model of the attention of each layer."""
+    return {module.layer_id: name for name, module in attentions(model)}
+
+
+def attentions(model: torch.nn.Module) -> Iterator[Tuple[str, RadixAttention]]:
+    """The attentions of a model and their names in it."""
+    for name, module in model.named_modules():
+        if isinstance(module, RadixAttention):
+            yield name, module

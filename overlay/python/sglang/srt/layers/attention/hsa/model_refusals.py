@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that HSA does not support, as far as their configuration says it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Callable, Tuple
+
+from sglang.srt.layers.attention.hsa.layer_contract import SINK_MODELS
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.server_args import ServerArgs
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A combination that start-up refuses.
+
+    Attributes:
+        feature: row of the support matrix.
+        asked: what the user wrote or loaded.
+        applies: whether (server arguments, model configuration) ask for it.
+        reason: why it is not supported.
+        instead: what to do.
+    """
+
+    feature: str
+    asked: str
+    applies: Callable[[ServerArgs, ModelConfig], bool]
+    reason: str
+    instead: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"--attention-backend hsa does not support {self.feature} ({self.asked}): "
+            f"{self.reason}; {self.instead}."
+        )
+
+
+# What a configuration, or its class, has for layers whose state is not a key and a value per token.
+STATE_FIELDS = ("mamba2_cache_params", "mamba_d_state", "linear_attn_config")
+STATE_KINDS = {"mamba", "linear_attention", "conv"}
+ATTENTION_KINDS = {"attention", "full_attention", "sliding_attention"}
+
+# The class that runs a model of the transformers library.
+TRANSFORMERS_CLASS = "TransformersForCausalLM"
+
+
+def _has_linear_attention(args: ServerArgs, model: ModelConfig) -> bool:
+    """Whether a layer keeps a state of its own: Mamba, linear attention, short convolutions.
+
+    A class for hybrids may describe attention layers alone (Granite 4), so a list of layer kinds decides where there is
+    one. Properties are not run: some need the groups of a running server.
+    """
+    config = model.hf_text_config
+    given = vars(config)
+    kinds = set(given.get("layer_types") or ())
+    if kinds and kinds <= ATTENTION_KINDS:
+        return False
+    return bool(kinds & STATE_KINDS) or any(
+        name in given or hasattr(type(config), name) for name in STATE_FIELDS
+    )
+
+
+def _runs_in_transformers(args: ServerArgs, model: ModelConfig) -> bool:
+    return model.model_impl == "transformers" or TRANSFORMERS_CLASS in (
+        model.hf_config.architectures or ()
+    )
+
+
+def _has_windows_of_exaone(args: ServerArgs, model: ModelConfig) -> bool:
+    named = set(model.hf_config.architectures or ())
+    return bool(named & {"Exaone4ForCausalLM", "ExaoneMoEForCausalLM"}) and (
+        getattr(model.hf_config, "sliding_window_pattern", None) is not None
+    )
+
+
+_OTHER = "choose another --attention-backend"
+
+TRANSFORMERS_BACKEND = Refusal(
+    "the Transformers modelling backend",
+    "--model-impl transformers, or a model class that SGLang itself lacks",
+    _runs_in_transformers,
+    "it drops sliding windows, soft caps and sinks, so its layers would not be what the model's are",
+    "use a model class of SGLang with --model-impl auto, or another --attention-backend",
+)
+
+MODEL_REFUSALS: Tuple[Refusal, ...] = (
+    Refusal(
+        "multi-head latent attention",
+        "an MLA model",
+        lambda args, model: model.attention_arch.name == "MLA",
+        "its cache holds latent vectors, not the keys that representations are taken from",
+        _OTHER,
+    ),
+    Refusal(
+        "attention sinks",
+        "a model whose attention has learned sinks",
+        lambda args, model: bool(
+            SINK_MODELS & set(model.hf_config.architectures or ())
+        ),
+        "a sink adds to the softmax's sum what is the logit of no key, and no HSA op does",
+        _OTHER,
+    ),
+    Refusal(
+        "encoder-decoder models",
+        "an encoder-decoder model",
+        lambda args, model: model.is_encoder_decoder,
+        "cross attention has no causal past to select pages from",
+        _OTHER,
+    ),
+    Refusal(
+        "embedding models",
+        "--is-embedding",
+        lambda args, model: args.is_embedding or not model.is_generation,
+        "an encoder attends in both directions and no page is ever complete to it",
+        _OTHER,
+    ),
+    Refusal(
+        "linear-attention hybrids",
+        "a Mamba or linear-attention model",
+        _has_linear_attention,
+        "their cache is not the paged key-value pool that holds representations",
+        _OTHER,
+    ),
+    Refusal(
+        "hybrid sliding-window memory",
+        "a model whose sliding-window layers have a pool of their own",
+        lambda args, model: bool(model.is_hybrid_swa),
+        "its pool keeps representations beside the full-attention layers, but "
+        "no model that has one has been served with it",
+        "add --disable-hybrid-swa-memory",
+    ),
+    Refusal(
+        "chunked local attention",
+        "a model with attention chunks",
+        lambda args, model: model.is_local_attention_model
+        or model.attention_chunk_size is not None,
+        "its local layers mask keys by chunk, which neither window nor pages express",
+        _OTHER,
+    ),
+    Refusal(
+        "multimodal models",
+        "a model with images, video or audio",
+        lambda args, model: model.is_multimodal,
+        "no prompt with media has been compared with dense attention",
+        _OTHER,
+    ),
+    TRANSFORMERS_BACKEND,
+    Refusal(
+        "sliding windows of EXAONE",
+        "an EXAONE 4 or EXAONE MoE model with a sliding_window_pattern",
+        _has_windows_of_exaone,
+        "SGLang allows them with three backends by name, and HSA has not been compared with those",
+        "use --attention-backend fa3, triton or trtllm_mha",
+    ),
+    Refusal(
+        "dual chunk attention",
+        "a model with a dual_chunk_attention_config",
+        lambda args, model: getattr(
+            model.hf_config, "dual_chunk_attention_config", None
+        )
+        is not None,
+        "its queries and keys have positions of their own in each chunk",
+        "use --attention-backend dual_chunk_flash_attn",
+    ),
+    Refusal(
+        "linear position biases",
+        "a Baichuan model with ALiBi",
+        lambda args, model: bool(getattr(model, "use_alibi", False)),
+        "SGLang hands them to the attention of an NPU alone, and no HSA op adds them",
+        "serve the model on an NPU",
+    ),
+)
