@@ -42,7 +42,6 @@ class Refusal:
 # What a configuration, or its class, has for layers whose state is not a key and a value per token.
 STATE_FIELDS = ("mamba2_cache_params", "mamba_d_state", "linear_attn_config")
 STATE_KINDS = {"mamba", "linear_attention", "conv"}
-ATTENTION_KINDS = {"attention", "full_attention", "sliding_attention"}
 
 # The class that runs a model of the transformers library.
 TRANSFORMERS_CLASS = "TransformersForCausalLM"
@@ -51,14 +50,15 @@ TRANSFORMERS_CLASS = "TransformersForCausalLM"
 def _has_linear_attention(args: ServerArgs, model: ModelConfig) -> bool:
     """Whether a layer keeps a state of its own: Mamba, linear attention, short convolutions.
 
-    A class for hybrids may describe attention layers alone (Granite 4), so a list of layer kinds decides where there is
-    one. Properties are not run: some need the groups of a running server.
+    The fields are looked for and not read: some are properties that need the groups of a running server.
     """
     config = model.hf_text_config
     given = vars(config)
     kinds = set(given.get("layer_types") or ())
-    if kinds and kinds <= ATTENTION_KINDS:
-        return False
+    if getattr(config, "model_type", None) == "granitemoehybrid":
+        return (
+            "mamba" in kinds
+        )  # SGLang has no state for a Granite 4 of attention layers alone
     return bool(kinds & STATE_KINDS) or any(
         name in given or hasattr(type(config), name) for name in STATE_FIELDS
     )
