@@ -156,6 +156,11 @@ CELLS = (
     Cell("CPU", "prefill and decode", (DENSE + "test_greedy_tokens_and_logprobs[qwen3-gqa]", TOKENS)),
     Cell("Models", "dense, grouped-query attention", (DENSE + "test_greedy_tokens_and_logprobs[qwen3-gqa]",)),
     Cell("Models", "dense, multi-head attention", (DENSE + "test_greedy_tokens_and_logprobs[llama-mha]",)),
+    Cell(
+        "Models",
+        "Qwen 2, Gemma 3, Mistral, Phi 3, OLMo 2, Granite, Granite 4 of attention layers alone",
+        (DENSE + "test_other_classes",),
+    ),
     Cell("Models", "multimodal", refusal="multimodal models"),
     Cell("Models", "MLA", refusal="multi-head latent attention"),
     Cell("Models", "learned attention sinks", refusal="attention sinks"),
@@ -171,6 +176,10 @@ CELLS = (
         printed="--attention-backend hsa does not support the attention of …, which shares the cache of …; choose "
         "another --attention-backend.",
     ),
+    Cell("Models", "Transformers backend", refusal="the Transformers modelling backend"),
+    Cell("Models", "EXAONE with sliding windows", refusal="sliding windows of EXAONE"),
+    Cell("Models", "dual chunk attention", refusal="dual chunk attention"),
+    Cell("Models", "ALiBi", refusal="linear position biases"),
     Cell("Models", "encoder-decoder", refusal="encoder-decoder models"),
     Cell("Models", "embedding", refusal="embedding models"),
     Cell(
@@ -295,6 +304,7 @@ def support_matrix() -> str:
         "*Yes* names the tests that prove it; they run on a CPU unless it says what they need. What ran on which device stands in",
         "the [benchmark log](../benchmarks/LOG.md). *Refused* names the row of the [table of refusals](#refusals), or gives the error",
         "that the server ends with once the model is loaded, `…` for what differs.",
+        "What start-up says to each model class of the release stands in [model classes](model_classes.md).",
         "Nothing that was asked for is switched off or replaced silently. Piecewise CUDA graphs, a default, are off with HSA.",
         "",
         "| feature | setting | with `--attention-backend hsa` |",

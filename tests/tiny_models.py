@@ -58,6 +58,18 @@ _SHAPES: dict[str, dict[str, Any]] = {
         hidden_act="gelu_pytorch_tanh",
         tie_word_embeddings=True,
     ),
+    "granite": dict(attention_multiplier=0.25, embedding_multiplier=2.0, residual_multiplier=0.5, logits_scaling=2.0),
+    # Granite 4 without Mamba layers; its feed-forward layers are the shared expert alone.
+    "granitemoehybrid": dict(
+        layer_types=["attention"] * 2,
+        position_embedding_type="rope",
+        attention_multiplier=0.25,
+        shared_intermediate_size=128,
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        mamba_n_heads=8,
+        mamba_d_head=16,
+    ),
     "gemma": dict(tie_word_embeddings=True),
     "gemma3_text": dict(
         num_hidden_layers=4,

@@ -210,6 +210,7 @@ TOOLS = {
     "scripts/overlay.py": ("scripts/overlay.py", "scripts/overlay_tool"),
     "scripts/source_map.py": ("scripts/source_map.py",),
     "scripts/support_matrix.py": ("scripts/support_matrix.py",),
+    "scripts/model_classes.py": ("scripts/model_classes.py", "scripts/model_classes_tool"),
     "-m benchmarks.retrieval": ("benchmarks/retrieval",),
     "-m sglang.hsa_calibrate": ("overlay/python/sglang/hsa_calibrate",),
     "-m benchmarks.quality": ("benchmarks/quality",),

@@ -15,6 +15,8 @@ MODELS = {
     "gemma2-softcap-window": ("gemma2", {}),
 }
 
+OTHER_CLASSES = ("qwen2", "gemma3_text", "mistral", "phi3", "olmo2", "granite", "granitemoehybrid")
+
 
 @pytest.mark.parametrize("model", MODELS)
 def test_greedy_tokens_and_logprobs(run_engine, checkpoints, model):
@@ -43,6 +45,19 @@ def test_greedy_tokens_and_logprobs(run_engine, checkpoints, model):
     counts = info["hsa_counters"]
     assert counts["rows_sparse"] > 3000 and counts["pages_selected"] == counts["pages_candidate"] > 0
     assert counts["reprs_healed"] == 0
+
+
+@pytest.mark.parametrize("shape", OTHER_CLASSES)
+def test_other_classes(run_engine, checkpoints, shape):
+    """One pass over prompts with a page to select, and over the tokens that follow them."""
+    path = str(build(shape, checkpoints))
+    request = dict(prompts=[prompt_ids(n, seed=n) for n in (65, 700)], max_new_tokens=8, logprobs=True)
+    [dense] = run_engine({"model_path": path, **DENSE}, [request])
+    [got], info = run_engine({"model_path": path, **EVERY_PAGE}, [request], info=True)
+    assert got["tokens"] == dense["tokens"]
+    for mine, expected in zip(got["logprobs"], dense["logprobs"]):
+        np.testing.assert_allclose(mine, expected, atol=1e-3)
+    assert info["hsa_counters"]["rows_sparse"] > 0
 
 
 def test_bfloat16_differs_from_dense_by_no_more_than_its_noise(run_engine, checkpoints):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What start-up refuses with ``--attention-backend hsa``: one case per refusal, and neighbours that pass."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +59,18 @@ ASKED_BY_MODEL = {
     "hybrid sliding-window memory": dict(is_hybrid_swa=True),
     "chunked local attention": dict(attention_chunk_size=8192),
     "multimodal models": dict(is_multimodal=True),
+    "the Transformers modelling backend": dict(model_impl="transformers"),
+    "sliding windows of EXAONE": dict(
+        hf_config=SimpleNamespace(
+            architectures=["Exaone4ForCausalLM"], sliding_window_pattern=4
+        )
+    ),
+    "dual chunk attention": dict(
+        hf_config=SimpleNamespace(
+            architectures=["Qwen2ForCausalLM"], dual_chunk_attention_config={}
+        )
+    ),
+    "linear position biases": dict(use_alibi=True),
 }
 
 
@@ -177,6 +190,63 @@ def test_refused_models(model_path, feature):
     changed = SimpleNamespace(**{**vars(model), **ASKED_BY_MODEL[feature]})
     with pytest.raises(ValueError, match=f"does not support {feature}"):
         refusals.check(args, changed)
+
+
+SMALL = dict(
+    hidden_size=64,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_hidden_layers=2,
+    vocab_size=512,
+)
+# What SGLang asserts about these models, or a property of theirs that needs a running server, once hid the refusal.
+REFUSED_BEFORE_SGLANG_ADJUSTS = {
+    "GptOssForCausalLM": ("gpt_oss", "attention sinks", {}),
+    "Exaone4ForCausalLM": ("exaone4", "sliding windows of EXAONE", {}),
+    "FalconH1ForCausalLM": ("falcon_h1", "linear-attention hybrids", {}),
+    "Lfm2ForCausalLM": (
+        "lfm2",
+        "linear-attention hybrids",
+        dict(layer_types=["conv", "full_attention"]),
+    ),
+    "GraniteMoeHybridForCausalLM": (
+        "granitemoehybrid",
+        "linear-attention hybrids",
+        dict(layer_types=["mamba", "attention"], mamba_n_heads=8, mamba_d_head=16),
+    ),
+}
+
+
+def written(folder, architecture, model_type, **fields):
+    config = dict(architectures=[architecture], model_type=model_type)
+    (folder / "config.json").write_text(json.dumps({**SMALL, **config, **fields}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("architecture", REFUSED_BEFORE_SGLANG_ADJUSTS)
+@pytest.mark.parametrize("options", [{}, dict(enable_torch_compile=True)])
+def test_refused_before_sglang_adjusts_to_the_model(tmp_path, architecture, options):
+    """With all else that is wrong."""
+    model_type, feature, fields = REFUSED_BEFORE_SGLANG_ADJUSTS[architecture]
+    path = written(tmp_path, architecture, model_type, **fields)
+    with pytest.raises(ValueError) as error:
+        server_args(path, **options)
+    lines = str(error.value).split("\n")
+    assert any(f"does not support {feature} (" in line for line in lines)
+    assert any("torch.compile" in line for line in lines) == bool(options)
+
+
+def test_a_granite_of_attention_layers_alone_is_not_refused(tmp_path):
+    fields = dict(layer_types=["attention"] * 2, mamba_n_heads=8, mamba_d_head=16)
+    path = written(
+        tmp_path, "GraniteMoeHybridForCausalLM", "granitemoehybrid", **fields
+    )
+    assert server_args(path).attention_backend == "hsa"
+
+
+def test_the_transformers_backend_is_refused_by_name(model_path):
+    with pytest.raises(ValueError, match="the Transformers modelling backend .--model"):
+        server_args(model_path, model_impl="transformers")
 
 
 @pytest.mark.parametrize(

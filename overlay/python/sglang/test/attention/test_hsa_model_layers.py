@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between the making of a model and the reading of its weights, HSA refuses what only the layers tell."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sglang.srt import server_args as global_arguments
+from sglang.srt.layers.attention.hsa import model_layers
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.model_loader import loader
+
+
+class Model(torch.nn.Module):
+    def __init__(self, config=None, quant_config=None, **layer):
+        super().__init__()
+        self.attn = RadixAttention(4, 16, 1.0, 2, layer_id=0, **layer)
+
+
+class Rotary(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inv_freq = torch.empty(8, device="meta")
+
+
+class TransformersForCausalLM(torch.nn.Module):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def arguments(monkeypatch):
+    args = SimpleNamespace(
+        attention_backend="hsa",
+        hsa_layers="all",
+        hsa_chunk_repr="slow_keys",
+        speculative_draft_attention_backend=None,
+    )
+    monkeypatch.setattr(global_arguments, "_global_server_args", args)
+    return args
+
+
+def config(**changed):
+    fields = dict(
+        num_hidden_layers=1, is_multimodal=False, head_dim=16, is_draft_model=False
+    )
+    return SimpleNamespace(**{**fields, **changed})
+
+
+def test_a_model_whose_numbers_do_not_exist_yet_passes():
+    model = Model()
+    model.rotary = Rotary()
+    assert model_layers.check_model(model, config()) is model
+
+
+@pytest.mark.parametrize(
+    "model,text",
+    [
+        (Model(attn_type=AttentionType.ENCODER_ONLY), "attention of attn, which is not causal"),
+        (Model(sliding_window_size=64), "leaves no layer for HSA"),
+        (Model(), "slow_keys needs a rotary embedding"),
+        (TransformersForCausalLM(), "does not support the Transformers modelling backend"),
+    ],
+)  # fmt: skip
+def test_the_loader_refuses(monkeypatch, arguments, model, text):
+    """As it makes the model, and for no other backend."""
+    made = lambda **kwargs: model  # noqa: E731
+    monkeypatch.setattr(loader, "get_model_architecture", lambda config: (made, ""))
+    load = SimpleNamespace(draft_model_idx=None)
+    with pytest.raises(ValueError, match=text):
+        loader._initialize_model(config(hf_config=None), load)
+    arguments.attention_backend = "triton"
+    assert loader._initialize_model(config(hf_config=None), load) is model
+
+
+def test_a_draft_model_with_a_backend_of_its_own_is_not_asked_about(arguments):
+    arguments.speculative_draft_attention_backend = "triton"
+    model = Model(sliding_window_size=64)
+    assert model_layers.check_model(model, config(is_draft_model=True)) is model
+    with pytest.raises(ValueError, match="leaves no layer"):
+        model_layers.check_model(model, config())
+
+
+def test_without_server_arguments_nobody_chose_hsa(monkeypatch):
+    monkeypatch.setattr(global_arguments, "_global_server_args", None)
+    model = Model(sliding_window_size=64)
+    assert model_layers.check_model(model, config()) is model
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))
