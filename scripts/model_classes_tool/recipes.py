@@ -12,7 +12,7 @@ STEP3P5 = dict(
     + ["full_attention"] + ["sliding_attention"] * 3, sliding_window=64, moe_top_k=2, share_expert_dim=32,
     use_head_wise_attn_gate=True, use_moe_router_bias=False, need_fp32_gate=False, moe_router_scaling_factor=1.0,
     attention_other_setting=dict(num_attention_heads=4, num_attention_groups=2), yarn_only_types=[],
-    partial_rotary_factors=[1.0] * LAYERS, swiglu_limits=None, swiglu_limits_shared=None, rope_theta=[10000.0] * (LAYERS + 1),
+    partial_rotary_factors=[1.0] * LAYERS, swiglu_limits=[0.0] * (LAYERS + 1), swiglu_limits_shared=[0.0] * (LAYERS + 1), rope_theta=[10000.0] * (LAYERS + 1),
     pad_token_id=0
 )
 
