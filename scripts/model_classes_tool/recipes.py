@@ -7,12 +7,13 @@ from typing import Any
 
 from model_classes_tool.configurations import LAYERS, Recipe
 
+# The draft class of Step 3.5 takes layer 45 whatever the configuration says, so its lists per layer have 46 entries.
 STEP3P5 = dict(
     num_attention_groups=2, moe_layers_enum="4,5,6,7", layer_types=["full_attention"] + ["sliding_attention"] * 3
     + ["full_attention"] + ["sliding_attention"] * 3, sliding_window=64, moe_top_k=2, share_expert_dim=32,
-    use_head_wise_attn_gate=True, use_moe_router_bias=False, need_fp32_gate=False, moe_router_scaling_factor=1.0,
+    use_head_wise_attn_gate=True, use_moe_router_bias=True, need_fp32_gate=False, moe_router_scaling_factor=1.0,
     attention_other_setting=dict(num_attention_heads=4, num_attention_groups=2), yarn_only_types=[],
-    partial_rotary_factors=[1.0] * LAYERS, swiglu_limits=[0.0] * (LAYERS + 1), swiglu_limits_shared=[0.0] * (LAYERS + 1), rope_theta=[10000.0] * (LAYERS + 1),
+    partial_rotary_factors=[1.0] * LAYERS, swiglu_limits=[0.0] * 46, swiglu_limits_shared=[0.0] * 46, rope_theta=[10000.0] * 46,
     pad_token_id=0
 )
 
@@ -272,7 +273,7 @@ DRAFTS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2ForCausalLMEagle": ("qwen2", dict(num_hidden_layers=1)),
     "Qwen3NextForCausalLMMTP": ("qwen3_next", dict(num_nextn_predict_layers=1)),
     "Qwen3_5ForCausalLMMTP": ("qwen3_5", dict(num_nextn_predict_layers=1)),
-    "Step3p5MTP": ("step3p5", dict(STEP3P5, num_nextn_predict_layers=1, layer_types=["sliding_attention"] * (LAYERS + 1), partial_rotary_factors=[1.0] * (LAYERS + 1))),
+    "Step3p5MTP": ("step3p5", dict(STEP3P5, num_nextn_predict_layers=1, layer_types=["sliding_attention"] * 46, partial_rotary_factors=[1.0] * 46)),
 }
 
 
