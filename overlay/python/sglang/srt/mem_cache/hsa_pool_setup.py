@@ -11,6 +11,7 @@ import torch
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.model_layers import (
     attention_names,
+    check_cache,
     choose_layers,
     serves_with_hsa,
 )
@@ -34,13 +35,6 @@ from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllo
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-KV_CACHE_DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-)
 VERSION_BYTES = 8
 
 _HSA_POOLS = {MHATokenToKVPool: HSATokenToKVPool, SWAKVPool: HSASWAKVPool}
@@ -56,17 +50,13 @@ def kv_pool_class(
     """Constructor of the key-value pool: ``default`` unless HSA is chosen.
 
     Raises:
-        ValueError: for a checkpoint whose keys are quantised in a way that is not supported.
+        ValueError: for a cache that HSA cannot read; start-up asked before weights, with what was known then.
     """
     if not _uses_hsa(runner):
         return default
-    if runner.kv_cache_dtype not in KV_CACHE_DTYPES:
-        raise ValueError(
-            f"--attention-backend hsa does not support a {runner.kv_cache_dtype} KV cache, which the checkpoint "
-            "asks for; add --kv-cache-dtype bf16."
-        )
     layer_ids = hsa_layer_ids(runner)
-    _refuse_unreadable_keys(runner, layer_ids)
+    dense_layers = len(layer_ids) < runner.model_config.num_hidden_layers
+    check_cache(runner.kv_cache_dtype, runner.device, dense_layers)
     kind = runner.server_args.hsa_chunk_repr
     return functools.partial(
         _HSA_POOLS[default],
@@ -148,19 +138,6 @@ def _shared_page_versions(runner: ModelRunner) -> Optional[PageVersions]:
     if not runner.is_draft_worker:
         return None
     return runner.token_to_kv_pool_allocator.get_kvcache().page_versions
-
-
-def _refuse_unreadable_keys(runner: ModelRunner, layer_ids: Tuple[int, ...]) -> None:
-    """torch cannot index an 8-bit cache on a CPU, and torch_native does where attention is dense."""
-    if (
-        runner.device == "cpu"
-        and runner.kv_cache_dtype.itemsize == 1
-        and len(layer_ids) < runner.model_config.num_hidden_layers
-    ):
-        raise ValueError(
-            f"--attention-backend hsa does not support a {runner.kv_cache_dtype} KV cache on a CPU "
-            "unless every layer uses HSA; add --hsa-layers all or leave --kv-cache-dtype at auto."
-        )
 
 
 def _repr_dtype(runner: ModelRunner) -> torch.dtype:

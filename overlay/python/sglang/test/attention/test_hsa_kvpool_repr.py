@@ -281,7 +281,7 @@ def test_other_backends_get_the_stock_classes_and_pay_nothing(monkeypatch):
 
 def test_checkpoints_with_four_bit_keys_are_refused():
     runner = fake_runner()
-    runner.kv_cache_dtype = torch.uint8
+    runner.kv_cache_dtype, runner.device = torch.uint8, "cuda"
     with pytest.raises(ValueError, match="--kv-cache-dtype bf16"):
         kv_pool_class(runner, MHATokenToKVPool)
 

@@ -34,6 +34,9 @@ def arguments(monkeypatch):
         attention_backend="hsa",
         hsa_layers="all",
         hsa_chunk_repr="slow_keys",
+        hsa_strict=False,
+        device="cpu",
+        kv_cache_dtype="auto",
         speculative_draft_attention_backend=None,
     )
     monkeypatch.setattr(global_arguments, "_global_server_args", args)
@@ -42,7 +45,11 @@ def arguments(monkeypatch):
 
 def config(**changed):
     fields = dict(
-        num_hidden_layers=1, is_multimodal=False, head_dim=16, is_draft_model=False
+        num_hidden_layers=1,
+        is_multimodal=False,
+        head_dim=16,
+        is_draft_model=False,
+        dtype=torch.bfloat16,
     )
     return SimpleNamespace(**{**fields, **changed})
 
@@ -71,6 +78,40 @@ def test_the_loader_refuses(monkeypatch, arguments, model, text):
         loader._initialize_model(config(hf_config=None), load)
     arguments.attention_backend = "triton"
     assert loader._initialize_model(config(hf_config=None), load) is model
+
+
+def test_what_the_kernels_and_the_cache_cannot_do_is_refused_at_once(arguments):
+    """With the rotary embedding that is missing, too."""
+    arguments.device = "cuda"
+    with pytest.raises(ValueError) as error:
+        model_layers.check_model(Model(), config(head_dim=512, dtype=torch.float64))
+    cache, kernels, rotary = str(error.value).split("\n")
+    assert "does not support a torch.float64 KV cache" in cache
+    assert "head dimensions up to 256, not 512" in kernels
+    assert "slow_keys needs a rotary embedding" in rotary
+
+
+@pytest.mark.parametrize("where", [dict(device="cpu"), dict(hsa_strict=True)])
+def test_the_references_take_any_head_dimension(arguments, where):
+    vars(arguments).update(device="cuda", hsa_chunk_repr="mean")
+    vars(arguments).update(where)
+    model = Model()
+    assert model_layers.check_model(model, config(head_dim=512)) is model
+
+
+@pytest.mark.parametrize("asked,checkpoint", [("fp8_e5m2", None), ("auto", "FP8")])
+def test_eight_bits_on_a_cpu_are_refused_beside_dense_layers(
+    arguments, asked, checkpoint
+):
+    """Whoever asks for them."""
+    vars(arguments).update(kv_cache_dtype=asked, hsa_chunk_repr="mean")
+    model = Model()
+    model.quant_config = SimpleNamespace(kv_cache_quant_algo=checkpoint)
+    assert model_layers.check_model(model, config()) is model
+    with pytest.raises(ValueError, match="float8_.* on a CPU unless every layer"):
+        model_layers.check_model(model, config(num_hidden_layers=2))
+    arguments.kv_cache_dtype = "bf16"
+    assert model_layers.check_model(model, config(num_hidden_layers=2)) is model
 
 
 def test_a_draft_model_with_a_backend_of_its_own_is_not_asked_about(arguments):

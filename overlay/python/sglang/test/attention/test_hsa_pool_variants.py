@@ -235,6 +235,7 @@ def test_class_choice_covers_hybrid_memory(monkeypatch):
     runner = SimpleNamespace(
         server_args=SimpleNamespace(attention_backend="hsa", hsa_chunk_repr="mean"),
         kv_cache_dtype=torch.float8_e5m2, dtype=torch.bfloat16, device="cuda", is_draft_worker=False,
+        model_config=SimpleNamespace(num_hidden_layers=4),
     )  # fmt: skip
     chosen = hsa_pool_setup.kv_pool_class(runner, SWAKVPool)
     assert (
@@ -245,7 +246,7 @@ def test_class_choice_covers_hybrid_memory(monkeypatch):
     )
     chosen = hsa_pool_setup.paged_allocator_class(runner, SWATokenToKVPoolAllocator)
     assert chosen is HSASWATokenToKVPoolAllocator
-    runner.device, runner.model_config = "cpu", SimpleNamespace(num_hidden_layers=4)
+    runner.device = "cpu"
     with pytest.raises(ValueError, match="on a CPU unless every layer uses HSA"):
         hsa_pool_setup.kv_pool_class(runner, MHATokenToKVPool)
     runner.model_config.num_hidden_layers = 2

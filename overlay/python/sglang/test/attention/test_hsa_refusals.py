@@ -70,6 +70,11 @@ ASKED_BY_MODEL = {
             architectures=["Qwen2ForCausalLM"], dual_chunk_attention_config={}
         )
     ),
+    "block-sparse attention": dict(
+        hf_config=SimpleNamespace(
+            architectures=["Phi3SmallForCausalLM"], dense_attention_every_n_layers=2
+        )
+    ),
     "linear position biases": dict(use_alibi=True),
 }
 

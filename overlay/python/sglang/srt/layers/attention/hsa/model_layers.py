@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Iterator, Tuple
 
 import torch
@@ -11,6 +12,7 @@ from sglang.srt import server_args as global_arguments
 from sglang.srt.layers.attention.hsa import model_refusals
 from sglang.srt.layers.attention.hsa.config import select_layers
 from sglang.srt.layers.attention.hsa.layer_contract import check_layers
+from sglang.srt.layers.attention.hsa.ops.extend.plan import check_head_dim
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.rotary_channels import check_rotary
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
@@ -19,12 +21,27 @@ if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.server_args import ServerArgs
 
+KV_CACHE_DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
+# By the names that --kv-cache-dtype has for them; any other leaves the model's.
+CACHE_DTYPES = {
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+}
+
 
 def check_model(model: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     """The model, of which every module exists but no weight has been read, if HSA can serve it or is not asked to.
 
     Raises:
-        ValueError: for a model that HSA does not support.
+        ValueError: for a model that HSA does not support, with each reason that its layers give, one per line.
     """
     args = global_arguments._global_server_args
     if args is None or not serves_with_hsa(args, config.is_draft_model):
@@ -32,10 +49,51 @@ def check_model(model: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     if type(model).__name__ == model_refusals.TRANSFORMERS_CLASS:
         raise ValueError(model_refusals.TRANSFORMERS_BACKEND.message)
     layer_ids = choose_layers(model, config, args, config.is_draft_model)
+    names = attention_names(model)
+    chosen = [names[i] for i in layer_ids]
+    dense_layers = len(layer_ids) < config.num_hidden_layers
+    checks = [
+        partial(check_cache, cache_dtype(model, config), args.device, dense_layers)
+    ]
+    if args.device == "cuda" and not args.hsa_strict:
+        checks.append(partial(check_head_dim, config.head_dim))
     if KINDS[args.hsa_chunk_repr].slow:
-        names = attention_names(model)
-        check_rotary(model, [names[i] for i in layer_ids], config.head_dim)
+        checks.append(partial(check_rotary, model, chosen, config.head_dim))
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
     return model
+
+
+def cache_dtype(model: torch.nn.Module, config: ModelConfig) -> torch.dtype:
+    """Dtype of the key-value cache, as ModelRunner will find it once weights are loaded."""
+    asked = global_arguments._global_server_args.kv_cache_dtype
+    if asked == "auto":
+        quantisation = getattr(model, "quant_config", None)
+        algorithm = getattr(quantisation, "kv_cache_quant_algo", None)
+        fp8 = isinstance(algorithm, str) and algorithm.upper() == "FP8"
+        asked = "fp8_e4m3" if fp8 else asked
+    return CACHE_DTYPES.get(asked, config.dtype)
+
+
+def check_cache(dtype: torch.dtype, device: str, dense_layers: bool) -> None:
+    """Raise ValueError for a key-value cache that HSA cannot read, or that the dense layers beside it cannot."""
+    if dtype not in KV_CACHE_DTYPES:
+        raise ValueError(
+            f"--attention-backend hsa does not support a {dtype} KV cache, which the checkpoint "
+            "asks for; add --kv-cache-dtype bf16."
+        )
+    # torch cannot index an 8-bit cache on a CPU, and torch_native does.
+    if device == "cpu" and dtype.itemsize == 1 and dense_layers:
+        raise ValueError(
+            f"--attention-backend hsa does not support a {dtype} KV cache on a CPU "
+            "unless every layer uses HSA; add --hsa-layers all or leave --kv-cache-dtype at auto."
+        )
 
 
 def serves_with_hsa(args: ServerArgs, is_draft: bool) -> bool:

@@ -77,6 +77,13 @@ def _has_windows_of_exaone(args: ServerArgs, model: ModelConfig) -> bool:
     )
 
 
+def _has_block_sparse_layers(args: ServerArgs, model: ModelConfig) -> bool:
+    """Whether layers of a Phi-3-small attend blocks: all but every n-th."""
+    return "Phi3SmallForCausalLM" in (model.hf_config.architectures or ()) and (
+        getattr(model.hf_config, "dense_attention_every_n_layers", None) != 1
+    )
+
+
 _OTHER = "choose another --attention-backend"
 
 TRANSFORMERS_BACKEND = Refusal(
@@ -165,6 +172,13 @@ MODEL_REFUSALS: Tuple[Refusal, ...] = (
         is not None,
         "its queries and keys have positions of their own in each chunk",
         "use --attention-backend dual_chunk_flash_attn",
+    ),
+    Refusal(
+        "block-sparse attention",
+        "a Phi-3-small model",
+        _has_block_sparse_layers,
+        "its checkpoints attend blocks, which SGLang's class leaves out, so its layers would not be what the model's are",
+        "choose another engine; other backends of SGLang attend densely, too",
     ),
     Refusal(
         "linear position biases",

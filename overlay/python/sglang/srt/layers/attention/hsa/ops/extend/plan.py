@@ -38,18 +38,23 @@ class Tiling(NamedTuple):
         )
 
 
+def check_head_dim(head_dim: int) -> None:
+    """Raise ValueError for a head dimension that no kernel takes."""
+    if head_dim > max(ROWS):
+        raise ValueError(
+            f"the HSA kernels take head dimensions up to 256, not {head_dim}; "
+            "choose another --attention-backend"
+        )
+
+
 def choose_tiling(group: int, head_dim: int, config: HSAConfig) -> Tiling:
     """Tiling for ``group`` query heads per KV head and these options.
 
     Raises:
         ValueError: for a head dimension above 256.
     """
-    rows = next((rows for dim, rows in ROWS.items() if head_dim <= dim), None)
-    if rows is None:
-        raise ValueError(
-            f"the HSA kernels take head dimensions up to 256, not {head_dim}; "
-            "choose another --attention-backend"
-        )
+    check_head_dim(head_dim)
+    rows = next(rows for dim, rows in ROWS.items() if head_dim <= dim)
     heads = 1 << (group - 1).bit_length()
     list_rows = min(MAX_LIST_ROWS, max(1, rows // heads))
     if KINDS[config.chunk_repr].slow:
