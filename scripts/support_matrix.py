@@ -49,7 +49,7 @@ class Cell:
         feature, setting: what the row is about.
         proof: ids of tests; none if it is refused.
         refusal: `feature` of an entry of REFUSALS; empty if none of them refuses it.
-        printed: text of an error that is raised once the model is loaded, `…` for what differs; empty if there is none.
+        printed: text of an error that is raised once the model's layers exist, `…` for what differs; empty for none.
         needs: what the tests need beyond a CPU.
     """
 
@@ -151,7 +151,18 @@ CELLS = (
     Cell("CPU", "prefill and decode", (DENSE + "test_greedy_tokens_and_logprobs[qwen3-gqa]", TOKENS)),
     Cell("Models", "dense, grouped-query attention", (DENSE + "test_greedy_tokens_and_logprobs[qwen3-gqa]",)),
     Cell("Models", "dense, multi-head attention", (DENSE + "test_greedy_tokens_and_logprobs[llama-mha]",)),
-    Cell("Models", "Qwen 2, Gemma 3, Mistral, Phi 3, OLMo 2, Granite, Granite 4 without Mamba", (DENSE + "test_other_classes",)),
+    Cell(
+        "Models",
+        "Qwen 2, Gemma 3, Mistral, Phi 3, OLMo 2, Granite, Granite 4 without Mamba",
+        (DENSE + "test_other_classes",),
+        needs="`scripts/test.sh -m slow` for all but Granite",
+    ),
+    Cell(
+        "Models",
+        "other [classes that are served](model_classes.md)",
+        ("tests/hsa/test_model_classes.py::test_every_page_selected_is_dense_attention",),
+        needs="`scripts/test.sh -m slow`",
+    ),
     Cell("Models", "multimodal", refusal="multimodal models"),
     Cell("Models", "MLA", refusal="multi-head latent attention"),
     Cell("Models", "learned attention sinks", refusal="attention sinks"),
@@ -170,6 +181,7 @@ CELLS = (
     Cell("Models", "Transformers backend", refusal="the Transformers modelling backend"),
     Cell("Models", "EXAONE with sliding windows", refusal="sliding windows of EXAONE"),
     Cell("Models", "dual chunk attention", refusal="dual chunk attention"),
+    Cell("Models", "Phi-3-small's blocks", refusal="block-sparse attention"),
     Cell("Models", "ALiBi", refusal="linear position biases"),
     Cell("Models", "encoder-decoder", refusal="encoder-decoder models"),
     Cell("Models", "embedding", refusal="embedding models"),
@@ -292,11 +304,13 @@ def support_matrix() -> str:
         "",
         "## What works, and what start-up refuses",
         "",
-        "*Yes* names the tests that prove it; they run on a CPU unless it says what they need. What ran on which device stands in",
-        "the [benchmark log](../benchmarks/LOG.md). *Refused* names the row of the [table of refusals](#refusals), or gives the error",
-        "that the server ends with once the model's layers exist, `…` for what differs.",
+        "*Yes* names the tests that prove it; they run on a CPU unless it says what they need. What ran on which device",
+        "stands in the [benchmark log](../benchmarks/LOG.md). *Refused* names the row of the",
+        "[table of refusals](#refusals), or gives the error that the server ends with once the model's layers exist, `…`",
+        "for what differs.",
         "What start-up says to each model class of the release stands in [model classes](model_classes.md).",
-        "Nothing that was asked for is switched off or replaced silently. Piecewise CUDA graphs, a default, are off with HSA.",
+        "Nothing that was asked for is switched off or replaced silently. Piecewise CUDA graphs, a default, are off with",
+        "HSA.",
         "",
         "| feature | setting | with `--attention-backend hsa` |",
         "| --- | --- | --- |",

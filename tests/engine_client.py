@@ -6,6 +6,7 @@ A request with a list of prompts is one batch; prompts are token ids, decoding i
 
 import json
 import sys
+import zlib
 from pathlib import Path
 
 
@@ -27,10 +28,30 @@ def run(engine, request):
     return result
 
 
+def random_weights(model):
+    """Instead of SGLang's dummy weights, which are too small to tell one attention from another."""
+    import torch
+
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        values = torch.randn(tensor.shape, generator=generator)
+        if tensor.dim() > 1:
+            values *= 2 / tensor.shape[-1] ** 0.5
+        else:
+            values = values * 0.1 + name.endswith("weight")  # of a norm, or a bias
+        tensor.copy_(values)
+
+
 def main(job_path, result_path):
     import sglang as sgl
 
     job = json.loads(Path(job_path).read_text())
+    if job["random_weights"]:  # the scheduler is a fork
+        from sglang.srt.model_loader import loader
+
+        loader.initialize_dummy_weights = random_weights
     defaults = dict(
         device="cpu",
         dtype="float32",

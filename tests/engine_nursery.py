@@ -63,6 +63,10 @@ def run(args, log):
     status = 0
     try:
         runpy.run_path(args[0], run_name="__main__")
+    except SystemExit as error:
+        if error.code:
+            print(error.code, file=sys.stderr)
+            status = 1
     except BaseException:
         traceback.print_exc()
         status = 1

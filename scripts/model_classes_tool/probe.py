@@ -24,6 +24,7 @@ WAYS_OUT = (
 DEFAULTS = dict(
     device="cpu", attention_backend="hsa", hsa_layers="all", skip_tokenizer_init=True, random_seed=0, dtype="float32"
 )
+NEEDS_CUDA = "needs a CUDA device"
 
 
 @dataclass
@@ -81,11 +82,20 @@ def in_child(ask: Callable[[], Verdict], seconds: int = 60) -> Verdict:
 
 
 def classify(name: str, recipe: Recipe) -> Verdict:
-    """Ask about a class, and again with what its refusals say is the way out, each time in a process of its own."""
+    """Ask about a class, and again with what its refusals say is the way out, each time in a process of its own.
+
+    A class that fails is asked about once more with another backend, since the fault may be its own.
+    """
     options: list[str] = []
     given: dict = {}
+    ask = lambda: _ask(name.partition(",")[0], recipe, given)  # noqa: E731
     while True:
-        verdict = in_child(lambda: _ask(name.partition(",")[0], recipe, given))
+        verdict = in_child(ask)
+        if verdict.kind == "not built" and verdict.reason != [NEEDS_CUDA]:
+            given = dict(attention_backend="torch_native", hsa_layers=None)
+            if in_child(ask).reason == verdict.reason:
+                verdict.reason = [f"fails with any attention backend: {verdict.reason[0]}"]
+            return verdict
         way = next((way for way in WAYS_OUT if _opens(way, verdict, options)), None)
         if way is None:
             verdict.options = options if verdict.kind == "served" else []
@@ -112,7 +122,7 @@ def _start(path: str, target: str, draft: bool, given: dict) -> Verdict:
     from sglang.srt.server_args import ServerArgs
 
     try:
-        args = ServerArgs(model_path=target, **DEFAULTS, **given)
+        args = ServerArgs(model_path=target, **{**DEFAULTS, **given})
         config = args.get_model_config()
         if draft:  # a draft model beside a target that is served
             config = ModelConfig.from_server_args(args, model_path=path, is_draft_model=True)
@@ -143,6 +153,8 @@ def _build(args, config) -> Verdict:
         if is_ours(str(error)):
             return Verdict("refused", [str(error)], early=False)
         raise
+    if args.attention_backend != "hsa":
+        return Verdict("served")
     ids = {module.layer_id for _, module in attentions(model)}
     chosen = choose_layers(model, config, args, config.is_draft_model)
     return Verdict("served", layers=len(ids), dense=len(ids) - len(chosen))
@@ -175,5 +187,5 @@ def describe(error: BaseException) -> str:
     text = re.sub(r"\s+", " ", str(error)).strip()
     text = re.sub(r"/tmp/\S+|0x[0-9a-f]+", "…", text)
     if "CUDA" in text:
-        return "it needs a CUDA device"
+        return NEEDS_CUDA
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

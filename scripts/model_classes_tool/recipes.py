@@ -9,24 +9,41 @@ from model_classes_tool.configurations import LAYERS, Recipe
 
 # The draft class of Step 3.5 takes layer 45 whatever the configuration says, so its lists per layer have 46 entries.
 STEP3P5 = dict(
-    num_attention_groups=2, moe_layers_enum="4,5,6,7", layer_types=["full_attention"] + ["sliding_attention"] * 3
-    + ["full_attention"] + ["sliding_attention"] * 3, sliding_window=64, moe_top_k=2, share_expert_dim=32,
-    use_head_wise_attn_gate=True, use_moe_router_bias=True, need_fp32_gate=False, moe_router_scaling_factor=1.0,
-    attention_other_setting=dict(num_attention_heads=4, num_attention_groups=2), yarn_only_types=[],
-    partial_rotary_factors=[1.0] * LAYERS, swiglu_limits=[0.0] * 46, swiglu_limits_shared=[0.0] * 46, rope_theta=[10000.0] * 46,
-    pad_token_id=0
+    num_attention_groups=2,
+    moe_layers_enum="4,5,6,7",
+    layer_types=["full_attention"] + ["sliding_attention"] * 3 + ["full_attention"] + ["sliding_attention"] * 3,
+    sliding_window=64,
+    moe_top_k=2,
+    share_expert_dim=32,
+    use_head_wise_attn_gate=True,
+    use_moe_router_bias=True,
+    need_fp32_gate=False,
+    moe_router_scaling_factor=1.0,
+    attention_other_setting=dict(num_attention_heads=4, num_attention_groups=2),
+    yarn_only_types=[],
+    partial_rotary_factors=[1.0] * LAYERS,
+    swiglu_limits=[0.0] * 46,
+    swiglu_limits_shared=[0.0] * 46,
+    rope_theta=[10000.0] * 46,
+    pad_token_id=0,
 )
 
 # Classes whose configuration transformers or SGLang registers: (model type, fields that its defaults lack or have wrong
 # for a small model).
 KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
-    "AfmoeForCausalLM": ("afmoe", dict(layer_types=["sliding_attention"] * 3 + ["full_attention"] + ["sliding_attention"] * 3 + ["full_attention"])),
+    "AfmoeForCausalLM": (
+        "afmoe",
+        dict(layer_types=["sliding_attention"] * 3 + ["full_attention"] + ["sliding_attention"] * 3 + ["full_attention"]),
+    ),
     "ApertusForCausalLM": ("apertus", {}),
     "ArceeForCausalLM": ("arcee", {}),
     "BertForSequenceClassification": ("bert", {}),
     "BertModel": ("bert", {}),
     "CLIPModel": ("clip", {}),
-    "ChatGLMModel": ("chatglm", dict(kv_channels=16, multi_query_group_num=2, num_layers=LAYERS, padded_vocab_size=512)),
+    "ChatGLMModel": (
+        "chatglm",
+        dict(kv_channels=16, multi_query_attention=True, multi_query_group_num=2, num_layers=LAYERS, padded_vocab_size=512),
+    ),
     "Cohere2ForCausalLM": ("cohere2", {}),
     "CohereForCausalLM": ("cohere", {}),
     "Contriever": ("bert", {}),
@@ -42,21 +59,32 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepseekV3ForCausalLM": ("deepseek_v3", {}),
     "DotsOCRForCausalLM": ("dots_ocr", {}),
     "Ernie4_5_ForCausalLM": ("ernie4_5", {}),
-    "Ernie4_5_MoeForCausalLM": ("ernie4_5_moe", {}),
+    "Ernie4_5_MoeForCausalLM": ("ernie4_5_moe", dict(moe_k=2)),
     "Exaone4ForCausalLM": ("exaone4", {}),
-    "Exaone4ForCausalLM, no sliding windows": ("exaone4", dict(sliding_window=None, sliding_window_pattern=None, layer_types=["full_attention"] * LAYERS)),
+    "Exaone4ForCausalLM, no sliding windows": (
+        "exaone4",
+        dict(sliding_window=None, sliding_window_pattern=None, layer_types=["full_attention"] * LAYERS),
+    ),
     "ExaoneForCausalLM": ("exaone", dict(pad_token_id=0, rope_theta=10000.0)),
     "ExaoneMoEForCausalLM": ("exaone_moe", {}),
     "FalconH1ForCausalLM": ("falcon_h1", {}),
     "GPT2LMHeadModel": ("gpt2", {}),
     "GPTBigCodeForCausalLM": ("gpt_bigcode", {}),
-    "GPTJForCausalLM": ("gptj", {}),
+    "GPTJForCausalLM": ("gptj", dict(rotary_dim=16)),
     # Published configurations have hidden_act, the defaults hidden_activation alone.
     "Gemma2ForCausalLM": ("gemma2", dict(hidden_act="gelu_pytorch_tanh")),
     "Gemma2ForSequenceClassification": ("gemma2", {}),
     "Gemma3ForCausalLM": ("gemma3_text", {}),
     "Gemma3ForConditionalGeneration": ("gemma3", {}),
-    "Gemma3nForCausalLM": ("gemma3n_text", dict(intermediate_size=128, num_kv_shared_layers=2, rope_local_base_freq=10000.0, activation_sparsity_pattern=[0.0] * LAYERS)),
+    "Gemma3nForCausalLM": (
+        "gemma3n_text",
+        dict(
+            intermediate_size=128,
+            num_kv_shared_layers=2,
+            rope_local_base_freq=10000.0,
+            activation_sparsity_pattern=[0.0] * LAYERS,
+        ),
+    ),
     "Gemma3nForConditionalGeneration": (
         "gemma3n",
         dict(text_config=dict(num_hidden_layers=LAYERS, intermediate_size=128, activation_sparsity_pattern=[0.0] * LAYERS)),
@@ -72,7 +100,7 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "GlmOcrForConditionalGeneration": ("glm_ocr", {}),
     "GptOssForCausalLM": ("gpt_oss", {}),
     "GraniteForCausalLM": ("granite", {}),
-    "GraniteMoeForCausalLM": ("granitemoe", {}),
+    "GraniteMoeForCausalLM": ("granitemoe", dict(attention_multiplier=0.25)),
     "GraniteMoeHybridForCausalLM": (
         "granitemoehybrid",
         dict(mamba_n_heads=8, mamba_d_head=16, layer_types=["mamba"] * 7 + ["attention"]),
@@ -82,12 +110,21 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
         dict(mamba_n_heads=8, mamba_d_head=16, layer_types=["attention"] * LAYERS, position_embedding_type="rope"),
     ),
     "HunYuanDenseV1ForCausalLM": ("hunyuan_v1_dense", dict(head_dim=16)),
-    "HunYuanMoEV1ForCausalLM": ("hunyuan_v1_moe", dict(head_dim=16, moe_intermediate_size=32, moe_topk=2, num_shared_expert=1, use_mixed_mlp_moe=True)),
+    "HunYuanMoEV1ForCausalLM": (
+        "hunyuan_v1_moe",
+        dict(head_dim=16, moe_intermediate_size=32, moe_topk=2, num_shared_expert=1, use_mixed_mlp_moe=True),
+    ),
     "JetNemotronForCausalLM": (
         "jet_nemotron",
         dict(
-            hidden_size=64, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=LAYERS, vocab_size=512,
-            intermediate_size=128, max_position_embeddings=8192, layer_types=["jet", "attn", "jet", "swa"] * 2,
+            hidden_size=64,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_hidden_layers=LAYERS,
+            vocab_size=512,
+            intermediate_size=128,
+            max_position_embeddings=8192,
+            layer_types=["jet", "attn", "jet", "swa"] * 2,
         ),
     ),
     "KimiLinearForCausalLM": ("kimi_linear", {}),
@@ -110,7 +147,10 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "NemotronHForCausalLM": ("nemotron_h", {}),
     "OPTForCausalLM": ("opt", {}),
     "Olmo2ForCausalLM": ("olmo2", {}),
-    "Olmo2ForCausalLM, Olmo 3": ("olmo3", dict(rope_theta=500000.0, rope_scaling=dict(rope_type="default", rope_theta=500000.0))),
+    "Olmo2ForCausalLM, Olmo 3": (
+        "olmo3",
+        dict(rope_theta=500000.0, rope_scaling=dict(rope_type="default", rope_theta=500000.0)),
+    ),
     "OlmoForCausalLM": ("olmo", {}),
     "OlmoeForCausalLM": ("olmoe", {}),
     "PaddleOCRVLForConditionalGeneration": ("paddleocr_vl", {}),
@@ -118,7 +158,6 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "Phi3ForCausalLM": ("phi3", {}),
     "PhiForCausalLM": ("phi", {}),
     "PhiMoEForCausalLM": ("phimoe", {}),
-    "PixtralVisionModel": ("pixtral", {}),
     "QuantMixtralForCausalLM": ("mixtral", dict(head_dim=16, pad_token_id=0)),
     "Qwen2AudioForConditionalGeneration": ("qwen2_audio", {}),
     "Qwen2ForCausalLM": ("qwen2", {}),
@@ -159,7 +198,10 @@ INTERNLM2 = dict(bias=False)
 # Classes whose configuration comes with their checkpoints, as Python code that is not here: another with its fields.
 STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
     # A hidden size of 4096 is what tells the models with rotary embedding from those with ALiBi.
-    "BaichuanForCausalLM": ("llama", dict(hidden_size=4096, num_attention_heads=32, head_dim=128, num_hidden_layers=2)),
+    "BaichuanForCausalLM": (
+        "llama",
+        dict(hidden_size=4096, num_attention_heads=32, num_key_value_heads=32, head_dim=128, num_hidden_layers=2),
+    ),
     "BaichuanForCausalLM, ALiBi": ("llama", dict(hidden_size=5120, num_attention_heads=40, num_hidden_layers=2)),
     "BailingMoEForCausalLM": ("llama", BAILING),
     "BailingMoeForCausalLM": ("llama", BAILING),
@@ -173,22 +215,36 @@ STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
     "Grok1ForCausalLM": (
         "llama",
         dict(
-            num_local_experts=4, num_experts_per_tok=2, embedding_multiplier_scale=1.0, output_multiplier_scale=1.0,
-            attn_logit_softcapping=30.0, router_logit_softcapping=30.0, attn_temperature_len=1024,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            embedding_multiplier_scale=1.0,
+            output_multiplier_scale=1.0,
+            attn_logit_softcapping=30.0,
+            router_logit_softcapping=30.0,
+            attn_temperature_len=1024,
         ),
     ),
     "Grok1ForCausalLM, without a temperature": (
         "llama",
         dict(
-            num_local_experts=4, num_experts_per_tok=2, embedding_multiplier_scale=1.0, output_multiplier_scale=1.0,
-            attn_logit_softcapping=30.0, router_logit_softcapping=30.0,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            embedding_multiplier_scale=1.0,
+            output_multiplier_scale=1.0,
+            attn_logit_softcapping=30.0,
+            router_logit_softcapping=30.0,
         ),
     ),
     "Grok1ModelForCausalLM": (
         "llama",
         dict(
-            num_local_experts=4, num_experts_per_tok=2, embedding_multiplier_scale=1.0, output_multiplier_scale=1.0,
-            attn_logit_softcapping=30.0, router_logit_softcapping=30.0, attn_temperature_len=1024,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            embedding_multiplier_scale=1.0,
+            output_multiplier_scale=1.0,
+            attn_logit_softcapping=30.0,
+            router_logit_softcapping=30.0,
+            attn_temperature_len=1024,
         ),
     ),
     "IQuestCoderForCausalLM": ("llama", {}),
@@ -201,10 +257,25 @@ STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
     "InternS1ProForConditionalGeneration": ("qwen3", {}),
     "JetVLMForConditionalGeneration": ("llama", {}),
     "KimiK25ForConditionalGeneration": ("deepseek_v3", {}),
-    "LLaDA2MoeModelLM": ("llama", dict(MOE, use_qkv_bias=False, use_bias=False, score_function="sigmoid", n_group=1,
-                                       topk_group=1, moe_router_enable_expert_bias=True, use_qk_norm=True,
-                                       partial_rotary_factor=1.0, routed_scaling_factor=1.0, embedding_dropout=0.0,
-                                       rotary_dim=16, norm_head=False, moe_shared_expert_intermediate_size=32)),
+    "LLaDA2MoeModelLM": (
+        "llama",
+        dict(
+            MOE,
+            use_qkv_bias=False,
+            use_bias=False,
+            score_function="sigmoid",
+            n_group=1,
+            topk_group=1,
+            moe_router_enable_expert_bias=True,
+            use_qk_norm=True,
+            partial_rotary_factor=1.0,
+            routed_scaling_factor=1.0,
+            embedding_dropout=0.0,
+            rotary_dim=16,
+            norm_head=False,
+            moe_shared_expert_intermediate_size=32,
+        ),
+    ),
     "LightOnOCRForConditionalGeneration": ("llama", {}),
     "LlamaEmbeddingModel": ("llama", {}),
     "LlamaForClassification": ("llama", dict(classification_out_size=2)),
@@ -216,7 +287,6 @@ STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
     "MiDashengLMModel": ("qwen2", {}),
     "MiMoForCausalLM": ("qwen2", {}),
     "MiMoV2FlashForCausalLM": ("qwen2", dict(hybrid_layer_pattern=[1, 0] * 4)),
-    "MindSporeForCausalLM": ("llama", {}),
     "MiniCPM3ForCausalLM": ("llama", dict(kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=16, qk_nope_head_dim=16)),
     "MiniCPMForCausalLM": ("llama", dict(scale_emb=12, scale_depth=1.4, dim_model_base=64, num_experts=0)),
     "MiniCPMO": ("qwen2", {}),
@@ -230,10 +300,25 @@ STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
     "POINTSV15ChatModel": ("qwen2", {}),
     "Phi3SmallForCausalLM": (
         "llama",
-        dict(hidden_act="gegelu", mup_attn_multiplier=1.0, mup_use_scaling=True, mup_embedding_multiplier=10.0, mup_width_multiplier=8.0,
-             ff_intermediate_size=128, gegelu_limit=20.0, rope_embedding_base=10000, rope_position_scale=1.0,
-             dense_attention_every_n_layers=2, blocksparse_block_size=64, blocksparse_homo_head_pattern=False,
-             blocksparse_num_local_blocks=16, blocksparse_vert_stride=8, blocksparse_triton_kernel_block_size=64, layer_norm_epsilon=1e-5, dummy_token_indices=[]),
+        dict(
+            hidden_act="gegelu",
+            mup_attn_multiplier=1.0,
+            mup_use_scaling=True,
+            mup_embedding_multiplier=10.0,
+            mup_width_multiplier=8.0,
+            ff_intermediate_size=128,
+            gegelu_limit=20.0,
+            rope_embedding_base=10000,
+            rope_position_scale=1.0,
+            dense_attention_every_n_layers=2,
+            blocksparse_block_size=64,
+            blocksparse_homo_head_pattern=False,
+            blocksparse_num_local_blocks=16,
+            blocksparse_vert_stride=8,
+            blocksparse_triton_kernel_block_size=64,
+            layer_norm_epsilon=1e-5,
+            dummy_token_indices=[],
+        ),
     ),
     "Phi4MMForCausalLM": ("phi3", {}),
     "PixtralForConditionalGeneration": ("deepseek_v3", {}),
@@ -253,7 +338,7 @@ STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
     "TransformersForCausalLM": ("llama", {}),
     "XverseForCausalLM": ("llama", {}),
     "XverseMoeForCausalLM": ("llama", dict(num_experts=4, moe_top_k=2, num_shared_experts=1)),
-    "YiVLForCausalLM": ("llama", {}),
+    "YiVLForCausalLM": ("llava", dict(mm_hidden_size=64, mm_vision_tower="openai/clip-vit-large-patch14", hidden_size=64)),
 }
 
 # Classes of draft models, asked about beside a Llama that is served.
@@ -273,7 +358,19 @@ DRAFTS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2ForCausalLMEagle": ("qwen2", dict(num_hidden_layers=1)),
     "Qwen3NextForCausalLMMTP": ("qwen3_next", dict(num_nextn_predict_layers=1)),
     "Qwen3_5ForCausalLMMTP": ("qwen3_5", dict(num_nextn_predict_layers=1)),
-    "Step3p5MTP": ("step3p5", dict(STEP3P5, num_nextn_predict_layers=1, layer_types=["sliding_attention"] * 46, partial_rotary_factors=[1.0] * 46)),
+    "Step3p5MTP": (
+        "step3p5",
+        dict(
+            STEP3P5, num_nextn_predict_layers=1, layer_types=["sliding_attention"] * 46, partial_rotary_factors=[1.0] * 46
+        ),
+    ),
+}
+
+# Classes that no configuration can ask about here, and why.
+NOT_ASKED = {
+    "DeciLMForCausalLM": "the descriptions of its blocks are Python code that comes with its checkpoints",
+    "MindSporeForCausalLM": "needs the package mindspore and an NPU",
+    "PixtralVisionModel": "a vision tower, which other models have as a part",
 }
 
 

@@ -15,7 +15,9 @@ MODELS = {
     "gemma2-softcap-window": ("gemma2", {}),
 }
 
-OTHER_CLASSES = ("qwen2", "gemma3_text", "mistral", "phi3", "olmo2", "granite", "granitemoehybrid")
+# Those whose configuration asks most of HSA, and those that the slow tier compares.
+OTHER_CLASSES = ("granite", "granitemoehybrid")
+SLOW_CLASSES = ("qwen2", "gemma3_text", "mistral", "phi3", "olmo2")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -47,7 +49,7 @@ def test_greedy_tokens_and_logprobs(run_engine, checkpoints, model):
     assert counts["reprs_healed"] == 0
 
 
-@pytest.mark.parametrize("shape", OTHER_CLASSES)
+@pytest.mark.parametrize("shape", [*OTHER_CLASSES, *(pytest.param(s, marks=pytest.mark.slow) for s in SLOW_CLASSES)])
 def test_other_classes(run_engine, checkpoints, shape):
     """One pass over prompts with a page to select, and over the tokens that follow them."""
     path = str(build(shape, checkpoints))
