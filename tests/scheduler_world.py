@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scheduler with HiSparse and no model: real ``Scheduler`` loops, batches, pools, allocators and coordinator.
+"""A scheduler without a model, with HiSparse or not: real ``Scheduler`` loops, batches, pools, allocators and coordinator.
 
-Stand-ins are the model (every token is 7), the copy engine (events that the test lets finish) and the host memory. Each KV
-entry holds a mark of (request, position), so a decode step can check that what it would read is still its own.
+Stand-ins are the model (a token tells of its request and position), the copy engine (events that the test lets finish) and
+the host memory. Each KV entry holds a mark of (request, position), so a pass can check that what it would read is its own.
 """
 
 import random
@@ -12,7 +12,7 @@ import torch
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.managers import hisparse_coordinator as coordinator_module
-from sglang.srt.managers.io_struct import AbortReq
+from sglang.srt.managers.io_struct import AbortReq, PauseGenerationReqInput
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.managers.scheduler import Scheduler
@@ -27,7 +27,6 @@ from sglang.srt.server_args import ServerArgs, set_global_server_args_for_schedu
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 PAGE, TOP_K, BUFFER, CONTEXT = 4, 4, 8, 256
-TOKEN = 7
 
 
 class Done(Exception):
@@ -152,10 +151,11 @@ class World:
         slots=8,
         tokens=512,
         chunk=-1,
+        mixed=False,
         scheduler_class=Scheduler,
     ):
         args = ServerArgs(model_path="dummy", device="cpu", disable_radix_cache=True, page_size=PAGE)
-        args.chunked_prefill_size, args.page_size = chunk, PAGE
+        args.chunked_prefill_size, args.page_size, args.enable_mixed_chunk = chunk, PAGE, mixed
         args.attention_backend = "torch_native"  # page tables are written by torch, not by Triton
         args.pp_max_micro_batch_size = slots
         set_global_server_args_for_scheduler(args)
@@ -222,6 +222,11 @@ class World:
     def mark(req, position):
         return int(req.rid[1:]) * 1000 + position
 
+    @staticmethod
+    def token(req, length):
+        """What the model answers to the first ``length`` tokens of a request."""
+        return (31 * int(req.rid[1:]) + 7 * length) % 97
+
     def device_locs(self, out_cache_loc):
         """Where the forward pass writes, as HiSparseNSATokenToKVPool.set_kv_buffer finds it."""
         if self.coordinator is None:
@@ -233,10 +238,16 @@ class World:
         rids = [r.rid for r in batch.reqs]
         self.trace.append(("decode" if decode else "extend", tuple(rids), tuple(batch.seq_lens.tolist())))
         assert len(set(rids)) == len(rids), f"a request runs twice in one batch: {rids}"
-        if decode:
+        rows = [r.req_pool_idx for r in batch.reqs]
+        assert batch.req_pool_indices.tolist() == rows and len(batch.seq_lens) == len(rows), f"strange rows: {rids}"
+        if self.coordinator is None:
+            self.check_kv(batch)
+        elif decode:
             self.check_decode(batch)
+        if decode:
             positions = [(r, n - 1) for r, n in zip(batch.reqs, batch.seq_lens.tolist())]
         else:
+            assert [p + n for p, n in zip(batch.prefix_lens, batch.extend_lens)] == batch.seq_lens.tolist()
             positions = [
                 (r, p)
                 for r, n in zip(batch.reqs, batch.seq_lens.tolist())
@@ -246,7 +257,7 @@ class World:
         assert len(locs) == len(positions) and len(set(locs.tolist())) == len(positions)
         assert locs.min() > 0, "a token is written to the padding slot"
         self.device_pool.kv[locs] = torch.tensor([self.mark(r, p) for r, p in positions])
-        tokens = torch.full((len(batch.reqs),), TOKEN, dtype=torch.int64)
+        tokens = torch.tensor([self.token(r, n) for r, n in zip(batch.reqs, batch.seq_lens.tolist())])
         batch.output_ids = tokens
         return GenerationBatchResult(
             logits_output=None,
@@ -256,10 +267,17 @@ class World:
             extend_logprob_start_len_per_req=[0] * len(batch.reqs),
         )
 
+    def check_kv(self, batch):
+        """What stands before the new tokens of each request is there and its own."""
+        decode = batch.forward_mode.is_decode()
+        for req, length in zip(batch.reqs, batch.seq_lens.tolist()):
+            before = length - (1 if decode else req.extend_input_len)
+            have = self.device_pool.kv[self.req_pool.req_to_token[req.req_pool_idx, :before].long()]
+            expected = torch.tensor([self.mark(req, p) for p in range(before)], dtype=torch.int64)
+            assert torch.equal(have, expected), (req.rid, length, have, expected)
+
     def check_decode(self, batch):
         """All that attention may select for these requests is there and theirs."""
-        if self.coordinator is None:
-            return
         c = self.coordinator
         for req, length, slot in zip(batch.reqs, batch.seq_lens.tolist(), batch.req_pool_indices.tolist()):
             assert not req.hisparse_staging and req not in [act.req for act in c.ack_staging_queue], req.rid
@@ -285,6 +303,12 @@ class World:
 
     def abort(self, rid="", abort_all=False):
         self.scheduler.abort_request(AbortReq(rid=rid, abort_all=abort_all))
+
+    def pause(self, mode):
+        self.scheduler.pause_generation(PauseGenerationReqInput(mode=mode))
+
+    def go_on(self):
+        self.scheduler._engine_paused = False
 
     def receive(self):
         step, self.steps = self.steps, self.steps + 1
@@ -313,6 +337,13 @@ class World:
             if not r.finished() and r.rid not in {getattr(out, "rid", None) for out in self.sent}
         ]
 
+    def assert_answers(self):
+        """All requests have ended, each with its own tokens from the first."""
+        assert not self.open_requests
+        for req in self.requests.values():
+            length = len(req.origin_input_ids)
+            assert req.output_ids == [self.token(req, length + i) for i in range(len(req.output_ids))], req.rid
+
     def assert_nothing_leaked(self):
         a = self.allocator
         assert sorted(self.req_pool.free_slots) == list(range(self.req_pool.size))
@@ -328,8 +359,8 @@ class World:
         assert (a.full_to_hisparse_device_index_mapping[:-1] == 0).all()
 
 
-def random_traffic(world, seed, count=60, steps=400):
-    """Requests of many lengths, aborts at any moment, copies of any duration."""
+def random_traffic(world, seed, count=60, steps=400, pauses=0.0):
+    """Requests of many lengths, aborts at any moment, copies of any duration; ``pauses``: how likely one is in a step."""
     rng = random.Random(seed)
     world.engine.ready = lambda event: rng.random() < 0.4
 
@@ -339,5 +370,9 @@ def random_traffic(world, seed, count=60, steps=400):
                 world.add(length=rng.choice((1, 3, 4, 5, 7, 8, 9, 12, 13, 30, 63)), new=rng.choice((1, 1, 2, 5, 20)))
         if world.open_requests and rng.random() < 0.15:
             world.abort(rng.choice(world.open_requests))
+        if pauses and rng.random() < 0.5:
+            world.go_on()
+        if rng.random() < pauses:
+            world.pause(rng.choice(("in_place", "retract")))
 
     world.script = {step: turn for step in range(steps)}
