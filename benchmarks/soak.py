@@ -78,17 +78,21 @@ class Soak:
         reply = self.server.greedy(prompt, NEW, return_logprob=True, top_logprobs_num=2)
         return reply["output_ids"], reply["meta_info"]["output_top_logprobs"]
 
-    def check(self, number: int, tokens: list[int], whole: bool) -> None:
-        """Raise Failed unless tokens are those of the prompt alone, or all of them, up to a near-tie."""
+    def check(self, number: int, tokens: list[int], whole: bool, reason: str = "") -> None:
+        """Raise Failed unless tokens are those of the prompt alone, or all of them, up to a near-tie.
+
+        ``reason``: why the reply ended; a message names it.
+        """
         wanted, best = self.answers[number]
         for i, token in enumerate(tokens):
             if token != wanted[i]:
                 (first, *_), (second, other, *_) = best[i]
                 if other == token and first - second < self.near_tie:
                     return self.count("near-ties")
-                raise Failed(f"prompt {number}: token {i} is {token}, alone it is {wanted[i]}")
+                where = f"prompt {number}: token {i} of {len(tokens)}"
+                raise Failed(f"{where} is {token}, alone it is {wanted[i]}; ended: {reason}")
         if whole and len(tokens) != NEW:
-            raise Failed(f"prompt {number}: {len(tokens)} tokens of {NEW}")
+            raise Failed(f"prompt {number}: {len(tokens)} tokens of {NEW}; ended: {reason}")
 
     # What a client does
 
@@ -102,8 +106,9 @@ class Soak:
             self.settle(asked, reply)
 
     def settle(self, number: int, reply: dict) -> None:
-        aborted = reply["meta_info"]["finish_reason"]["type"] == "abort"
-        self.check(number, reply["output_ids"], whole=not aborted)
+        reason = reply["meta_info"]["finish_reason"]
+        aborted = reason["type"] == "abort"
+        self.check(number, reply["output_ids"], whole=not aborted, reason=str(reason))
         self.count("aborted" if aborted else "answers")
 
     def stream(self, rng: random.Random, number: int, hang_up_after: float = float("inf")) -> None:
