@@ -2,8 +2,8 @@
 """A server under random load with HSA: every greedy answer must be the one that its prompt gets alone, and nothing may leak.
 
 Clients ask, stream, hang up, abort and send nonsense; prompts share prefixes, and the pool holds a part of what they ask for, so
-that requests are retracted. Meanwhile an operator flushes the cache, pauses, reloads the weights and aborts everything. Ends in
-one JSON line; exits with 1 if an answer differed or something leaked.
+that requests are retracted. Meanwhile an operator flushes the cache, pauses, reloads the weights, releases and resumes memory and
+aborts everything. Ends in one JSON line; exits with 1 if an answer differed or something leaked.
 
     python -m benchmarks.soak --model examples/needle/checkpoint --seconds 3600 --seed 1
 """
@@ -38,6 +38,7 @@ NONSENSE = (
     {"input_ids": [5], "sampling_params": {"temperature": "hot"}},
     {"input_ids": [5], "return_logprob": True, "top_logprobs_num": 10**6},
 )
+ALTERNATIVES = 5  # tokens among which near-ties are looked for
 GROWTH = 1 << 29  # bytes of resident memory that a run may add
 
 
@@ -73,9 +74,9 @@ class Soak:
             self.counts[what] += 1
 
     def alone(self, prompt: list[int]) -> tuple[list[int], list[list]]:
-        """Tokens of a prompt that meets an empty cache and no other request, and the two best of each step."""
+        """Tokens of a prompt that meets an empty cache and no other request, and the best of each step."""
         self.server.post_quietly("/flush_cache", {})
-        reply = self.server.greedy(prompt, NEW, return_logprob=True, top_logprobs_num=2)
+        reply = self.server.greedy(prompt, NEW, return_logprob=True, top_logprobs_num=ALTERNATIVES)
         return reply["output_ids"], reply["meta_info"]["output_top_logprobs"]
 
     def check(self, number: int, tokens: list[int], whole: bool, reason: str = "") -> None:
@@ -158,7 +159,7 @@ class Soak:
         pause = ("retract", "in_place", "abort")
         try:
             while not self.stop.wait(rng.uniform(1, 6)):
-                act = rng.choice(("flush", "pause", "weights", "abort all"))
+                act = rng.choice(("flush", "pause", "weights", "abort all", "memory"))
                 self.count(act)
                 if act == "flush":
                     self.server.post_quietly("/flush_cache", {})
@@ -170,6 +171,13 @@ class Soak:
                     # Refused while requests run that nobody waits for any more.
                     status = self.server.post_quietly("/update_weights_from_disk", {"model_path": str(self.model)})
                     self.count("weights refused" if status == 400 else "weights loaded")
+                elif act == "memory":
+                    # Refused while requests run; without --enable-memory-saver nothing but the cache is given up.
+                    released = self.server.post_quietly("/release_memory_occupation", {}) == 200
+                    self.count("memory released" if released else "memory refused")
+                    resumed = self.server.post_quietly("/resume_memory_occupation", {}) == 200
+                    if resumed != released:
+                        raise Failed(f"memory was {'' if released else 'not '}released and {'' if resumed else 'not '}resumed")
                 else:
                     self.server.post_quietly("/abort_request", {"rid": "", "abort_all": True})
         except Exception as error:

@@ -223,6 +223,9 @@ OTHERS = {
     "a session of no length": ("/open_session", {"capacity_of_str_len": -1}, 200),
     "a session that closes unopened": ("/close_session", {"session_id": "nothing"}, 200),
     "an empty cache": ("/flush_cache", {}, 200),
+    "memory that is not released": ("/resume_memory_occupation", {}, 400),
+    "memory of an unknown kind": ("/release_memory_occupation", {"tags": ["disk"]}, 400),
+    "memory of a kind that is a number": ("/release_memory_occupation", {"tags": 7}, 400),
 }  # fmt: skip
 
 CASES = {**PROMPTS, **LENGTHS, **SAMPLING, **STOPS, **PROBABILITIES, **GRAMMARS, **OPENAI, **OTHERS}
