@@ -87,11 +87,11 @@ class Soak:
         wanted, best = self.answers[number]
         for i, token in enumerate(tokens):
             if token != wanted[i]:
-                (first, *_), (second, other, *_) = best[i]
-                if other == token and first - second < self.near_tie:
+                scores = {other: score for score, other, *_ in best[i]}
+                if scores[wanted[i]] - scores.get(token, float("-inf")) < self.near_tie:
                     return self.count("near-ties")
                 where = f"prompt {number}: token {i} of {len(tokens)}"
-                raise Failed(f"{where} is {token}, alone it is {wanted[i]}; ended: {reason}")
+                raise Failed(f"{where} is {token}, alone it is {wanted[i]} of {scores}; ended: {reason}")
         if whole and len(tokens) != NEW:
             raise Failed(f"prompt {number}: {len(tokens)} tokens of {NEW}; ended: {reason}")
 
