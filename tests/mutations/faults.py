@@ -212,7 +212,7 @@ ATTENTION = (
         HSA + "ops/decode/kernel.py",
         "logits = logits * (sm_scale * k_scale)",
         "logits = logits * sm_scale",
-        "test_hsa_decode_kernels.py::test_every_page_selected_is_dense",
+        "test_hsa_dense_layers.py::test_an_8_bit_cache_is_read_with_its_scales",
         kernel=True,
     ),
     Fault(
