@@ -112,7 +112,7 @@ REPRESENTATIONS = (
         HSA + "ops/page_repr/store.py",
         "code |= _store_bounds(second, bounds + HALF, c < HALF, KEPT) << 4",
         "code = code << 4 | _store_bounds(second, bounds + HALF, c < HALF, KEPT)",
-        "test_hsa_decode_kernels.py::test_every_kind_and_strategy",
+        "test_hsa_extend_kernels.py::test_every_kind_and_strategy",
         kernel=True,
     ),
     Fault(
