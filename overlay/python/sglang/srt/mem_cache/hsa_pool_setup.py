@@ -128,9 +128,8 @@ def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
 
 def _channels(runner: ModelRunner, layer_ids: Tuple[int, ...]) -> torch.Tensor:
     """Channels that each HSA layer keeps of its keys ``[L, R]`` int32."""
-    names = attention_names(runner.model)
-    head_dim = runner.model_config.head_dim
-    return layer_channels(runner.model, [names[i] for i in layer_ids], head_dim)
+    names = attention_names(runner.model, layer_ids)
+    return layer_channels(runner.model, names, runner.model_config.head_dim)
 
 
 def _shared_page_versions(runner: ModelRunner) -> Optional[PageVersions]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Iterator, Tuple
+from typing import TYPE_CHECKING, Iterator, Sequence, Tuple
 
 import torch
 
@@ -49,16 +49,14 @@ def check_model(model: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     if type(model).__name__ == model_refusals.TRANSFORMERS_CLASS:
         raise ValueError(model_refusals.TRANSFORMERS_BACKEND.message)
     layer_ids = choose_layers(model, config, args, config.is_draft_model)
-    names = attention_names(model)
-    chosen = [names[i] for i in layer_ids]
     dense_layers = len(layer_ids) < config.num_hidden_layers
-    checks = [
-        partial(check_cache, cache_dtype(model, config), args.device, dense_layers)
-    ]
+    dtype = cache_dtype(model, config, args.kv_cache_dtype)
+    checks = [partial(check_cache, dtype, args.device, dense_layers)]
     if args.device == "cuda" and not args.hsa_strict:
         checks.append(partial(check_head_dim, config.head_dim))
     if KINDS[args.hsa_chunk_repr].slow:
-        checks.append(partial(check_rotary, model, chosen, config.head_dim))
+        names = attention_names(model, layer_ids)
+        checks.append(partial(check_rotary, model, names, config.head_dim))
     problems = []
     for check in checks:
         try:
@@ -70,9 +68,8 @@ def check_model(model: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     return model
 
 
-def cache_dtype(model: torch.nn.Module, config: ModelConfig) -> torch.dtype:
-    """Dtype of the key-value cache, as ModelRunner will find it once weights are loaded."""
-    asked = global_arguments._global_server_args.kv_cache_dtype
+def cache_dtype(model: torch.nn.Module, config: ModelConfig, asked: str) -> torch.dtype:
+    """Dtype of the key-value cache, as ModelRunner will find it once weights are loaded; ``asked``: --kv-cache-dtype."""
     if asked == "auto":
         quantisation = getattr(model, "quant_config", None)
         algorithm = getattr(quantisation, "kv_cache_quant_algo", None)
@@ -136,9 +133,10 @@ def choose_layers(
     return chosen
 
 
-def attention_names(model: torch.nn.Module) -> dict[int, str]:
-    """Name in the model of the attention of each layer."""
-    return {module.layer_id: name for name, module in attentions(model)}
+def attention_names(model: torch.nn.Module, layer_ids: Sequence[int]) -> list[str]:
+    """Names in the model of the attentions of some layers, in their order."""
+    names = {module.layer_id: name for name, module in attentions(model)}
+    return [names[i] for i in layer_ids]
 
 
 def attentions(model: torch.nn.Module) -> Iterator[Tuple[str, RadixAttention]]:

@@ -47,6 +47,10 @@ STATE_KINDS = {"mamba", "linear_attention", "conv"}
 TRANSFORMERS_CLASS = "TransformersForCausalLM"
 
 
+def _is_one_of(model: ModelConfig, *classes: str) -> bool:
+    return not set(classes).isdisjoint(model.hf_config.architectures or ())
+
+
 def _has_linear_attention(args: ServerArgs, model: ModelConfig) -> bool:
     """Whether a layer keeps a state of its own: Mamba, linear attention, short convolutions.
 
@@ -56,30 +60,26 @@ def _has_linear_attention(args: ServerArgs, model: ModelConfig) -> bool:
     given = vars(config)
     kinds = set(given.get("layer_types") or ())
     if getattr(config, "model_type", None) == "granitemoehybrid":
-        return (
-            "mamba" in kinds
-        )  # SGLang has no state for a Granite 4 of attention layers alone
+        # SGLang has no state for a Granite 4 of attention layers alone.
+        return "mamba" in kinds
     return bool(kinds & STATE_KINDS) or any(
         name in given or hasattr(type(config), name) for name in STATE_FIELDS
     )
 
 
 def _runs_in_transformers(args: ServerArgs, model: ModelConfig) -> bool:
-    return model.model_impl == "transformers" or TRANSFORMERS_CLASS in (
-        model.hf_config.architectures or ()
-    )
+    return model.model_impl == "transformers" or _is_one_of(model, TRANSFORMERS_CLASS)
 
 
 def _has_windows_of_exaone(args: ServerArgs, model: ModelConfig) -> bool:
-    named = set(model.hf_config.architectures or ())
-    return bool(named & {"Exaone4ForCausalLM", "ExaoneMoEForCausalLM"}) and (
+    return _is_one_of(model, "Exaone4ForCausalLM", "ExaoneMoEForCausalLM") and (
         getattr(model.hf_config, "sliding_window_pattern", None) is not None
     )
 
 
 def _has_block_sparse_layers(args: ServerArgs, model: ModelConfig) -> bool:
     """Whether layers of a Phi-3-small attend blocks: all but every n-th."""
-    return "Phi3SmallForCausalLM" in (model.hf_config.architectures or ()) and (
+    return _is_one_of(model, "Phi3SmallForCausalLM") and (
         getattr(model.hf_config, "dense_attention_every_n_layers", None) != 1
     )
 
@@ -94,6 +94,16 @@ TRANSFORMERS_BACKEND = Refusal(
     "use a model class of SGLang with --model-impl auto, or another --attention-backend",
 )
 
+# The one that an option lifts.
+HYBRID_MEMORY = Refusal(
+    "hybrid sliding-window memory",
+    "a model whose sliding-window layers have a pool of their own",
+    lambda args, model: bool(model.is_hybrid_swa),
+    "its pool keeps representations beside the full-attention layers, but "
+    "no model that has one has been served with it",
+    "add --disable-hybrid-swa-memory",
+)
+
 MODEL_REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "multi-head latent attention",
@@ -105,9 +115,7 @@ MODEL_REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "attention sinks",
         "a model whose attention has learned sinks",
-        lambda args, model: bool(
-            SINK_MODELS & set(model.hf_config.architectures or ())
-        ),
+        lambda args, model: _is_one_of(model, *SINK_MODELS),
         "a sink adds to the softmax's sum what is the logit of no key, and no HSA op does",
         _OTHER,
     ),
@@ -132,14 +140,7 @@ MODEL_REFUSALS: Tuple[Refusal, ...] = (
         "their cache is not the paged key-value pool that holds representations",
         _OTHER,
     ),
-    Refusal(
-        "hybrid sliding-window memory",
-        "a model whose sliding-window layers have a pool of their own",
-        lambda args, model: bool(model.is_hybrid_swa),
-        "its pool keeps representations beside the full-attention layers, but "
-        "no model that has one has been served with it",
-        "add --disable-hybrid-swa-memory",
-    ),
+    HYBRID_MEMORY,
     Refusal(
         "chunked local attention",
         "a model with attention chunks",

@@ -6,7 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Sequence, Tuple
 
 from sglang.srt.environ import envs
-from sglang.srt.layers.attention.hsa.model_refusals import MODEL_REFUSALS, Refusal
+from sglang.srt.layers.attention.hsa.model_refusals import (
+    HYBRID_MEMORY,
+    MODEL_REFUSALS,
+    Refusal,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -277,11 +281,11 @@ REFUSALS: Tuple[Refusal, ...] = (
 
 
 def refuses_model(args: ServerArgs, model: ModelConfig) -> bool:
-    """Whether the model is refused, whatever the options; a separate pool of sliding windows is an option."""
+    """Whether the model is refused, whatever the options."""
     return any(
         refusal.applies(args, model)
         for refusal in MODEL_REFUSALS
-        if refusal.feature != "hybrid sliding-window memory"
+        if refusal is not HYBRID_MEMORY
     )
 
 
