@@ -44,13 +44,12 @@ def released_classes() -> dict[str, str]:
     return found
 
 
-def rows(only: set[str]) -> dict[str, tuple[str, str]]:
-    """Kind of answer and row of the table by class; of the classes ``only`` if there are any."""
+def rows(released: dict[str, str], only: set[str]) -> dict[str, tuple[str, str]]:
+    """Kind of answer and row of the table by class ``released``; of the classes ``only`` if there are any."""
     # Modules that every child would import again.
     import sglang.srt.model_loader.loader  # noqa: F401
     from sglang.srt.models.registry import ModelRegistry
 
-    released = released_classes()
     found = {}
     for name, recipe in recipes(set(released)).items():
         architecture = name.partition(",")[0]
@@ -132,10 +131,11 @@ def main() -> int:
         import sglang.srt.layers.attention.hsa  # noqa: F401
     except ImportError:
         sys.exit("model_classes: error: SGLang with HSA is not installed here; run scripts/test.sh, then use its .venv")
-    unknown = set(args.check or ()) - set(released_classes())
+    released = released_classes()
+    unknown = set(args.check or ()) - set(released)
     if unknown:
         sys.exit(f"model_classes: error: the release has no {', '.join(sorted(unknown))}")
-    found = rows(set(args.check or ()))
+    found = rows(released, set(args.check or ()))
     if args.write:
         PAGE.write_text(page(found), encoding="utf-8")
     elif args.check is None:

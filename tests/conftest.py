@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent / "scripts")]
 
 from cpu_children import child_env as make_child_env  # noqa: E402, the line above makes it importable
 from cpu_children import run_child  # noqa: E402
 from engine_nursery import Nursery  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def generator():
+    """The script that writes the support matrix, as a module."""
+    import support_matrix
+
+    return support_matrix
 
 
 @pytest.fixture(scope="session")

@@ -193,6 +193,14 @@ MOE = dict(
 )
 BAILING = dict(MOE, use_qkv_bias=False, use_bias=False, score_function=None, embedding_dropout=0.0)
 DEEPSEEK_V1 = dict(n_routed_experts=None, n_shared_experts=None, first_k_dense_replace=1, moe_layer_freq=1)
+GROK1 = dict(
+    num_local_experts=4,
+    num_experts_per_tok=2,
+    embedding_multiplier_scale=1.0,
+    output_multiplier_scale=1.0,
+    attn_logit_softcapping=30.0,
+    router_logit_softcapping=30.0,
+)
 INTERNLM2 = dict(bias=False)
 
 # Classes whose configuration comes with their checkpoints, as Python code that is not here: another with its fields.
@@ -212,41 +220,9 @@ STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
     "DotsVLMForCausalLM": ("deepseek_v3", {}),
     "Ernie4_5_VLMoeForConditionalGeneration": ("ernie4_5_moe", {}),
     "Grok1AForCausalLM": ("llama", {}),
-    "Grok1ForCausalLM": (
-        "llama",
-        dict(
-            num_local_experts=4,
-            num_experts_per_tok=2,
-            embedding_multiplier_scale=1.0,
-            output_multiplier_scale=1.0,
-            attn_logit_softcapping=30.0,
-            router_logit_softcapping=30.0,
-            attn_temperature_len=1024,
-        ),
-    ),
-    "Grok1ForCausalLM, without a temperature": (
-        "llama",
-        dict(
-            num_local_experts=4,
-            num_experts_per_tok=2,
-            embedding_multiplier_scale=1.0,
-            output_multiplier_scale=1.0,
-            attn_logit_softcapping=30.0,
-            router_logit_softcapping=30.0,
-        ),
-    ),
-    "Grok1ModelForCausalLM": (
-        "llama",
-        dict(
-            num_local_experts=4,
-            num_experts_per_tok=2,
-            embedding_multiplier_scale=1.0,
-            output_multiplier_scale=1.0,
-            attn_logit_softcapping=30.0,
-            router_logit_softcapping=30.0,
-            attn_temperature_len=1024,
-        ),
-    ),
+    "Grok1ForCausalLM": ("llama", dict(GROK1, attn_temperature_len=1024)),
+    "Grok1ForCausalLM, without a temperature": ("llama", GROK1),
+    "Grok1ModelForCausalLM": ("llama", dict(GROK1, attn_temperature_len=1024)),
     "IQuestCoderForCausalLM": ("llama", {}),
     "IQuestLoopCoderForCausalLM": ("llama", dict(loop_num=2, loop_window_size=64)),
     "InternLM2ForCausalLM": ("llama", INTERNLM2),
@@ -260,9 +236,7 @@ STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
     "LLaDA2MoeModelLM": (
         "llama",
         dict(
-            MOE,
-            use_qkv_bias=False,
-            use_bias=False,
+            BAILING,
             score_function="sigmoid",
             n_group=1,
             topk_group=1,
@@ -270,7 +244,6 @@ STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
             use_qk_norm=True,
             partial_rotary_factor=1.0,
             routed_scaling_factor=1.0,
-            embedding_dropout=0.0,
             rotary_dim=16,
             norm_head=False,
             moe_shared_expert_intermediate_size=32,

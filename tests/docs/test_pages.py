@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
-import importlib.util
 import json
 import re
 import subprocess
@@ -57,15 +56,6 @@ def test_quoted_errors_exist(error):
 def test_an_invented_error_is_noticed():
     assert not is_printed("the server ate …")
     assert not is_printed("another run is working on … the hsa tree")
-
-
-@pytest.fixture(scope="module")
-def generator():
-    spec = importlib.util.spec_from_file_location("support_matrix_of_pages", ROOT / "scripts" / "support_matrix.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_refusal_can_be_looked_up(generator):
