@@ -8,6 +8,7 @@ the host memory. Each KV entry holds a mark of (request, position), so a pass ca
 import random
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
@@ -25,6 +26,9 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+# Parameter of tests in both event loops.
+loops = pytest.mark.parametrize("overlap", (False, True), ids=("normal", "overlap"))
 
 PAGE, TOP_K, BUFFER, CONTEXT = 4, 4, 8, 256
 

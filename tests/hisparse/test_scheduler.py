@@ -2,9 +2,7 @@
 """HiSparse in the real scheduler: from prefill to decode through staging, alone and under load."""
 
 import pytest
-from scheduler_world import BUFFER, PAGE, World, random_traffic
-
-loops = pytest.mark.parametrize("overlap", (False, True), ids=("normal", "overlap"))
+from scheduler_world import BUFFER, PAGE, World, loops, random_traffic
 
 
 @pytest.fixture

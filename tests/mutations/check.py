@@ -10,7 +10,6 @@ prints a line for each, and one of JSON. Exits with 1 if a test passes with its 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,14 +20,17 @@ from pathlib import Path
 from faults import FAULTS, Fault
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from cpu_children import child_env  # noqa: E402, the line above makes it importable
+
 TESTS = Path("sglang/test/attention")
 SECONDS = 1800  # of one test
 
 
 def run_test(tree: Path, fault: Fault) -> subprocess.CompletedProcess:
     """Run the fault's test on a tree, up to the first failure."""
-    env = {**os.environ, "PYTHONPATH": f"{tree}:{ROOT / 'tests/kernels'}", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    env.pop("TRITON_INTERPRET", None)
+    env = child_env(PYTHONPATH=f"{tree}:{ROOT / 'tests/kernels'}")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
     if fault.kernel:
         env["TRITON_INTERPRET"] = "1"

@@ -2,9 +2,7 @@
 """Mixed chunks in a pool that is too small for all: requests wait or are retracted, and the server goes on."""
 
 import pytest
-from scheduler_world import PAGE, World, random_traffic
-
-loops = pytest.mark.parametrize("overlap", (False, True), ids=("normal", "overlap"))
+from scheduler_world import PAGE, World, loops, random_traffic
 
 
 @loops

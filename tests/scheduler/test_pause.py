@@ -2,9 +2,8 @@
 """A pause at any moment, with chunked and mixed prefills: every request gets its own tokens, and nothing leaks."""
 
 import pytest
-from scheduler_world import World, random_traffic
+from scheduler_world import World, loops, random_traffic
 
-loops = pytest.mark.parametrize("overlap", (False, True), ids=("normal", "overlap"))
 modes = pytest.mark.parametrize("mode", ("in_place", "retract"))
 
 
