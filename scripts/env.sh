@@ -2,10 +2,12 @@
 # shellcheck shell=bash
 # The environment of quickstart.sh, test.sh and CI; sourced, not run. Variables a caller may set:
 #   PYTHON           interpreter that makes the virtual environment (default python3)
-#   SGLANG_HSA_VENV  its folder, which several clones may share (default .venv in the repository)
+#   SGLANG_HSA_VENV  its folder, which several clones may share (default .venv in the repository, or .venv-RELEASE)
+#   SGLANG_HSA_RELEASE  the release of upstream.lock to build and use; scripts also take it as --release RELEASE
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-VENV=${SGLANG_HSA_VENV:-$ROOT/.venv}
+_env_place_venv() { VENV=${SGLANG_HSA_VENV:-$ROOT/.venv${SGLANG_HSA_RELEASE:+-$SGLANG_HSA_RELEASE}}; }
+_env_place_venv
 TREE=$ROOT/sglang
 # Free space that a first installation takes: the environment, and the downloads that pip keeps until it is done.
 INSTALL_GB=12
@@ -14,6 +16,25 @@ DOWNLOAD_GB=5
 die() {
     echo "$(basename "$0"): error: $*" >&2
     exit 1
+}
+
+# env_release ARGUMENTS...: take --release RELEASE off the front of the arguments; the others are ARGUMENTS then.
+env_release() {
+    case "${1:-}" in
+    --release)
+        [ -n "${2:-}" ] || die "--release needs the name of a release of upstream.lock"
+        SGLANG_HSA_RELEASE=$2
+        shift 2
+        ;;
+    --release=*)
+        SGLANG_HSA_RELEASE=${1#*=}
+        shift
+        ;;
+    esac
+    if [ -n "${SGLANG_HSA_RELEASE:-}" ]; then export SGLANG_HSA_RELEASE=v${SGLANG_HSA_RELEASE#v}; fi
+    _env_place_venv
+    # shellcheck disable=SC2034 # for the script that sources this file
+    ARGUMENTS=("$@")
 }
 
 # env_python: choose the interpreter, or end with one line. A virtual environment made earlier brings its own.
@@ -38,7 +59,9 @@ env_apply() {
 
 # env_key: what decides which packages are installed. The lock also names every patch, which changes no package.
 env_key() {
-    cat "$TREE/python/pyproject.toml" "$TREE/pyproject.toml" "$ROOT/overlay/_sglang_build.py" | sha256sum | cut -c1-16
+    local project=$TREE/python/pyproject.toml
+    [ -e "$project" ] || project=$(echo "$TREE"/python/sglang-*.dist-info/METADATA)
+    cat "$project" "$TREE/pyproject.toml" "$ROOT/overlay/_sglang_build.py" | sha256sum | cut -c1-16
 }
 
 # env_install [REQUIREMENTS...]: make the virtual environment, install the tree and the requirement files into it.

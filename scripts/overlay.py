@@ -12,7 +12,7 @@ import os
 import signal
 from pathlib import Path
 
-from overlay_tool import commands, console, develop, drift, lock, sources, status
+from overlay_tool import commands, console, develop, drift, lock, manifest, sources, status
 from overlay_tool.console import OverlayError
 from overlay_tool.transaction import Interrupted
 
@@ -33,7 +33,7 @@ def _parser() -> Parser:
 
     def command(name: str, text: str) -> Parser:
         made = commands_of.add_parser(name, help=text, description=text)
-        made.add_argument("--release", metavar="NAME", help="a release of upstream.lock (default: its default)")
+        made.add_argument("--release", metavar="NAME", help="a release of upstream.lock (default: SGLANG_HSA_RELEASE, or the lock's)")
         made.add_argument("--quiet", action="store_true", help="no step lines")
         return made
 
@@ -80,8 +80,8 @@ def _change(parser: Parser) -> None:
 
 def _run(args: argparse.Namespace, root: Path) -> None:
     pins = lock.load(root)
-    release = pins.release(args.release)
     tree = (args.tree or root / "sglang").resolve() if hasattr(args, "tree") else None
+    release = pins.release(args.release or (manifest.release_of(tree) if args.command in ("status", "verify") else None))
     source = args.source.resolve() if getattr(args, "source", None) else None
     if args.command == "apply":
         if source and args.git is not None:

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The test suite: test.sh [--quick] [PYTEST_ARGUMENTS...]. Without arguments upstream's own tests are compared too.
+# The test suite: test.sh [--release RELEASE] [--quick] [PYTEST_ARGUMENTS...]. Without arguments (but --release) upstream's
+# own tests are compared too.
 set -euo pipefail
 
 # shellcheck source=scripts/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
+env_release "$@"
+set -- ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}
 env_apply
 env_install "$ROOT/tests/requirements.txt"
 env_enter

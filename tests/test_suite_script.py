@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "test.sh"
 ENVIRONMENT = """
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+env_release() { ARGUMENTS=("$@"); }
 env_apply() { :; }
 env_install() { :; }
 env_enter() { PATH=$ROOT/bin:$PATH; }

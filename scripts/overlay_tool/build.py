@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .transaction import Transaction
 from .tree import LINK, NULL_ID, Entry, Snapshot, is_bytecode, list_files, read_entry, write_entry
 
 _EDITOR_LITTER = (".swp", "~", ".DS_Store")
+_RELEASE_FOLDER = re.compile(r"v\d[^/]*/")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Inputs:
     @property
     def fingerprint(self) -> str:
         """Changes whenever a tree built from these inputs would."""
-        digest = hashlib.sha256(f"{manifests.FORMAT} {self.release.name} {self.release.sha256}\n".encode())
+        archives = sorted(self.release.archives.items())
+        digest = hashlib.sha256(f"{manifests.FORMAT} {self.release.name} {archives}\n".encode())
         for patch in self.patches:
             digest.update(f"{patch.name} {patch.digest}\n".encode())
         for path, entry in sorted(self.overlay.items()):
@@ -42,7 +45,7 @@ class Inputs:
 
 
 def load_inputs(root: Path, release: Release) -> Inputs:
-    inputs = Inputs(release, series.load(root, release.name), _read_overlay(root / "overlay"))
+    inputs = Inputs(release, series.load(root, release.name), read_overlay(root, release))
     touched = set().union(*(patch.paths for patch in inputs.patches))
     if touched != set(release.files):
         odd = touched ^ set(release.files)
@@ -50,14 +53,21 @@ def load_inputs(root: Path, release: Release) -> Inputs:
     return inputs
 
 
-def _read_overlay(folder: Path) -> Snapshot:
+def read_overlay(root: Path, release: Release) -> Snapshot:
+    """The files that a release's tree gets: those for all releases, and those in the folder of its name."""
+    folder = root / "overlay"
     if not folder.is_dir():
         raise OverlayError(f"{folder} is missing", "run from a complete checkout of this repository")
     paths = list_files(folder, skip=lambda path: is_bytecode(path) or path.endswith(_EDITOR_LITTER))
-    files = {path: read_entry(folder / path) for path in paths}
-    links = [path for path, entry in files.items() if entry.mode == LINK]
+    found = {path: read_entry(folder / path) for path in paths}
+    links = [path for path, entry in found.items() if entry.mode == LINK]
     if links:
         raise OverlayError(f"overlay/ holds links ({some(links, 3)})", "replace them by files")
+    own = f"{release.name}/"
+    files = {path: entry for path, entry in found.items() if not _RELEASE_FOLDER.match(path)}
+    for path, entry in found.items():
+        if path.startswith(own) and files.setdefault(path.removeprefix(own), entry) is not entry:
+            raise OverlayError(f"overlay/{path} exists for all releases too", "keep one of them")
     return files
 
 

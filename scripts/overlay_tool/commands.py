@@ -38,6 +38,8 @@ def _apply_locked(tree: Path, inputs: Inputs, source: Path | None, git: str | No
         result(f"{tree.name}/ is up to date with {inputs.release.name}: nothing to do")
         return
     _refuse_edits(tree, edits, force)
+    if known and known.release != inputs.release.name:
+        note(f"{tree.name}/ changes from {known.release} to {inputs.release.name}")
     upstream = _upstream(tree, known, edits, inputs.release, source, git)
     if not known:
         _refuse_edits(tree, _foreign_edits(tree, upstream), force)
@@ -132,7 +134,10 @@ def _refuse_edits(tree: Path, edits: Edits | None, force: bool) -> None:
 
 
 def _replace(tree: Path, built: Built) -> None:
-    carried = manifests.install_outputs(tree) if manifests.load(tree) else {}
+    known = manifests.load(tree)
+    # An installation of another release is none of this one.
+    same = known and known.release == built.inputs.release.name
+    carried = manifests.install_outputs(tree) if same else {}
     step(f"writing {len(built.files)} files")
     with replacing(tree) as change:
         stage(built, change, carried)
@@ -150,7 +155,7 @@ def _summary(built: Built) -> str:
 def _next_step(tree: Path, built: Built) -> None:
     near = os.path.relpath(tree)
     shown = tree if near.startswith("..") else near
-    if sources.PROJECT_FILE in built.files:
+    if sources.PROJECT_FILE in built.files or sources.is_wheel(built.files):
         result(f"next: pip install -e {shown}")
     else:
         result(f"next: PYTHONPATH={shown}/python (this source has no project file, so pip cannot install it)")

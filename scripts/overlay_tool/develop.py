@@ -15,7 +15,7 @@ from .console import OverlayError, count, note, result, some, step
 from .diff import split_lines
 from .lock import Lock, Release
 from .series import Patch, parse_patch
-from .sources import Upstream
+from .sources import Upstream, is_wheel, sources_digest
 from .transaction import remove, swap
 from .tree import NULL_ID, Entry, Snapshot
 
@@ -74,7 +74,12 @@ def refresh(
     final = dict(upstream.files)
     for patch in patches:
         apply_exact(patch, final)
-    updated = replace(release, identity=_identity(release, upstream.files), files=_touched(patches, upstream.files, final))
+    updated = replace(
+        release,
+        sources=sources_digest(upstream.files) if is_wheel(upstream.files) else release.sources,
+        identity=_identity(release, upstream.files),
+        files=_touched(patches, upstream.files, final),
+    )
     changed = _write(root, pins.with_release(updated), updated, patches)
     lines = sum(patch.added + patch.removed for patch in patches)
     state = "updated" if changed else "unchanged"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -24,22 +25,54 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sglang-hsa"
 
 
-def pinned_archive(release: Release) -> bytes:
-    """The pinned archive, from the cache or through pip; its SHA-256 is checked on every use."""
-    cached = cache_dir() / release.sha256 / release.archive
-    data = _read_cached(cached)
-    if data is not None and _sha256(data) == release.sha256:
-        return data
-    if data is not None:
-        note(f"the cached {release.archive} is damaged; fetching it again")
-    step(f"fetching {release.archive} through pip")
+def pinned_archive(release: Release) -> tuple[str, bytes]:
+    """Name and content of the pinned archive that pip chooses, or of the one it chose before; checked on every use.
+
+    A release with an sdist has one archive for all. A release of wheels has one for each Python and machine.
+    """
+    check_python(release)
+    for name in _candidates(release):
+        digest = release.archives[name]
+        data = _read_cached(cache_dir() / digest / name)
+        if data is not None and _sha256(data) == digest:
+            return name, data
+        if data is not None:
+            note(f"the cached {name} is damaged; fetching it again")
+    step(f"fetching sglang {release.version} through pip")
     # pip reads an sdist's metadata with upstream's build backend, so it may only get a file that it has checked.
-    requirement = f"sglang=={release.version} --hash=sha256:{release.sha256}"
-    kind = "--only-binary" if release.archive.endswith(".whl") else "--no-binary"
-    data = _pip_download(requirement, release.version, kind, "sglang", archive=release.archive)[1]
-    check_hash(release.archive, data, release)
-    _store(cached, data)
-    return data
+    hashes = "".join(f" --hash=sha256:{digest}" for digest in release.archives.values())
+    wheels = all(name.endswith(".whl") for name in release.archives)
+    kind = "--only-binary" if wheels else "--no-binary"
+    name, data = _pip_download(f"sglang=={release.version}{hashes}", release.version, kind, "sglang", release=release)
+    if name not in release.archives:
+        raise _wrong_file(name, release)
+    check_hash(name, data, release)
+    _store(cache_dir() / release.archives[name] / name, data)
+    return name, data
+
+
+def _candidates(release: Release) -> list[str]:
+    """The pinned archives that this Python and machine can use."""
+    tag, machine = python_tag(), platform.machine()
+    return [
+        name
+        for name in release.archives
+        if not name.endswith(".whl") or (f"-{tag}-" in name and name.endswith(f"_{machine}.whl"))
+    ]
+
+
+def python_tag() -> str:
+    return "cp%d%d" % sys.version_info[:2]
+
+
+def check_python(release: Release) -> None:
+    """Refuses a Python that the release is not for; the lock's range is a lower bound."""
+    least = tuple(int(part) for part in re.findall(r"\d+", release.python)[:2])
+    if sys.version_info[:2] < least:
+        raise OverlayError(
+            f"SGLang {release.version} needs Python {release.python}, this is {sys.version.split()[0]}",
+            "set PYTHON to such a Python, or choose another --release",
+        )
 
 
 def release_archive(version: str) -> tuple[str, bytes]:
@@ -50,11 +83,21 @@ def release_archive(version: str) -> tuple[str, bytes]:
 
 def check_hash(name: str, data: bytes, release: Release) -> None:
     found = _sha256(data)
-    if found != release.sha256:
+    if found != release.archives[name]:
         raise OverlayError(
-            f"wrong hash: {name} has SHA-256 {found}, upstream.lock pins {release.sha256} for {release.name}",
+            f"wrong hash: {name} has SHA-256 {found}, upstream.lock pins {release.archives[name]} for {release.name}",
             "do not use this file; fetch it again from a source you trust",
         )
+
+
+def _wrong_file(name: str, release: Release) -> OverlayError:
+    """pip chose a file for a Python or a machine that the lock has no archive for."""
+    pythons = sorted({name.split("-")[2] for name in release.archives if name.endswith(".whl")})
+    pinned = f"its wheels for {', '.join(pythons)}" if pythons else ", ".join(release.archives)
+    return OverlayError(
+        f"wrong file: pip chose {name} for this Python, upstream.lock pins {pinned}",
+        "set PYTHON to one that a pinned file is for, or give such a file with --source",
+    )
 
 
 def _sha256(data: bytes) -> str:
@@ -89,7 +132,9 @@ def _pip_command() -> list[str]:
     raise OverlayError(f"{sys.executable} has no pip", "install pip, or give an archive or a checkout with --source")
 
 
-def _pip_download(requirement: str, version: str, *options: str, archive: str = "") -> tuple[str, bytes]:
+def _pip_download(
+    requirement: str, version: str, *options: str, release: Release | None = None
+) -> tuple[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="sglang-hsa-") as folder:
         wanted, downloads = Path(folder, "requirements.txt"), Path(folder, "downloads")
         wanted.write_text(requirement + "\n", encoding="utf-8")
@@ -97,27 +142,29 @@ def _pip_download(requirement: str, version: str, *options: str, archive: str = 
         command += ["--dest", str(downloads), "--requirement", str(wanted)]
         done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:
-            raise _pip_failure(done.stdout + done.stderr, version, archive)
+            raise _pip_failure(done.stdout + done.stderr, version, release)
         found = sorted(downloads.iterdir())
         if len(found) != 1:
             raise OverlayError(f"pip fetched {len(found)} files for sglang {version}", "give an archive with --source")
         return found[0].name, found[0].read_bytes()
 
 
-def _pip_failure(output: str, version: str, archive: str) -> OverlayError:
+def _pip_failure(output: str, version: str, release: Release | None) -> OverlayError:
     """pip's own report in one line, by what the user can do about it."""
     if "DO NOT MATCH THE HASHES" in output:
-        other = set(re.findall(r"sglang-[\w.+!-]+\.(?:whl|tar\.gz)", output)) - {archive}
+        other = set(re.findall(r"sglang-[\w.+!-]+\.(?:whl|tar\.gz)", output)) - release.archives.keys()
         if other:  # a wheel for each Python, or each platform
-            return OverlayError(
-                f"wrong file: pip chose {min(other)} for this Python, upstream.lock pins {archive}",
-                "set PYTHON to one that the pinned file is for, or give that file with --source",
-            )
+            return _wrong_file(min(other), release)
         return OverlayError(
             f"wrong hash: the package index serves another sglang {version} than upstream.lock pins",
             "check the index, or give the archive with --source",
         )
     if "from versions: none" not in output and "(from versions:" in output:
+        if release and not _candidates(release):
+            return OverlayError(
+                f"the package index has no sglang {version} for {python_tag()} on {platform.system()} {platform.machine()}",
+                "set PYTHON to another Python, or work on a machine that SGLang has wheels for",
+            )
         return OverlayError(f"the package index has no sglang {version}", "check the version and pip's index settings")
     errors = [line for line in output.splitlines() if "ERROR:" in line] or ["no message"]
     return OverlayError(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""upstream.lock: which SGLang release is pinned, and the identity of every file that matters."""
+"""upstream.lock: the SGLang releases that have a series, and the identity of every file that matters."""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,10 +19,14 @@ except ImportError:  # Python 3.10
         from pip._vendor import tomli as tomllib
 
 FILE_NAME = "upstream.lock"
-_FIELDS = ("version", "tag", "repository", "archive", "sha256", "python", "torch")
+CHOICE = "SGLANG_HSA_RELEASE"  # the environment's choice among the releases, where a command is given none
+_FIELDS = ("version", "tag", "repository", "sources", "python", "torch")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEADER = """\
 # SPDX-License-Identifier: Apache-2.0
-# The SGLang release that the series in patches/ is made for. `scripts/overlay.py refresh` writes this file.
+# The SGLang releases that a series in patches/ is made for. `scripts/overlay.py refresh` writes this file.
+# sources: SHA-256 over names and git blob ids of the package's files but compiled ones, the same in each archive.
+# archives: SHA-256 of each archive on the package index; where there is no sdist, a wheel per Python and machine.
 # identity: git blob ids of files that tell this release from its neighbours.
 # files: git blob ids, before and after the series, of every file that it touches.
 """
@@ -29,16 +34,20 @@ _HEADER = """\
 
 @dataclass(frozen=True)
 class Release:
-    """One pinned release. `files` maps a path to its blob ids before and after the series."""
+    """One pinned release.
+
+    `archives` maps a name to its SHA-256, `files` a path to its blob ids before and after the series; `sources` is empty
+    for a release that has an sdist.
+    """
 
     name: str
     version: str
     tag: str
     repository: str
-    archive: str
-    sha256: str
+    sources: str
     python: str
     torch: str
+    archives: dict[str, str] = field(default_factory=dict)
     identity: dict[str, str] = field(default_factory=dict)
     files: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -49,8 +58,8 @@ class Lock:
     releases: dict[str, Release]
 
     def release(self, name: str | None) -> Release:
-        """The named release; a name without the leading v is understood too."""
-        wanted = name or self.default
+        """The named release, else the environment's choice, else the default; the leading v may be left out."""
+        wanted = name or os.environ.get(CHOICE) or self.default
         for known in self.releases.values():
             if wanted in (known.name, known.version):
                 return known
@@ -82,11 +91,13 @@ def _release(name: str, table: dict) -> Release:
     missing = [key for key in _FIELDS if not isinstance(table.get(key), str)]
     if missing:
         raise OverlayError(f"{FILE_NAME}: release {name} lacks {', '.join(missing)}", "restore it from git")
-    if not re.fullmatch(r"[0-9a-f]{64}", table["sha256"]):
-        raise OverlayError(f"{FILE_NAME}: release {name} has no valid sha256", "restore it from git")
+    archives = dict(table.get("archives", {}))
+    digests = [*archives.values(), *filter(None, [table["sources"]])]
+    if not archives or not all(_SHA256.fullmatch(digest) for digest in digests):
+        raise OverlayError(f"{FILE_NAME}: release {name} has no valid SHA-256", "restore it from git")
     files = {path: (ids["before"], ids["after"]) for path, ids in table.get("files", {}).items()}
     fields = {key: table[key] for key in _FIELDS}
-    return Release(name=name, identity=dict(table.get("identity", {})), files=files, **fields)
+    return Release(name=name, archives=archives, identity=dict(table.get("identity", {})), files=files, **fields)
 
 
 def dump(lock: Lock) -> str:
@@ -96,8 +107,9 @@ def dump(lock: Lock) -> str:
         table = f"release.{_quote(release.name)}"
         lines += ["", f"[{table}]"]
         lines += [f"{key} = {_quote(getattr(release, key))}" for key in _FIELDS]
-        lines += ["", f"[{table}.identity]"]
-        lines += [f"{_quote(path)} = {_quote(blob)}" for path, blob in sorted(release.identity.items())]
+        for name, values in (("archives", release.archives), ("identity", release.identity)):
+            lines += ["", f"[{table}.{name}]"]
+            lines += [f"{_quote(key)} = {_quote(value)}" for key, value in sorted(values.items())]
         lines += ["", f"[{table}.files]"]
         for path, (before, after) in sorted(release.files.items()):
             lines.append(f"{_quote(path)} = {{ before = {_quote(before)}, after = {_quote(after)} }}")

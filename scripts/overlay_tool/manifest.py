@@ -81,6 +81,12 @@ def load(tree: Path) -> Manifest | None:
         raise OverlayError(f"{path} is damaged", "move the tree away and apply again") from None
 
 
+def release_of(tree: Path) -> str | None:
+    """Name of the release that a tree was built from; None for a tree that the tool has not built."""
+    known = load(tree)
+    return known.release if known else None
+
+
 def save(tree: Path, manifest: Manifest, pristine: Snapshot) -> None:
     """Writes the manifest and the pristine content that the tree itself no longer holds."""
     kept = {pristine[path].data for path in manifest.kept()}

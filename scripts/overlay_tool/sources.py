@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from .archives import SUFFIXES, read_archive
 from .console import OverlayError, some, step
 from .fetch import check_hash, pinned_archive
 from .lock import Release
-from .tree import NULL_ID, Snapshot, check_links, read_tree
+from .tree import NULL_ID, Snapshot, check_links, is_generated, read_tree
 
 PROJECT_FILE = "python/pyproject.toml"
-_METADATA = re.compile(r"^(python/PKG-INFO|python/sglang-[^/]+\.dist-info/METADATA)$")
+_DIST_INFO = re.compile(r"^python/sglang-[^/]+\.dist-info/METADATA$")
+_METADATA = re.compile(rf"{_DIST_INFO.pattern}|^python/PKG-INFO$")
+_COMPILED = (".so", ".pyd", ".dylib", ".dll")
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,9 @@ class Upstream:
 
 
 def pinned(release: Release) -> Upstream:
-    data = pinned_archive(release)
-    step(f"extracting {release.archive}")
-    upstream = Upstream(place(read_archive(release.archive, data), release.archive), release.archive)
+    name, data = pinned_archive(release)
+    step(f"extracting {name}")
+    upstream = Upstream(place(read_archive(name, data), name), name)
     check_release(upstream, release)
     return upstream
 
@@ -39,7 +42,7 @@ def from_path(path: Path, release: Release) -> Upstream:
     """A source that the user names, verified against the pin. It is only read."""
     upstream = read_source(path)
     _check_version(upstream, release)  # before the hash: another release is not a damaged file
-    if path.is_file() and path.name == release.archive:
+    if path.is_file() and path.name in release.archives:
         check_hash(path.name, path.read_bytes(), release)
     check_release(upstream, release)
     return upstream
@@ -95,12 +98,37 @@ def check_release(upstream: Upstream, release: Release) -> None:
     """Refuses a tree that is not the pristine pinned release."""
     _check_version(upstream, release)
     expected = {path: before for path, (before, _) in release.files.items()} | release.identity
+    if is_wheel(upstream.files):
+        _check_wheel(upstream, release)
     wrong = [path for path, blob in expected.items() if _blob(upstream.files, path) != blob]
     if wrong:
         raise OverlayError(
             f"wrong release: {len(wrong)} of {len(expected)} checked files are not those of a pristine {release.name} "
             f"({some(wrong, 3)})",
             _todo(release),
+        )
+
+
+def is_wheel(files: Snapshot) -> bool:
+    """Whether a tree was laid out from a wheel, whose metadata pip can install it with."""
+    return any(_DIST_INFO.match(path) for path in files)
+
+
+def sources_digest(files: Snapshot) -> str:
+    """SHA-256 over names and blob ids of the package's files but compiled ones: the same in each wheel of a release."""
+    digest = hashlib.sha256()
+    for path, entry in sorted(files.items()):
+        if path.startswith("python/sglang/") and not path.endswith(_COMPILED) and not is_generated(path):
+            digest.update(f"{path} {entry.blob}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_wheel(upstream: Upstream, release: Release) -> None:
+    """A wheel of another Python has the same sources. A release that has an sdist pins none."""
+    if release.sources and sources_digest(upstream.files) != release.sources:
+        raise OverlayError(
+            f"wrong sources: those of {upstream.origin} are not the ones that upstream.lock pins for {release.name}",
+            "do not use this source; leave --source out, or give a wheel of that release",
         )
 
 

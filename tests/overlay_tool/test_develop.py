@@ -332,7 +332,7 @@ def test_moving_to_another_release(world, tmp_path):
     sha256 = hashlib.sha256(archive).hexdigest()
     pins = lock.load(world.root)
     later = dataclasses.replace(
-        world.release(), name="v10.0", version="10.0", tag="v10.0", archive="sglang-10.0.tar.gz", sha256=sha256,
+        world.release(), name="v10.0", version="10.0", tag="v10.0", archives={"sglang-10.0.tar.gz": sha256},
         identity={worlds.IDENTITY[0]: alpha.blob}, files={},
     )
     text = lock.dump(lock.Lock("v10.0", pins.with_release(later).releases))

@@ -75,13 +75,19 @@ def test_archives(world, tmp_path, name, data):
     assert_applied(world)
 
 
-def test_wheel_says_that_pip_cannot_install_it(world, tmp_path, capfd):
+def test_wheel_of_any_python(world, tmp_path, capfd):
     files = {path: entry for path, entry in SDIST.items() if path.startswith("sglang/")}
     files[f"sglang-{VERSION}.dist-info/METADATA"] = SDIST["PKG-INFO"]
     wheel = tmp_path / f"sglang-{VERSION}-cp312-cp312-linux_x86_64.whl"  # its sources are those of any Python
     wheel.write_bytes(zip_bytes(files))
     assert world.run("apply", "--source", str(wheel)) == 0
     assert_applied(world)
+    assert "next: pip install -e" in capfd.readouterr().out
+
+
+def test_folder_without_project_says_that_pip_cannot_install_it(world, tmp_path, capfd):
+    files = {path: entry for path, entry in SDIST.items() if path.startswith("sglang/")}
+    assert world.run("apply", "--source", str(write(tmp_path / "source", files))) == 0
     assert "PYTHONPATH=" in capfd.readouterr().out
 
 
@@ -255,7 +261,7 @@ def test_links_inside_the_tree_survive_apply_and_reverse(world, tmp_path):
 
 
 def cached(world):
-    return world.root / "cache" / world.release().sha256 / ARCHIVE
+    return world.root / "cache" / world.release().archives[ARCHIVE] / ARCHIVE
 
 
 @pytest.fixture
@@ -355,7 +361,7 @@ def test_a_damaged_cache_is_fetched_again(world, pip, capfd):
     cached(world).write_bytes(b"rotten")
     assert world.run("apply") == 0
     assert len(commands) == 1 and "is damaged" in capfd.readouterr().err
-    assert fetch._sha256(cached(world).read_bytes()) == world.release().sha256
+    assert fetch._sha256(cached(world).read_bytes()) == world.release().archives[ARCHIVE]
 
 
 def test_a_cache_that_cannot_be_written_costs_only_the_cache(world, pip, monkeypatch, capfd):

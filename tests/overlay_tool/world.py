@@ -187,16 +187,17 @@ def create(root: Path) -> World:
     """A repository with the pin and an empty series."""
     world = World(root)
     archive = tar_bytes(SDIST)
+    digest = hashlib.sha256(archive).hexdigest()
     release = lock.Release(
-        name=RELEASE, version=VERSION, tag=RELEASE, repository="https://example.invalid/sglang.git", archive=ARCHIVE,
-        sha256=hashlib.sha256(archive).hexdigest(), python=">=3.10", torch="==2",
+        name=RELEASE, version=VERSION, tag=RELEASE, repository="https://example.invalid/sglang.git", sources="",
+        python=">=3.10", torch="==2", archives={ARCHIVE: digest},
         identity={path: PRISTINE[path].blob for path in IDENTITY},
     )
     write(root, {
         "upstream.lock": lock.dump(lock.Lock(RELEASE, {RELEASE: release})).encode(),
         f"patches/{RELEASE}/series": b"",
         **{f"overlay/{path}": data for path, data in OVERLAY.items()},
-        f"cache/{release.sha256}/{ARCHIVE}": archive,
+        f"cache/{digest}/{ARCHIVE}": archive,
     })
     return world
 
