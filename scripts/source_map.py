@@ -19,7 +19,7 @@ import difflib
 import sys
 from pathlib import Path
 
-from overlay_tool import lock
+from overlay_tool import lock, manifest
 from overlay_tool.console import OverlayError
 from source_map_tool import diff, page
 from source_map_tool.facts import read_map
@@ -35,16 +35,23 @@ def patched_tree(root: Path = ROOT) -> Tree:
     """The tree that apply_overlay.sh builds."""
     if not (root / "sglang" / "python").is_dir():
         raise OverlayError("there is no patched tree in sglang/", "run scripts/apply_overlay.sh")
-    return open_tree(str(root / "sglang"), f"SGLang {lock.load(root).release(None).tag}, patched")
+    return open_tree(str(root / "sglang"), f"SGLang {patched_release(root).tag}, patched")
+
+
+def patched_release(root: Path = ROOT) -> lock.Release:
+    """The release that the tree was made from; the page in docs/ is that of the default one."""
+    pins = lock.load(root)
+    return pins.release(manifest.release_of(root / "sglang") or pins.default)
 
 
 def patched_page(facts: Map, root: Path = ROOT) -> str:
     """The page of the patched tree, with links to the release, or to overlay/ for files that are added."""
-    release = lock.load(root).release(None)
+    release = patched_release(root)
 
     def target(path: str, line: int) -> str | None:
-        if (root / "overlay" / path).is_file():
-            return f"../overlay/{path}#L{line}"
+        for folder in ("overlay", f"overlay/{release.name}"):
+            if (root / folder / path).is_file():
+                return f"../{folder}/{path}#L{line}"
         return None if path in release.files else f"{UPSTREAM}/{release.tag}/{path}#L{line}"
 
     return page.page(facts, page.Links(target))
@@ -97,6 +104,10 @@ def main() -> int:
             raise OverlayError(f"{tree.label} has no backend {args.backend}", f"choose one of {names}")
         print(text, end="")
         return 0
+    if args.write or args.check:
+        default = lock.load(ROOT).default
+        if patched_release().name != default:
+            raise OverlayError(f"the page is that of {default}, sglang/ is {patched_release().name}", "run apply_overlay.sh")
     made = other_page(facts) if args.tree else patched_page(facts)
     if args.check:
         wrong = check(made)

@@ -41,7 +41,7 @@ def test_one_refusal_is_its_line(lines):
 
 def test_all_refusals_are_listed_in_their_order(lines):
     options = dict(pp_size=2, enable_torch_compile=True, enable_hierarchical_cache=True, kv_cache_dtype="fp4_e2m1")
-    features = ["4-bit KV cache", "torch.compile", "hierarchical cache on a CPU", "pipeline parallelism"]
+    features = ["block-scaled KV cache", "torch.compile", "hierarchical cache on a CPU", "pipeline parallelism"]
     assert lines(**options) == [MESSAGES[feature] for feature in features]
 
 

@@ -47,13 +47,15 @@ import os, sys
 from sglang.srt.entrypoints.engine import _set_envs_and_config
 from sglang.srt.server_args import ServerArgs
 args = ServerArgs(model_path=sys.argv[1], device="cpu")
-assert args.disable_piecewise_cuda_graph
-for args.device, exported in (("cpu", None), ("cpu", "1"), ("cpu", "0"), ("cuda", None)):
+from sglang.srt.layers.attention.hsa.compat import prefill_graphs
+assert not prefill_graphs(args)
+for device, exported in (("cpu", None), ("cpu", "1"), ("cpu", "0"), ("cuda", None)):
     os.environ.pop("SGLANG_USE_CPU_ENGINE", None)
     if exported:
         os.environ["SGLANG_USE_CPU_ENGINE"] = exported
+    object.__setattr__(args, "device", device)  # resolved arguments are read-only in later releases
     _set_envs_and_config(args)
-    print(args.device, exported, "->", os.environ.get("SGLANG_USE_CPU_ENGINE"))
+    print(device, exported, "->", os.environ.get("SGLANG_USE_CPU_ENGINE"))
 """
 
 

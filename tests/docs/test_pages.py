@@ -177,7 +177,7 @@ def test_server_options_exist(page):
 def test_patches_that_can_go_alone_import_nothing_of_the_overlay():
     """Or the page about sending patches upstream names what has to go along."""
     page = (DOCS / "upstreaming.md").read_text(encoding="utf-8")
-    package = ROOT / "overlay" / "python" / "sglang"
+    overlay = ROOT / "overlay"
     rows = dict(re.findall(r"^\| `(\[\w+\] .+)` \| (.+) \|$", page, re.MULTILINE))
     found = {}
     for patch in sorted((ROOT / "patches").rglob("*.patch")):
@@ -186,7 +186,9 @@ def test_patches_that_can_go_alone_import_nothing_of_the_overlay():
         subject = " ".join(re.search(r"^Subject: \[PATCH\] (.+(?:\n .+)*)", text, re.MULTILINE)[1].split())
         modules = re.findall(r"^\+\s*from sglang\.([\w.]+) import", text, re.MULTILINE)
         files = {f"{module.replace('.', '/')}.py" for module in modules}
-        files = {file for file in files if (package / file).is_file()}
+        release = patch.relative_to(ROOT / "patches").parts[0]
+        packages = [overlay / "python/sglang", overlay / release / "python/sglang"]
+        files = {file for file in files if any((package / file).is_file() for package in packages)}
         if files and not subject.startswith("[HSA]"):
             found[subject] = files
     assert found.keys() == rows.keys()

@@ -10,6 +10,7 @@ writes them into all backends' buffers at once: with one kernel on a CUDA device
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Sequence
 
 import torch
@@ -28,7 +29,7 @@ from sglang.jit_kernel.fused_metadata_reference import (
     fused_metadata_precompute_and_broadcast_reference,
     run_reference,
 )
-from sglang.jit_kernel.utils import cache_once, load_jit
+from sglang.srt.layers.attention.hsa.compat import jit_tools
 
 if TYPE_CHECKING:
     from tvm_ffi.module import Module
@@ -44,6 +45,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+cache_once, load_jit = jit_tools()
+_SOURCE = Path(__file__).with_name("csrc") / "elementwise" / f"{NAME}.cuh"
+
 Tensors = Optional[Sequence[torch.Tensor]]
 
 
@@ -51,7 +55,7 @@ Tensors = Optional[Sequence[torch.Tensor]]
 def _jit_fused_metadata_module() -> Module:
     return load_jit(
         NAME,
-        cuda_files=[f"elementwise/{NAME}.cuh"],
+        cuda_files=[str(_SOURCE)],
         cuda_wrappers=[(NAME, "FusedMetadataKernel::run")],
     )
 

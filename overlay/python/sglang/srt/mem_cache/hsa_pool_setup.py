@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Callable, Optional, Tuple, Type
 
 import torch
 
+from sglang.srt.layers.attention.hsa.compat import (
+    attention_tp_size,
+    model_dtype,
+    swa_allocator_class,
+)
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.model_layers import (
     attention_names,
@@ -17,7 +22,6 @@ from sglang.srt.layers.attention.hsa.model_layers import (
 )
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.rotary_channels import layer_channels
-from sglang.srt.layers.dp_attention import get_attention_tp_size
 from sglang.srt.mem_cache.allocator import (
     BaseTokenToKVPoolAllocator,
     PagedTokenToKVPoolAllocator,
@@ -30,7 +34,7 @@ from sglang.srt.mem_cache.page_repr_pool import (
     HSATokenToKVPool,
     PageVersions,
 )
-from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllocator
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -40,7 +44,7 @@ VERSION_BYTES = 8
 _HSA_POOLS = {MHATokenToKVPool: HSATokenToKVPool, SWAKVPool: HSASWAKVPool}
 _HSA_ALLOCATORS = {
     PagedTokenToKVPoolAllocator: HSAPagedTokenToKVPoolAllocator,
-    SWATokenToKVPoolAllocator: HSASWATokenToKVPoolAllocator,
+    swa_allocator_class(): HSASWATokenToKVPoolAllocator,
 }
 
 
@@ -50,10 +54,16 @@ def kv_pool_class(
     """Constructor of the key-value pool: ``default`` unless HSA is chosen.
 
     Raises:
-        ValueError: for a cache that HSA cannot read; start-up asked before weights, with what was known then.
+        ValueError: for a cache that HSA cannot read, and for other layouts; start-up asked before weights, with what was
+            known then.
     """
     if not _uses_hsa(runner):
         return default
+    if default not in _HSA_POOLS:
+        raise ValueError(
+            f"--attention-backend hsa does not support the {default.__name__} that the options ask for; "
+            "drop what changes the layout of the KV cache."
+        )
     layer_ids = hsa_layer_ids(runner)
     dense_layers = len(layer_ids) < runner.model_config.num_hidden_layers
     check_cache(runner.kv_cache_dtype, runner.device, dense_layers)
@@ -76,20 +86,21 @@ def paged_allocator_class(
     return _HSA_ALLOCATORS[default] if _uses_hsa(runner) else default
 
 
-def page_repr_bytes_per_token(runner: ModelRunner) -> int:
-    """Bytes of page representations and versions that each token of the pool costs, rounded up."""
+def page_repr_bytes_per_token(runner: ModelRunner, layers: int = 1) -> float:
+    """Bytes of page representations and versions that each token of the pool costs, rounded up, split over layers."""
     if not _uses_hsa(runner):
         return 0
     config = HSAConfig.from_server_args(runner.server_args)
     bytes_per_page = repr_bytes_per_page(
         num_layers=len(hsa_layer_ids(runner)),
-        num_kv_heads=runner.model_config.get_num_kv_heads(get_attention_tp_size()),
+        num_kv_heads=runner.model_config.get_num_kv_heads(attention_tp_size()),
         head_dim=runner.model_config.head_dim,
         page_size=config.page_size,
         kind=config.chunk_repr,
         dtype=_repr_dtype(runner),
     )
-    return -(-bytes_per_page // config.page_size)
+    price = -(-bytes_per_page // config.page_size)
+    return price if layers == 1 else price / layers
 
 
 def repr_bytes_per_page(
@@ -142,7 +153,7 @@ def _shared_page_versions(runner: ModelRunner) -> Optional[PageVersions]:
 def _repr_dtype(runner: ModelRunner) -> torch.dtype:
     """Dtype of the representations: that of the keys, or of the model if the keys are quantised to 8 bits."""
     quantised = runner.kv_cache_dtype.itemsize == 1
-    return runner.dtype if quantised else runner.kv_cache_dtype
+    return model_dtype(runner) if quantised else runner.kv_cache_dtype
 
 
 def _uses_hsa(runner: ModelRunner) -> bool:

@@ -19,17 +19,20 @@ from typing import TYPE_CHECKING, Optional, Sequence
 import torch
 
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
+from sglang.srt.layers.attention.hsa.compat import swa_allocator_class
 from sglang.srt.layers.attention.hsa.ops.gather import take
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.params import NO_VERSION, LayerCache
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
-from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllocator
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 logger = logging.getLogger(__name__)
+
+SWATokenToKVPoolAllocator = swa_allocator_class()
 
 
 class PageVersions:
@@ -138,8 +141,12 @@ class PageReprMixin:
         return self.page_versions.handouts
 
     def built_at(self, forward_batch: ForwardBatch) -> int:
-        """Hand-outs when the batch was built, or so far for a batch that no scheduler built."""
-        handouts = forward_batch.page_handouts
+        """Hand-outs when the batch was built.
+
+        A batch that does not say so has just been built: the thread that builds it begins its pass before it hands
+        out more.
+        """
+        handouts = getattr(forward_batch, "page_handouts", None)
         return self.page_handouts if handouts is None else handouts
 
     def versions_at(
@@ -297,8 +304,8 @@ class PageReprMixin:
         """Invalidate every page: the allocator was reset."""
         self.page_versions.renew()
 
-    def load_cpu_copy(self, kv_cache_cpu, indices):
-        super().load_cpu_copy(kv_cache_cpu, indices)
+    def load_cpu_copy(self, kv_cache_cpu, indices, **kwargs):
+        super().load_cpu_copy(kv_cache_cpu, indices, **kwargs)
         self.invalidate_pages_of(indices)
 
     def move_kv_cache(self, tgt_loc: torch.Tensor, src_loc: torch.Tensor):

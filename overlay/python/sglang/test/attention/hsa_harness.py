@@ -27,6 +27,7 @@ from sglang.srt.mem_cache.page_repr_pool import (
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.test.attention import hsa_oracle as oracle
 from sglang.test.attention.hsa_fixtures import rotary_channels
+from sglang.test.attention.hsa_release import forward_with, make_forward_batch
 
 
 @dataclasses.dataclass
@@ -259,7 +260,7 @@ class Harness:
             extend_seq_lens_cpu=(lens - prefix).tolist(),
             extend_num_tokens=len(slots),
         )
-        return ForwardBatch(
+        return make_forward_batch(
             forward_mode=ForwardMode.DECODE if decode else ForwardMode.EXTEND,
             batch_size=len(sequences),
             input_ids=torch.zeros(len(slots), dtype=torch.int64, device=self.device),
@@ -326,10 +327,20 @@ class Harness:
         layer: int = 0,
     ) -> torch.Tensor:
         """One layer of a prepared batch: o ``[T, H_q, D]``."""
-        o = self.layers[layer](
-            q.flatten(1), k.flatten(1), v.flatten(1), batch, **self.layer_inputs
-        )
+        o = self.run_layer(layer, q.flatten(1), k.flatten(1), v.flatten(1), batch)
         return o.view(len(q), self.num_heads, -1).cpu()
+
+    def run_layer(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        batch: ForwardBatch,
+    ) -> torch.Tensor:
+        """The attention of one layer: ``[T, H * D]`` each, as a model passes them."""
+        with forward_with(self.backend):
+            return self.layers[layer](q, k, v, batch, **self.layer_inputs)
 
     def as_cached(self, x: torch.Tensor, which: int) -> np.ndarray:
         """Keys (0) or values (1) as attention reads them from the cache, float64."""

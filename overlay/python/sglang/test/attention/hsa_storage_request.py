@@ -37,6 +37,9 @@ class Request:
 
     @property
     def fill_ids(self) -> List[int]:
+        return self.get_fill_ids()
+
+    def get_fill_ids(self) -> List[int]:
         return self.origin_input_ids[: self.kv_committed_len]
 
     @property

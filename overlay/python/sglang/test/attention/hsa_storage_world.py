@@ -29,6 +29,7 @@ from sglang.srt.mem_cache.page_repr_pool import (
 )
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.test.attention.hsa_release import finish, make_forward_batch
 from sglang.test.attention.hsa_storage_request import (
     MODULUS,
     PAGE,
@@ -76,6 +77,7 @@ class World:
             SimpleNamespace(
                 model=self.layer,
                 token_to_kv_pool=self.pool,
+                req_to_token_pool=self.rows,
                 server_args=SimpleNamespace(**fields),
                 device="cpu",
                 is_draft_worker=False,
@@ -112,7 +114,7 @@ class World:
 
     def release(self, req: Request, insert: bool) -> None:
         """Finish (its pages go to the radix cache) or cancel (they are freed)."""
-        self.tree.cache_finished_req(req, is_insert=insert)
+        finish(self.tree, req, insert)
         self.forget(req)
 
     def release_in_flight(self, req: Request, insert: bool) -> None:
@@ -178,7 +180,7 @@ class World:
         for req, count in new.items():
             req.kv_committed_len += count
             new_keys += req.keys[req.kv_committed_len - count : req.kv_committed_len]
-        batch = ForwardBatch(
+        batch = make_forward_batch(
             forward_mode=ForwardMode.DECODE if decode else ForwardMode.EXTEND,
             batch_size=len(reqs),
             input_ids=None,
@@ -260,7 +262,7 @@ class World:
         copy = self.allocator.get_cpu_copy(
             self.rows.req_to_token[req.req_pool_idx, :length].long()
         )
-        self.tree.cache_finished_req(req, is_insert=False)
+        finish(self.tree, req, False)
         self.poison()
         req.last_node, req.cache_protected_len, req.kv_committed_len = (
             self.tree.root_node,
@@ -298,19 +300,24 @@ class World:
         self.tree.insert(InsertParams(key=RadixKey(tokens), value=value))
 
     def draft(self, req: Request, drafted: int, accepted: List[int]) -> None:
-        """Draft tokens fill pages, are taken back, fill pages again for the verification; some are accepted."""
+        """Draft tokens fill pages, are taken back and fill pages again for the verification; some are accepted.
+
+        Where allocators take nothing back, drafting and verification share their pages.
+        """
         length = req.kv_committed_len
         prefix, lens = torch.tensor([length]), torch.tensor([length + drafted])
         if length + drafted > CONTEXT:
             return
-        state = self.allocator.backup_state()
+        takes_back = hasattr(self.allocator, "backup_state")
+        state = self.allocator.backup_state() if takes_back else None
         slots = self._alloc([req], prefix, lens)
         if slots is None:
             return
         self.write_keys(slots, [MODULUS - 1] * drafted)
-        self.allocator.restore_state(state)
-        self.poison()
-        slots = self._alloc([req], prefix, lens)
+        if takes_back:
+            self.allocator.restore_state(state)
+            self.poison()
+            slots = self._alloc([req], prefix, lens)
         for token in accepted:
             req.append(token)
         self.write_keys(

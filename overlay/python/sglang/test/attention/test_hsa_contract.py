@@ -2,12 +2,14 @@
 """HSA's contracts: how the past is partitioned, and what the options mean."""
 
 import argparse
+import copy
 import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.config import (
     DEFAULT_PREFILL,
     FIELD_PREFIX,
@@ -200,14 +202,21 @@ def test_chunked_prefill_ends_on_page_boundaries(model_path, size, aligned):
 
 def test_cuda_graphs_are_for_decode_on_the_kernels(model_path):
     args = server_args(model_path)
-    assert args.disable_piecewise_cuda_graph
+    assert not compat.prefill_graphs(args)
 
-    def graphs_after(**changed):
+    def graphs_after(without=False, **changed):
+        graphs = {"disable_cuda_graph": False}
+        if hasattr(args, "cuda_graph_config"):
+            graphs["cuda_graph_config"] = copy.deepcopy(args.cuda_graph_config)
+            graphs["cuda_graph_config"].decode.backend = "full"
         stand_in = SimpleNamespace(
-            **{**vars(args), "device": "cuda", "disable_cuda_graph": False, **changed}
+            **{**vars(args), **graphs, "device": "cuda", **changed}
         )
+        if without:
+            compat.disable_decode_graphs(stand_in)
         HSAServerArgs._limit_cuda_graphs_for_hsa(stand_in)
-        return not stand_in.disable_cuda_graph
+        assert not compat.prefill_graphs(stand_in)
+        return compat.decode_graphs(stand_in)
 
     assert graphs_after()
     assert graphs_after(
@@ -215,7 +224,7 @@ def test_cuda_graphs_are_for_decode_on_the_kernels(model_path):
     )  # fmt: skip
     assert graphs_after(kv_cache_dtype="fp8_e4m3")
     assert not graphs_after(hsa_strict=True)
-    assert not graphs_after(disable_cuda_graph=True)
+    assert not graphs_after(without=True)
 
 
 if __name__ == "__main__":

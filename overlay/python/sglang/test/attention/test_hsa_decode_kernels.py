@@ -233,7 +233,7 @@ def test_a_page_handed_out_again_gets_no_stamp():
     batch.page_handouts = built_at
     h.backend.init_forward_metadata(batch)
     x = torch.randn(1, 32, device=DEVICE)
-    h.layers[0](torch.randn(1, 64, device=DEVICE), x, x.clone(), batch)
+    h.run_layer(0, torch.randn(1, 64, device=DEVICE), x, x.clone(), batch)
     assert h.pool.repr_stamps[0][page] == stamp
     assert not h.pool.repr_valid(0, page)
 

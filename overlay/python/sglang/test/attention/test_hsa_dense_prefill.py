@@ -14,6 +14,7 @@ from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.test.attention.hsa_device import ON_GPU, needs_kernels
 from sglang.test.attention.hsa_harness import Harness
+from sglang.test.attention.hsa_release import DRAFT_EXTEND
 
 KERNELS = pytest.param(True, id="kernels", marks=needs_kernels)
 BOTH = pytest.mark.parametrize("kernels", [pytest.param(False, id="references"), KERNELS])  # fmt: skip
@@ -83,7 +84,7 @@ def test_an_8_bit_cache_stays_with_hsa(kernels):
     check(h, [s], [50])
 
 
-@pytest.mark.parametrize("mode", [ForwardMode.DRAFT_EXTEND, ForwardMode.TARGET_VERIFY])
+@pytest.mark.parametrize("mode", [DRAFT_EXTEND, ForwardMode.TARGET_VERIFY])
 def test_draft_tokens_are_no_prompt(mode):
     """They attend as decode does, also where the extend kernels run the pass."""
     h, sparse = harness(False), harness(False, prefill="sparse")

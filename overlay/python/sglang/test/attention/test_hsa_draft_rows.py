@@ -18,6 +18,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.speculative.draft_utils import DraftBackendFactory
 from sglang.test.attention.hsa_device import ATOL, DEVICE, needs_kernels
 from sglang.test.attention.hsa_harness import Harness
+from sglang.test.attention.hsa_release import DRAFT_EXTEND
 
 pytestmark = needs_kernels
 STEPS = 3  # draft tokens after the last committed one
@@ -76,7 +77,7 @@ class Drafts(Harness):
         """Extend by the accepted tokens as a CUDA graph does: ``STEPS + 1`` rows of each, packed to the front."""
         total, rows = sum(counts), (STEPS + 1) * len(sequences)
         batch = self.batch(dict(enumerate(counts)), sequences, decode=False)
-        batch.forward_mode = ForwardMode.DRAFT_EXTEND
+        batch.forward_mode = DRAFT_EXTEND
         self.backend.decode.prepare(batch.page_handouts)
         self.backend.init_forward_metadata_capture_cuda_graph()
         q, k, v = self.inputs(sequences, counts)
@@ -91,7 +92,7 @@ class Drafts(Harness):
     def draft_extend_eagerly(self, sequences, counts):
         """Extend by the accepted tokens without a graph; SGLang leaves the prefix lengths of the prefill there."""
         batch = self.batch(dict(enumerate(counts)), sequences, decode=False)
-        batch.forward_mode = ForwardMode.DRAFT_EXTEND
+        batch.forward_mode = DRAFT_EXTEND
         batch.extend_prefix_lens_cpu = [0]
         self.backend.init_forward_metadata(batch)
         q, k, v = self.inputs(sequences, counts)

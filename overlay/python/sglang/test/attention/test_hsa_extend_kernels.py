@@ -231,7 +231,7 @@ def _rows_alone(h, sequences, new, rng):
             t.flatten(1).to(DEVICE, h.dtype)
             for t in (q[part], k[part] + drift, v[part])
         ]
-        rows.append(h.layers[0](*x, batch).view(count, h.num_heads, -1).cpu())
+        rows.append(h.run_layer(0, *x, batch).view(count, h.num_heads, -1).cpu())
         row += count
     return torch.cat(rows)
 
@@ -262,7 +262,7 @@ def test_a_page_handed_out_again_gets_no_stamp():
     h.pool.bump_page_version(page.long().view(1) * 16)  # for a later batch
     h.backend.init_forward_metadata(batch)
     x = torch.randn(40, 32, device=DEVICE)
-    o = h.layers[0](torch.randn(40, 64, device=DEVICE), x, x.clone(), batch)
+    o = h.run_layer(0, torch.randn(40, 64, device=DEVICE), x, x.clone(), batch)
     assert h.pool.repr_stamps[0][page] == stamp
     lists = h.backend.forward_pass.tiles.lists
     assert page not in lists.pages[0, 0, 0, : lists.lengths[0, 0, 0]]

@@ -91,7 +91,7 @@ def test_short_rows_of_an_fp8_cache_do_not_depend_on_their_neighbours():
     ]
     q, k, v = (torch.cat([x, torch.ones_like(x[:1])]).flatten(1) for x in (q, k, v))
     beside.backend.init_forward_metadata(batch)
-    together = beside.layers[0](q, k, v, batch).view(41, 4, -1)
+    together = beside.run_layer(0, q, k, v, batch).view(41, 4, -1)
     torch.testing.assert_close(together[:40], o, rtol=0, atol=1e-6)
 
 
@@ -103,7 +103,7 @@ def test_the_given_keys_are_not_divided_in_place():
     h.backend.init_forward_metadata(batch)
     k, v = torch.randn(64, 2, 16), torch.randn(64, 2, 16)
     before = k.clone(), v.clone()
-    h.layers[0](torch.randn(64, 64), k, v, batch)
+    h.run_layer(0, torch.randn(64, 64), k, v, batch)
     assert torch.equal(k, before[0]) and torch.equal(v, before[1])
 
 

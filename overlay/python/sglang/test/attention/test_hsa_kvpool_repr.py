@@ -2,12 +2,11 @@
 """Page representations and versions in the KV pool, the allocator that bumps them, and their price."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache import hsa_pool_setup
 from sglang.srt.mem_cache.hsa_pool_setup import (
     hsa_layer_ids,
@@ -20,11 +19,8 @@ from sglang.srt.mem_cache.page_repr_pool import (
     HSAPagedTokenToKVPoolAllocator,
     HSATokenToKVPool,
 )
-from sglang.srt.model_executor import model_runner_kv_cache_mixin as kv_cache_mixin
-from sglang.srt.model_executor.model_runner_kv_cache_mixin import (
-    ModelRunnerKVCacheMixin,
-)
 from sglang.test.attention.hsa_fixtures import rotary_channels
+from sglang.test.attention.hsa_pool_owner import fake_runner
 
 PAGE = 16
 PAGES = 10
@@ -169,7 +165,11 @@ def test_free_and_alloc_again_invalidates():
     assert not pool.get_chunk_repr(1, kept).isnan().any()
 
 
-def test_clear_and_restore_keep_versions_apart():
+@pytest.mark.skipif(
+    not hasattr(HSAPagedTokenToKVPoolAllocator, "backup_state"),
+    reason="the release's allocators take nothing back",
+)
+def test_restore_keeps_versions_apart():
     pool = make_pool()
     allocator = make_allocator(pool)
     state = allocator.backup_state()
@@ -178,41 +178,19 @@ def test_clear_and_restore_keep_versions_apart():
     allocator.restore_state(state)  # speculative allocation taken back
     again = torch.unique(allocator.alloc(2 * PAGE) // PAGE)
     assert torch.equal(pages, again) and pool.get_chunk_repr(1, again).isnan().all()
-    pool.save_chunk_repr(1, again, torch.ones(2, 2, 16))
+
+
+def test_clear_leaves_nothing_valid():
+    pool = make_pool()
+    allocator = make_allocator(pool)
+    pages = torch.unique(allocator.alloc(2 * PAGE) // PAGE)
+    pool.save_chunk_repr(1, pages, torch.ones(2, 2, 16))
+    assert pool.repr_valid(1, pages).all()
     allocator.clear()
     assert not pool.repr_valid(1, torch.arange(PAGES + 1)).any()
 
 
 # Which layers, which classes
-
-
-def fake_runner(attention_backend="hsa", layers="all", sliding=(), **kwargs):
-    model = torch.nn.Module()
-    model.layers = torch.nn.ModuleList(
-        RadixAttention(
-            4,
-            8,
-            1.0,
-            2,
-            layer_id=i,
-            sliding_window_size=128 if i in sliding else -1,
-            **kwargs,
-        )
-        for i in range(4)
-    )
-    return SimpleNamespace(
-        model=model,
-        model_config=SimpleNamespace(
-            num_hidden_layers=4, is_multimodal=False, head_dim=8, get_num_kv_heads=lambda tp: 2
-        ),
-        server_args=SimpleNamespace(
-            attention_backend=attention_backend,
-            hsa_layers=layers, hsa_prefill=None, hsa_chunk_repr="mean_std", hsa_topk=32, hsa_page_size=64,
-            hsa_selection_strategy="group", hsa_window_size=512, hsa_enable_swa_fusion=True,
-            hsa_weight_mode="mass", hsa_sink_pages=1, hsa_dense_backend=None, hsa_strict=False,
-        ),
-        kv_cache_dtype=torch.bfloat16, dtype=torch.bfloat16, is_draft_worker=False,
-    )  # fmt: skip
 
 
 def test_sliding_window_layers_keep_no_representations():
@@ -313,86 +291,6 @@ def test_bytes_of_a_7b_model_at_a_million_tokens():
     kv = 1_000_000 * 32 * 32 * 128 * 2 * 2
     assert price(kind="mean_std") * pages / kv == pytest.approx(1 / 64, rel=1e-3)
     assert price(kind="slow_keys") * pages / kv == pytest.approx(9 / 128, rel=1e-3)
-
-
-# What sizes the pool includes the price
-
-
-class Runner(ModelRunnerKVCacheMixin):
-    """As much of a ModelRunner as sizing its pools takes: 4 layers of 2 KV heads of 8, bfloat16."""
-
-    def __init__(self, attention_backend, **model_config):
-        fake = fake_runner(attention_backend)
-        vars(fake.server_args).update(
-            page_size=64,
-            max_total_tokens=None,
-            swa_full_tokens_ratio=0.5,
-            mem_fraction_static=0.8,
-        )
-        vars(self).update(
-            vars(fake), device="cpu", gpu_id=0, use_mla_backend=False, is_draft_worker=False,
-            mambaish_config=None, num_effective_layers=4, mem_fraction_static=0.8, pp_size=1,
-            sliding_window_size=128,
-        )  # fmt: skip
-        self.model_config = SimpleNamespace(
-            **{
-                **vars(fake.model_config),
-                "v_head_dim": 8,
-                "is_hybrid_swa": False,
-                **model_config,
-            }
-        )
-
-
-@pytest.fixture
-def one_gigabyte(monkeypatch):
-    """1 GiB is left after the model was loaded, of 2.5 before; 0.8 of those may be used."""
-    monkeypatch.setattr(hsa_pool_setup, "get_attention_tp_size", lambda: 1)
-    monkeypatch.setattr(kv_cache_mixin, "get_attention_tp_size", lambda: 1)
-    monkeypatch.setattr(
-        kv_cache_mixin,
-        "get_world_group",
-        lambda: SimpleNamespace(world_size=1, cpu_group=None),
-    )
-    monkeypatch.setattr(
-        kv_cache_mixin, "get_available_gpu_memory", lambda *args, **kwargs: 1.0
-    )
-
-
-KV_PER_TOKEN = 4 * 2 * (8 + 8) * 2
-REPR_PER_PAGE = 4 * (2 * 16 * 2 + 8) + 8
-
-
-def test_profiled_tokens_fit_with_their_representations(one_gigabyte):
-    """``--mem-fraction-static``: keys, values and representations of what was profiled fill the memory."""
-    tokens = Runner("hsa").profile_max_num_token(2.5)
-    plain = Runner("triton").profile_max_num_token(2.5)
-    free = 1.0 * 2**30 - 2.5 * (1 - 0.8) * 2**30
-    bytes_used = tokens * KV_PER_TOKEN + -(-tokens // 64) * REPR_PER_PAGE
-    assert 0.99 * free < bytes_used <= free and plain * KV_PER_TOKEN <= free
-    assert tokens < plain, "representations are not free"
-
-
-def test_max_total_tokens_is_capped_by_the_price(one_gigabyte):
-    runner = Runner("hsa")
-    profiled = runner.profile_max_num_token(2.5)
-    runner.server_args.max_total_tokens = Runner("triton").profile_max_num_token(2.5)
-    assert runner._resolve_token_capacity(profiled) == profiled // 64 * 64
-    runner.server_args.max_total_tokens = 1000
-    assert runner._resolve_token_capacity(profiled) == 960
-
-
-def test_hybrid_memory_is_split_with_the_price_on_the_full_part(one_gigabyte):
-    runner = Runner(
-        "hsa", is_hybrid_swa=True, full_attention_layer_ids=[1, 3], swa_attention_layer_ids=[0, 2],
-        swa_head_dim=8, swa_v_head_dim=8, get_swa_num_kv_heads=lambda tp: 2,
-    )  # fmt: skip
-    for i in (0, 2):
-        runner.model.layers[i].sliding_window_size = 128
-    _, full, swa = runner._resolve_hybrid_swa_tokens(runner.profile_max_num_token(2.5))
-    repr_per_page = 2 * (2 * 16 * 2 + 8) + 8
-    used = (full + swa) * KV_PER_TOKEN // 2 + full // 64 * repr_per_page
-    assert 0.99 * 2**29 < used <= 2**29
 
 
 if __name__ == "__main__":

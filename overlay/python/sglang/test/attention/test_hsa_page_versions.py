@@ -20,7 +20,7 @@ def forward(h, batch):
     h.backend.init_forward_metadata(batch)
     tokens = len(batch.out_cache_loc)
     q, k, v = (torch.randn(tokens, heads * 16) for heads in (4, 2, 2))
-    return h.layers[0](q, k, v, batch)
+    return h.run_layer(0, q, k, v, batch)
 
 
 def ended_request(h, length):
@@ -87,7 +87,7 @@ def test_a_writer_stamps_the_version_its_batch_was_built_with(moment):
     if moment == "before metadata":
         h.backend.init_forward_metadata(late)
     x = torch.randn(1, 2 * 16)
-    h.layers[0](torch.randn(1, 4 * 16), x, x.clone(), late)
+    h.run_layer(0, torch.randn(1, 4 * 16), x, x.clone(), late)
 
     assert not h.pool.repr_valid(0, page)
     expected = stamp if moment == "before metadata" else built_with
@@ -144,7 +144,7 @@ def test_every_random_interleaving_gives_every_request_its_own_answer():
         forward(h, late)
         h.backend.init_forward_metadata(begin)
         q, k, v = (torch.randn(length, heads, 16) for heads in (4, 2, 2))
-        o = h.layers[0](q.flatten(1), k.flatten(1), v.flatten(1), begin)
+        o = h.run_layer(0, q.flatten(1), k.flatten(1), v.flatten(1), begin)
         other.k, other.v = list(k.double().numpy()), list(v.double().numpy())
         np.testing.assert_allclose(
             o.view(length, 4, -1).numpy(), h.expected(q, [other], [length]), atol=3e-5

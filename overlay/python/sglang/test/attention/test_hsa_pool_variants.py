@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Representation storage in its other forms: biased kinds, hybrid sliding-window memory, copies and moves of keys."""
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sglang.srt.environ import envs
+from sglang.srt.layers.attention.hsa.compat import swa_allocator_class
 from sglang.srt.mem_cache import hsa_pool_setup
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.page_repr_pool import (
@@ -15,11 +17,16 @@ from sglang.srt.mem_cache.page_repr_pool import (
     HSASWATokenToKVPoolAllocator,
     HSATokenToKVPool,
 )
-from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool, SWATokenToKVPoolAllocator
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.test.attention.hsa_harness import Harness
 
 PAGE = 16
 PAGES = 20
+SWATokenToKVPoolAllocator = swa_allocator_class()
+# An option of the pool that it lost.
+TRANSPOSE = {"enable_kvcache_transpose": False}
+if "enable_kvcache_transpose" not in inspect.signature(SWAKVPool).parameters:
+    TRANSPOSE = {}
 
 
 def make_pool(kind="mean", **kwargs):
@@ -46,10 +53,10 @@ def test_eight_bit_keys_keep_wide_representations():
 
 def test_moved_keys_invalidate_their_target_page():
     """Copy and move of KV leave the target's old representation behind."""
-    pool = make_pool()
-    pages = torch.arange(1, PAGES + 1)
-    pool.save_chunk_repr(0, pages, torch.ones(PAGES, 2, 8))
     with envs.SGLANG_NATIVE_MOVE_KV_CACHE.override(True):
+        pool = make_pool()
+        pages = torch.arange(1, PAGES + 1)
+        pool.save_chunk_repr(0, pages, torch.ones(PAGES, 2, 8))
         pool.move_kv_cache(torch.tensor([5 * PAGE + 3]), torch.tensor([7 * PAGE + 2]))
     assert pages[~pool.repr_valid(0, pages)].tolist() == [5]
 
@@ -144,7 +151,7 @@ def swa_pool_and_allocator(size_swa=8):
     kwargs = dict(page_size=PAGE, dtype=torch.float32, device="cpu")
     pool = HSASWAKVPool(
         PAGES * PAGE, size_swa * PAGE, head_num=2, head_dim=16, swa_attention_layer_ids=[0, 2],
-        full_attention_layer_ids=[1, 3], enable_kvcache_transpose=False,
+        full_attention_layer_ids=[1, 3], **TRANSPOSE,
         hsa_layer_ids=(1, 3), repr_kind="mean_std", **kwargs,
     )  # fmt: skip
     allocator = HSASWATokenToKVPoolAllocator(
@@ -165,7 +172,7 @@ def test_representations_live_beside_the_full_attention_pool():
     assert [b.shape for b in pool.repr_buffers] == [(PAGES + 1, 2, 32)] * 2
     plain = SWAKVPool(
         PAGES * PAGE, 8 * PAGE, page_size=PAGE, dtype=torch.float32, head_num=2, head_dim=16, device="cpu",
-        swa_attention_layer_ids=[0, 2], full_attention_layer_ids=[1, 3], enable_kvcache_transpose=False,
+        swa_attention_layer_ids=[0, 2], full_attention_layer_ids=[1, 3], **TRANSPOSE,
     )  # fmt: skip
     price = hsa_pool_setup.repr_bytes_per_page(
         2, 2, 16, PAGE, "mean_std", torch.float32

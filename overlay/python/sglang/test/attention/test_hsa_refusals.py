@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang.srt.layers.attention.hsa import refusals
+from sglang.srt.environ import Envs
+from sglang.srt.layers.attention.hsa import compat, refusals
 from sglang.test.attention.hsa_fixtures import server_args, write_model_config
+from sglang.test.attention.hsa_release import change, has_option
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +22,19 @@ ASKED_BY_ARGUMENTS = {
         prefill_attention_backend="triton"
     ),
     "query-dependent page representations": dict(hsa_chunk_repr="prior"),
-    "4-bit KV cache": dict(kv_cache_dtype="fp4_e2m1"),
+    "block-scaled KV cache": dict(kv_cache_dtype="fp4_e2m1"),
     "fp8_e5m2 keys with FlashAttention 3": dict(
         hsa_dense_backend="fa3", kv_cache_dtype="fp8_e5m2"
     ),
     "double sparsity": dict(enable_double_sparsity=True),
     "hierarchical sparse offload": dict(enable_hisparse=True),
-    "piecewise CUDA graph": dict(enforce_piecewise_cuda_graph=True),
+    "CUDA graphs of prefill": (
+        dict(enforce_piecewise_cuda_graph=True)
+        if has_option("enforce_piecewise_cuda_graph")
+        else dict(cuda_graph_backend_prefill="breakable")
+    ),
+    "other layouts of the KV cache": dict(enable_page_major_kv_layout=True),
+    "decode context parallelism": dict(dcp_size=2, tp_size=2),
     "torch.compile": dict(enable_torch_compile=True),
     "deterministic inference": dict(enable_deterministic_inference=True),
     "LoRA adapters": dict(enable_lora=True),
@@ -79,6 +87,16 @@ ASKED_BY_MODEL = {
 }
 
 
+# Asked by options that not every release has.
+OPTIONAL = {
+    feature: asked
+    for feature, asked in ASKED_BY_ARGUMENTS.items()
+    if not all(map(has_option, asked))
+}
+SEPARATE_DRAFTS = pytest.mark.skipif(
+    not compat.has_separate_drafts(), reason="the release has no drafts that HSA runs"
+)
+
 # A chain of drafts on a CUDA device; each entry asks for one thing more.
 DRAFTS = dict(
     device="cuda",
@@ -101,9 +119,14 @@ ASKED_BY_DRAFTS = {
 }
 
 
+SIZED_LATE = "a KV cache that is sized after CUDA graphs are captured, or none"
+OVERLAPPED_DRAFTS = "speculative decoding on SGLang 0.5.14 and later"
+
+
 def test_every_refusal_is_tested_and_worded_apart():
     features = [refusal.feature for refusal in refusals.REFUSALS]
     asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS}
+    asked |= {OVERLAPPED_DRAFTS, SIZED_LATE}
     assert sorted(features) == sorted(asked)
 
 
@@ -111,11 +134,11 @@ def drafting(model_path, **changed):
     """Resolved arguments of a server that drafts, changed; and the model they were resolved with."""
     args = server_args(model_path)
     model = args.get_model_config()
-    for name, value in {**DRAFTS, **changed}.items():
-        setattr(args, name, value)
+    change(args, **{**DRAFTS, **changed})
     return args, model
 
 
+@SEPARATE_DRAFTS
 @pytest.mark.parametrize("feature", ASKED_BY_DRAFTS)
 def test_refused_drafts(model_path, monkeypatch, feature):
     asked = dict(ASKED_BY_DRAFTS[feature])
@@ -124,6 +147,14 @@ def test_refused_drafts(model_path, monkeypatch, feature):
         refusals.check(*drafting(model_path, **asked))
     text = str(error.value)
     assert f"does not support {feature} (" in text and "\n" not in text
+
+
+@pytest.mark.skipif(compat.has_separate_drafts(), reason="the release has drafts that HSA runs")  # fmt: skip
+@pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "NGRAM"])  # fmt: skip
+def test_drafts_that_overlap_are_refused(model_path, algorithm):
+    args, model = drafting(model_path, speculative_algorithm=algorithm)
+    with pytest.raises(ValueError, match=f"does not support {OVERLAPPED_DRAFTS} "):
+        refusals.check(args, model)
 
 
 def resolved_on_cuda(model_path, monkeypatch, **changed):
@@ -136,6 +167,7 @@ def resolved_on_cuda(model_path, monkeypatch, **changed):
     return server_args(model_path, **{**DRAFTS, **options, **changed})
 
 
+@SEPARATE_DRAFTS
 @pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "NEXTN", "STANDALONE"])
 @pytest.mark.parametrize("steps", [3, None])
 def test_chains_are_not_refused(model_path, monkeypatch, algorithm, steps):
@@ -148,6 +180,7 @@ def test_chains_are_not_refused(model_path, monkeypatch, algorithm, steps):
     assert [getattr(args, name) for name in list(DRAFTS)[2:]] == [3, 1, 4]
 
 
+@SEPARATE_DRAFTS
 def test_nextn_is_eagle(model_path, monkeypatch):
     """HSA's checks run before SGLang replaces the name, so they must not tell the two apart either."""
 
@@ -178,13 +211,29 @@ def test_draft_shape(model_path, shape, expected):
 
 @pytest.mark.parametrize("feature", ASKED_BY_ARGUMENTS)
 def test_refused_arguments(model_path, feature):
+    if feature in OPTIONAL:
+        pytest.skip("the release has no such option")
     with pytest.raises(ValueError) as error:
         server_args(model_path, **ASKED_BY_ARGUMENTS[feature])
     text = str(error.value)
+    if feature == "deterministic inference" and "--attention-backend" not in text:
+        # Since 0.5.16 SGLang itself says so first.
+        assert "backends are supported for deterministic inference" in text
+        return
     assert (
         f"--attention-backend hsa does not support {feature} (" in text
         and "\n" not in text
     )
+
+
+@pytest.mark.skipif(
+    not hasattr(Envs, "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"),
+    reason="the release has no such variable",
+)
+def test_a_cache_that_is_sized_late_is_refused(model_path, monkeypatch):
+    monkeypatch.setenv("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "1")
+    with pytest.raises(ValueError, match=f"does not support {SIZED_LATE} "):
+        server_args(model_path)
 
 
 @pytest.mark.parametrize("feature", ASKED_BY_MODEL)

@@ -10,6 +10,7 @@ import torch
 
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa import counters as hsa_counters
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling
@@ -61,7 +62,9 @@ class HSAAttnBackend(AttentionBackend):
         kernels: Optional[FrozenSet[str]] = None,
     ):
         super().__init__()
-        self.pool = model_runner.token_to_kv_pool
+        # SGLang finds a batch's pools in the backend, by these names.
+        self.pool = self.token_to_kv_pool = model_runner.token_to_kv_pool
+        self.req_to_token_pool = model_runner.req_to_token_pool
         if not isinstance(self.pool, PageReprMixin):
             raise ValueError(
                 f"--attention-backend hsa needs a pool with page representations, not {type(self.pool).__name__}; "
@@ -90,7 +93,7 @@ class HSAAttnBackend(AttentionBackend):
         if "decode" in self.kernels:
             self.decode = DecodeState(
                 self.pool,
-                model_runner.req_to_token_pool,
+                self.req_to_token_pool,
                 self.config,
                 self.tiling,
                 layers,
@@ -124,21 +127,31 @@ class HSAAttnBackend(AttentionBackend):
         # find the lengths of a draft extend.
         mode = forward_batch.forward_mode
         unselective = self.forward_pass.max_candidates == 0 and not self.quantised
-        self.goes_dense = unselective and not mode.is_draft_extend()
+        self.goes_dense = unselective and not compat.is_draft_extend(mode)
         if self.goes_dense or self.layers > self.forward_pass.layers:
             self.dense.init_forward_metadata(forward_batch)
 
     def _make_pass(self, forward_batch: ForwardBatch) -> AttentionPass:
         mode = forward_batch.forward_mode
+        req_to_token = self.req_to_token_pool.req_to_token
         if mode.is_decode() or mode.is_target_verify():
             if "decode" in self.kernels:
                 self.decode.prepare(self.pool.built_at(forward_batch))
+                if self.decode.begins_early:
+                    self.decode.begin(forward_batch)
                 return self.decode.steps[0]
         elif "extend" in self.kernels:
             return ExtendPass(
-                forward_batch, self.pool, self.config, self.tiling, self.counters
+                forward_batch,
+                self.pool,
+                req_to_token,
+                self.config,
+                self.tiling,
+                self.counters,
             )
-        return ReferencePass(forward_batch, self.pool, self.config, self.counters)
+        return ReferencePass(
+            forward_batch, self.pool, req_to_token, self.config, self.counters
+        )
 
     # CUDA graphs hold decode, verification and draft extend on the decode kernels, whose buffers are static and which
     # read the graph runner's own tensors of lengths and request indices. The host prepares a replay before it builds
@@ -159,15 +172,38 @@ class HSAAttnBackend(AttentionBackend):
         if self.decode_needs_dense:
             self.dense.init_cuda_graph_state(max_bs, max_num_tokens)
 
-    def init_forward_metadata_capture_cuda_graph(self, *args, **kwargs):
+    def _prepare_capture(self) -> None:
         self.forward_pass, self.goes_dense = self.decode.steps[0], False
+
+    def _prepare_replay(self) -> None:
+        if self.watch:
+            self.watch.tick()
+        self.decode.prepare(self.pool.page_handouts)
+
+    def init_forward_metadata_out_graph(
+        self, forward_batch: ForwardBatch, in_capture: bool = False
+    ):
+        if in_capture:
+            self._prepare_capture()
+        else:
+            self._prepare_replay()
+        if self.decode_needs_dense:
+            self.dense.init_forward_metadata_out_graph(forward_batch, in_capture)
+
+    def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch):
+        self.decode.begin(forward_batch)
+        if self.decode_needs_dense:
+            self.dense.init_forward_metadata_in_graph(forward_batch)
+
+    # Until 0.5.12 SGLang calls these two instead.
+
+    def init_forward_metadata_capture_cuda_graph(self, *args, **kwargs):
+        self._prepare_capture()
         if self.decode_needs_dense:
             self.dense.init_forward_metadata_capture_cuda_graph(*args, **kwargs)
 
     def init_forward_metadata_replay_cuda_graph(self, *args, **kwargs):
-        if self.watch:
-            self.watch.tick()
-        self.decode.prepare(self.pool.page_handouts)
+        self._prepare_replay()
         if self.decode_needs_dense:
             self.dense.init_forward_metadata_replay_cuda_graph(*args, **kwargs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Sequence, Tuple
 
-from sglang.srt.environ import envs
+from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.model_refusals import (
     HYBRID_MEMORY,
     MODEL_REFUSALS,
@@ -36,9 +36,7 @@ def draft_shape(args: ServerArgs) -> Tuple[int, int]:
     steps, topk = args.speculative_num_steps, args.speculative_eagle_topk
     tokens = args.speculative_num_draft_tokens
     if steps is None:
-        from sglang.srt.server_args import auto_choose_speculative_params
-
-        steps, topk, tokens = auto_choose_speculative_params(args)
+        steps, topk, tokens = compat.auto_choose_speculative_params(args)
     return topk or 1, steps + 1 if topk == 1 else tokens or steps + 1
 
 
@@ -53,6 +51,7 @@ def _longest_draft(args: ServerArgs) -> int:
     return min(max(window, 1), args.page_size)
 
 
+BLOCK_SCALED = ("fp4_e2m1", "nvfp4", "fp4_mx_block16", "mxfp8")
 _UNTESTED = "it has not been shown to keep page representations right"
 
 REFUSALS: Tuple[Refusal, ...] = (
@@ -73,10 +72,10 @@ REFUSALS: Tuple[Refusal, ...] = (
         "use slow_keys, mean_std, mean or landmark",
     ),
     Refusal(
-        "4-bit KV cache",
-        "--kv-cache-dtype fp4_e2m1",
-        lambda args, model: args.kv_cache_dtype == "fp4_e2m1",
-        "its keys have a scale per block of 16, which no HSA op applies",
+        "block-scaled KV cache",
+        "--kv-cache-dtype fp4_e2m1, nvfp4, fp4_mx_block16 or mxfp8",
+        lambda args, model: args.kv_cache_dtype in BLOCK_SCALED,
+        "its keys have a scale per block, which no HSA op applies",
         "use --kv-cache-dtype fp8_e4m3",
     ),
     Refusal(
@@ -90,7 +89,7 @@ REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "double sparsity",
         "--enable-double-sparsity",
-        lambda args, model: args.enable_double_sparsity,
+        lambda args, model: compat.asked(args, "enable_double_sparsity"),
         "it is a second, different selection of tokens over the same cache",
         "drop one of the two",
     ),
@@ -103,11 +102,11 @@ REFUSALS: Tuple[Refusal, ...] = (
         "drop one of the two",
     ),
     Refusal(
-        "piecewise CUDA graph",
-        "--enforce-piecewise-cuda-graph",
-        lambda args, model: args.enforce_piecewise_cuda_graph,
+        "CUDA graphs of prefill",
+        "--enforce-piecewise-cuda-graph or --cuda-graph-backend-prefill",
+        lambda args, model: compat.prefill_graphs_are_forced(args),
         "the work lists of a prefill are made on the host from its lengths, which a captured graph cannot do",
-        "drop --enforce-piecewise-cuda-graph",
+        "drop it",
     ),
     Refusal(
         "torch.compile",
@@ -129,6 +128,23 @@ REFUSALS: Tuple[Refusal, ...] = (
         lambda args, model: bool(args.enable_lora or args.lora_paths),
         "no adapter has been compared with dense attention",
         "merge the adapter into the checkpoint",
+    ),
+    Refusal(
+        "other layouts of the KV cache",
+        "--enable-page-major-kv-layout, --enable-unified-memory or SGLANG_USE_HND_KVCACHE",
+        lambda args, model: compat.asked(args, "enable_page_major_kv_layout")
+        or compat.asked(args, "enable_unified_memory")
+        or compat.variable("SGLANG_USE_HND_KVCACHE"),
+        "HSA's kernels read keys as slots of heads, and page versions belong to one pool of their own",
+        "drop it",
+    ),
+    Refusal(
+        "a KV cache that is sized after CUDA graphs are captured, or none",
+        "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING or --prefill-only-disable-kv-cache",
+        lambda args, model: compat.asked(args, "prefill_only_disable_kv_cache")
+        or compat.variable("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"),
+        "representations are allocated with the keys, for as many pages",
+        "drop it",
     ),
     # Cache movement
     Refusal(
@@ -200,9 +216,17 @@ REFUSALS: Tuple[Refusal, ...] = (
         "speculative decoding with the overlap scheduler",
         "SGLANG_ENABLE_SPEC_V2",
         lambda args, model: bool(args.speculative_algorithm)
-        and envs.SGLANG_ENABLE_SPEC_V2.get(),
+        and compat.variable("SGLANG_ENABLE_SPEC_V2"),
         "its draft extend also writes keys of rejected tokens, and no page may be complete by those",
         "unset SGLANG_ENABLE_SPEC_V2",
+    ),
+    Refusal(
+        "speculative decoding on SGLang 0.5.14 and later",
+        "--speculative-algorithm",
+        lambda args, model: bool(args.speculative_algorithm)
+        and not compat.has_separate_drafts(),
+        "its draft extend also writes keys of rejected tokens, and its tests on a GPU have not passed yet",
+        "drop --speculative-algorithm, or build the tree of v0.5.10rc0",
     ),
     Refusal(
         "multi-layer EAGLE",
@@ -259,6 +283,13 @@ REFUSALS: Tuple[Refusal, ...] = (
         "context-parallel attention",
         "--attention-context-parallel-size",
         lambda args, model: args.attn_cp_size > 1,
+        "a rank does not see the keys of a whole page",
+        "leave it at 1",
+    ),
+    Refusal(
+        "decode context parallelism",
+        "--dcp-size",
+        lambda args, model: compat.asked(args, "dcp_size", 1) > 1,
         "a rank does not see the keys of a whole page",
         "leave it at 1",
     ),

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 from typing import Optional
 
-from sglang.srt.layers.attention.hsa import refusals
+from sglang.srt.layers.attention.hsa import compat, refusals
 from sglang.srt.layers.attention.hsa.config import (
     CHUNK_REPR_KINDS,
     DEFAULT_PREFILL,
@@ -187,16 +187,14 @@ class HSAServerArgs:
 
     def _limit_cuda_graphs_for_hsa(self) -> None:
         """Decode graphs need the kernels; the work lists of a prefill come from lengths on the host."""
-        if not self.disable_piecewise_cuda_graph and self.device == "cuda":
-            logger.info(
-                "Piecewise cuda graph is disabled: HSA plans a prefill on the host."
-            )
-        self.disable_piecewise_cuda_graph = True
-        if self.device == "cpu" or self.disable_cuda_graph:
+        if compat.prefill_graphs(self) and self.device == "cuda":
+            logger.info("Prefill runs without CUDA graphs: HSA plans it on the host.")
+        compat.disable_prefill_graphs(self)
+        if self.device == "cpu" or not compat.decode_graphs(self):
             return
         if reason := HSAConfig.from_server_args(self).needs_references:
             logger.warning(f"Cuda graph is disabled because with HSA {reason}.")
-            self.disable_cuda_graph = True
+            compat.disable_decode_graphs(self)
 
     def _align_chunked_prefill_to_hsa_pages(self) -> None:
         """Prefill chunks end on page boundaries; SGLang asserts it for every page size."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, FrozenSet
 
 import torch
 
+from sglang.srt.layers.attention.hsa import compat
+
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 def prefill_dense_below(forward_batch: ForwardBatch, config: HSAConfig) -> int:
     """Position below which the queries of a pass attend their whole past: that of ``--hsa-prefill`` for prompts, else 0."""
     mode = forward_batch.forward_mode
-    prompts = mode.is_extend_or_draft_extend_or_mixed() and not mode.is_draft_extend()
+    drafts = compat.is_draft_extend(mode)
+    prompts = mode.is_extend_or_draft_extend_or_mixed() and not drafts
     return config.dense_below if prompts else 0
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional
 import torch
 import triton
 
+from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.config import WHOLE_PAST
 from sglang.srt.layers.attention.hsa.layer_contract import unsupported
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling
@@ -119,6 +120,8 @@ class DecodeState:
         self.tiling, self.num_draft_tokens = tiling, num_draft_tokens
         self.draft_steps = draft_steps
         self.rows_per_request = 1 if draft_steps else num_draft_tokens
+        # What all layers share is launched before the layers, where a CUDA graph holds that too, else by the first of them.
+        self.begins_early = compat.graphs_hold_metadata()
         self.req_to_token = req_to_token_pool.req_to_token
         device = self.req_to_token.device
         self.size = DecodeSize(
@@ -210,7 +213,7 @@ class DecodeState:
     def _write_representations(self, forward_batch: ForwardBatch) -> None:
         """Represent the page that each request's previous pass completed, and heal. Draft tokens complete none."""
         mode = forward_batch.forward_mode
-        if mode.is_draft_extend():
+        if compat.is_draft_extend(mode):
             new_lens = forward_batch.extend_seq_lens
         else:  # decode counts the new token, a draft and its verification the committed ones alone
             new_lens = int(mode.is_decode() and not self.draft_steps)
@@ -246,7 +249,7 @@ class DecodePass(AttentionPass):
     def enter_layer(self, layer: RadixAttention, forward_batch: ForwardBatch) -> None:
         state = self.state
         if layer.layer_id == state.first_layer:
-            if self.step == 0:
+            if self.step == 0 and not state.begins_early:
                 state.begin(forward_batch)
             state.buffers.attention.begin(state.rows[self.step].seq_lens)
             state.buffers.dense.begin()

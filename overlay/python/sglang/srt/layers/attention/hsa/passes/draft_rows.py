@@ -18,6 +18,7 @@ from sglang.jit_kernel.fused_metadata_precompute_and_broadcast import (
     DRAFT_EXTEND,
     TARGET_VERIFY,
 )
+from sglang.srt.layers.attention.hsa.compat import is_draft_extend
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -76,7 +77,7 @@ def write_draft_rows(
             num_draft_tokens=num_draft_tokens,
             forward_mode=TARGET_VERIFY,
         )
-        if mode.is_draft_extend():
+        if is_draft_extend(mode):
             seq_lens.zero_()  # rows beyond the sum of the lengths are left alone
             lengths["extend_seq_lens"] = forward_batch.extend_seq_lens
             lengths["forward_mode"] = DRAFT_EXTEND

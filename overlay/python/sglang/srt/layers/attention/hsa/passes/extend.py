@@ -37,6 +37,7 @@ class ExtendPass(AttentionPass):
     Args:
         forward_batch: the batch; its lengths on the host must be set.
         pool: pool that keeps the representations.
+        req_to_token: slot of each position of each request ``[num_requests, context]`` int32.
         config: resolved options.
         tiling: of the kernels.
         counters: counts are added to it on the device.
@@ -46,6 +47,7 @@ class ExtendPass(AttentionPass):
         self,
         forward_batch: ForwardBatch,
         pool: PageReprMixin,
+        req_to_token: torch.Tensor,
         config: HSAConfig,
         tiling: Tiling,
         counters: HSACounters,
@@ -70,7 +72,7 @@ class ExtendPass(AttentionPass):
         self.page_version = pool.versions_at(pool.built_at(forward_batch))
         max_pages = triton.cdiv(int(forward_batch.seq_lens_cpu.max()), config.page_size)
         self.page_table = build_page_table(
-            forward_batch.req_to_token_pool.req_to_token,
+            req_to_token,
             forward_batch.req_pool_indices,
             forward_batch.seq_lens,
             torch.empty(

@@ -56,6 +56,7 @@ class HSAMetadata:
 def build_metadata(
     forward_batch: ForwardBatch,
     pool: PageReprMixin,
+    req_to_token: torch.Tensor,
     config: HSAConfig,
     dense_below: int = 0,
 ) -> HSAMetadata:
@@ -64,6 +65,7 @@ def build_metadata(
     Args:
         forward_batch: the batch; its lengths on the host must be set.
         pool: pool that keeps the representations.
+        req_to_token: slot of each position of each request ``[num_requests, context]`` int32.
         config: resolved options.
         dense_below: as in ``AttentionParams``.
     """
@@ -83,7 +85,6 @@ def build_metadata(
     # Versions before the table: the scheduler may replace a running request's pages by their twins in the radix
     # cache and then hand the old ones out. Whoever still sees an old page must also see its old version.
     versions = pool.versions_at(pool.built_at(forward_batch))
-    req_to_token = forward_batch.req_to_token_pool.req_to_token
     page_table_1 = req_to_token[forward_batch.req_pool_indices, :max_seqlen_k]
     real_page_table = build_page_table(page_table_1, page_size)
 

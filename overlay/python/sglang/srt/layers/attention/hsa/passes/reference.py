@@ -31,6 +31,7 @@ class ReferencePass(AttentionPass):
     Args:
         forward_batch: a batch in decode, extend or mixed mode.
         pool: pool that keeps the representations.
+        req_to_token: slot of each position of each request ``[num_requests, context]`` int32.
         config: resolved options.
         counters: counts are added to it.
 
@@ -42,6 +43,7 @@ class ReferencePass(AttentionPass):
         self,
         forward_batch: ForwardBatch,
         pool: PageReprMixin,
+        req_to_token: torch.Tensor,
         config: HSAConfig,
         counters: HSACounters,
     ):
@@ -50,7 +52,7 @@ class ReferencePass(AttentionPass):
         self.out_cache_loc = forward_batch.out_cache_loc
         self.dense_below = prefill_dense_below(forward_batch, config)
         self.metadata: HSAMetadata = build_metadata(
-            forward_batch, pool, config, self.dense_below
+            forward_batch, pool, req_to_token, config, self.dense_below
         )
 
         self.decode = forward_batch.forward_mode.is_decode()

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between the SGLang releases that HSA stands on, chosen by what is present.
+
+Each seam names the releases that it is for and goes when the last of them does. Imports are inside the functions:
+server arguments load this module before most of SGLang can be imported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable, Tuple
+
+from sglang.srt.environ import envs
+
+if TYPE_CHECKING:
+    import torch
+
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+    from sglang.srt.server_args import ServerArgs
+
+
+# Server arguments
+
+
+def asked(args: ServerArgs, name: str, default: Any = False) -> Any:
+    """The value of an option that not every release has; a release without it cannot be asked for it."""
+    return getattr(args, name, default)
+
+
+def variable(name: str) -> bool:
+    """Whether an environment variable that not every release reads is set to true."""
+    known = getattr(envs, name, None)
+    return known is not None and known.get()
+
+
+def has_separate_drafts() -> bool:
+    """Whether speculative decoding can draft and verify one after the other: while a variable chooses, until 0.5.13."""
+    return hasattr(type(envs), "SGLANG_ENABLE_SPEC_V2")
+
+
+def auto_choose_speculative_params(args: ServerArgs) -> Tuple[int, int, int]:
+    """(steps, branches per step, tokens per verification) that the server would choose."""
+    try:  # until 0.5.13
+        from sglang.srt.server_args import auto_choose_speculative_params as choose
+    except ImportError:  # since 0.5.14
+        from sglang.srt.arg_groups.speculative_hook import (
+            _auto_choose_speculative_params,
+        )
+
+        architecture = args.get_model_config().hf_config.architectures[0]
+        return _auto_choose_speculative_params(args, architecture)
+    return choose(args)
+
+
+def prefill_graphs_are_forced(args: ServerArgs) -> bool:
+    """Whether the user asks for CUDA graphs of prefill, whatever the backend says."""
+    if hasattr(args, "enforce_piecewise_cuda_graph"):  # until 0.5.12
+        return args.enforce_piecewise_cuda_graph
+    # Since 0.5.13 they have a kind, and whoever gave it means it.
+    given = getattr(args, "_cuda_graph_config_locked", ())
+    return prefill_graphs(args) and ("prefill", "backend") in given
+
+
+def prefill_graphs(args: ServerArgs) -> bool:
+    """Whether prefill would run in CUDA graphs."""
+    if hasattr(args, "disable_piecewise_cuda_graph"):  # until 0.5.12
+        return not args.disable_piecewise_cuda_graph
+    return args.cuda_graph_config.prefill.backend != "disabled"  # since 0.5.13
+
+
+def disable_prefill_graphs(args: ServerArgs) -> None:
+    if hasattr(args, "disable_piecewise_cuda_graph"):  # until 0.5.12
+        args.disable_piecewise_cuda_graph = True
+    else:  # since 0.5.13
+        args.cuda_graph_config.prefill.backend = "disabled"
+
+
+def decode_graphs(args: ServerArgs) -> bool:
+    """Whether decode would run in CUDA graphs."""
+    if hasattr(args, "disable_piecewise_cuda_graph"):  # until 0.5.12
+        return not args.disable_cuda_graph
+    return args.cuda_graph_config.decode.backend != "disabled"  # since 0.5.13
+
+
+def disable_decode_graphs(args: ServerArgs) -> None:
+    if hasattr(args, "disable_piecewise_cuda_graph"):  # until 0.5.12
+        args.disable_cuda_graph = True
+    else:  # since 0.5.13
+        args.cuda_graph_config.decode.backend = "disabled"
+
+
+# Forward passes
+
+
+def is_draft_extend(mode: ForwardMode) -> bool:
+    """Whether a pass writes the draft model's keys of verified tokens."""
+    if hasattr(mode, "is_draft_extend"):  # until 0.5.13
+        return mode.is_draft_extend()
+    return mode.is_draft_extend_v2()
+
+
+def graphs_hold_metadata() -> bool:
+    """Whether CUDA graphs hold what a backend launches in ``init_forward_metadata_in_graph``: since 0.5.13.
+
+    Before, they hold the layers alone, and a backend is told of capture and replay with arguments instead of a batch.
+    """
+    from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+
+    return hasattr(AttentionBackend, "init_forward_metadata_in_graph")
+
+
+def jit_tools() -> Tuple[Callable, Callable]:
+    """(cache_once, load_jit) of SGLang's just-in-time kernels."""
+    try:  # until 0.5.16
+        from sglang.jit_kernel.utils import cache_once, load_jit
+    except ModuleNotFoundError:  # since 0.5.17
+        from sglang.kernels.jit.utils import cache_once, load_jit
+    return cache_once, load_jit
+
+
+# Pools
+
+
+def swa_allocator_class() -> type:
+    """The allocator of models whose sliding-window layers have a pool of their own."""
+    try:  # since 0.5.13
+        from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+    except ModuleNotFoundError:  # until 0.5.12
+        from sglang.srt.mem_cache.swa_memory_pool import SWATokenToKVPoolAllocator
+    return SWATokenToKVPoolAllocator
+
+
+def attention_tp_size() -> int:
+    """Ranks that the heads of attention are split over."""
+    try:  # since 0.5.16
+        from sglang.srt.runtime_context import get_parallel
+    except ModuleNotFoundError:  # until 0.5.15
+        from sglang.srt.layers.dp_attention import get_attention_tp_size
+
+        return get_attention_tp_size()
+    return get_parallel().attn_tp_size
+
+
+def model_dtype(owner: Any) -> torch.dtype:
+    """Dtype of the model, from what builds its pools: a ModelRunner, or since 0.5.16 a KVCacheConfigurator."""
+    return owner.model_dtype if hasattr(owner, "model_dtype") else owner.dtype

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the HSA tests need that differs between SGLang releases, chosen by what is present."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+
+try:  # since 0.5.13
+    from sglang.srt.model_executor import forward_context
+except ImportError:  # until 0.5.12 a batch names its backend
+    forward_context = None
+
+# The mode of a pass that writes the draft model's keys of verified tokens; until 0.5.13 it had two forms.
+DRAFT_EXTEND = getattr(ForwardMode, "DRAFT_EXTEND", ForwardMode.DRAFT_EXTEND_V2)
+
+
+def make_forward_batch(page_handouts: int | None = None, **fields) -> ForwardBatch:
+    """A batch with those of ``fields`` that the release's batches have.
+
+    Args:
+        page_handouts: when it was built, since tests begin passes later than a scheduler does.
+    """
+    known = {field.name for field in dataclasses.fields(ForwardBatch)}
+    batch = ForwardBatch(**{name: x for name, x in fields.items() if name in known})
+    batch.page_handouts = page_handouts
+    return batch
+
+
+def finish(tree, req, insert: bool) -> None:
+    """Give a request's pages to the radix cache, or back, and end it there."""
+    taken = inspect.signature(tree.cache_finished_req).parameters
+    length = {}
+    if "kv_len_to_handle" in taken:  # in v0.5.10rc0 the request itself says so
+        length["kv_len_to_handle"] = req.kv_committed_len
+    tree.cache_finished_req(req, is_insert=insert, **length)
+
+
+def change(args, **values) -> None:
+    """Set fields of resolved server arguments, which are read-only in later releases."""
+    for name, value in values.items():
+        object.__setattr__(args, name, value)
+
+
+def has_option(name: str) -> bool:
+    """Whether the release's server has an option."""
+    from sglang.srt.server_args import ServerArgs
+
+    return name in {field.name for field in dataclasses.fields(ServerArgs)}
+
+
+def forward_with(backend) -> AbstractContextManager:
+    """The layers that run in it find this attention backend."""
+    if forward_context is None:
+        return nullcontext()
+    return forward_context.forward_context(
+        forward_context.ForwardContext(attn_backend=backend)
+    )
