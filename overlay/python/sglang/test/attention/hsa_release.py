@@ -45,6 +45,30 @@ def change(args, **values) -> None:
         object.__setattr__(args, name, value)
 
 
+def graphs_up_to(batch: int) -> dict:
+    """The option that bounds the batches that decode has CUDA graphs for."""
+    later = "cuda_graph_max_bs_decode"
+    return {later if has_option(later) else "cuda_graph_max_bs": batch}
+
+
+def decodes_without_graphs(info: dict) -> bool:
+    """From the arguments that a server reports."""
+    config = info.get("cuda_graph_config")
+    if config is None:  # until 0.5.12
+        return info["disable_cuda_graph"]
+    decode = config["decode"] if isinstance(config, dict) else vars(config.decode)
+    return decode.get("backend") == "disabled"
+
+
+def without_graphs() -> dict:
+    """The options of an engine that uses no CUDA graphs at all."""
+    prefill = "disable_piecewise_cuda_graph"  # part of the other since 0.5.13
+    return {
+        "disable_cuda_graph": True,
+        **({prefill: True} if has_option(prefill) else {}),
+    }
+
+
 def has_option(name: str) -> bool:
     """Whether the release's server has an option."""
     from sglang.srt.server_args import ServerArgs

@@ -13,6 +13,7 @@ import torch
 
 import sglang as sgl
 from sglang.test.attention.hsa_fixtures import write_random_model
+from sglang.test.attention.hsa_release import without_graphs
 
 ON_GPU = torch.cuda.is_available()
 NEW = 12 if ON_GPU else 4  # the Triton interpreter takes seconds per token
@@ -59,8 +60,7 @@ def generate(model_path, prompts, **engine):
         sampling_backend="pytorch",
         grammar_backend="none",
         page_size=64,
-        disable_cuda_graph=True,
-        disable_piecewise_cuda_graph=True,
+        **without_graphs(),
         log_level="error",
         **engine,
     ) as llm:

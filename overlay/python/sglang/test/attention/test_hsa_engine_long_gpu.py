@@ -12,6 +12,7 @@ from sglang.test.attention.hsa_fixtures import (
     assert_same_up_to_near_ties,
     write_random_model,
 )
+from sglang.test.attention.hsa_release import graphs_up_to
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device"
@@ -26,7 +27,7 @@ def generate(model_path, lengths, **engine):
     """``answers``, and the counters; None of dense attention."""
     total = sum(lengths) + 64 * len(lengths) + 4096
     options = dict(GPU_ENGINE, max_total_tokens=total, max_running_requests=16)
-    options.update(cuda_graph_max_bs=16, page_size=64, **engine)
+    options.update(graphs_up_to(16), page_size=64, **engine)
     if options["attention_backend"] != "hsa":
         options = {k: v for k, v in options.items() if not k.startswith("hsa_")}
     with sgl.Engine(model_path=model_path, **options) as llm:

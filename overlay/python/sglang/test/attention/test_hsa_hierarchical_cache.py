@@ -9,6 +9,7 @@ import torch
 
 import sglang as sgl
 from sglang.test.attention.hsa_fixtures import write_random_model
+from sglang.test.attention.hsa_release import graphs_up_to
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device"
@@ -27,7 +28,7 @@ def generate(model_path, prompts, **engine):
         hsa_topk=2,
         hsa_window_size=128,
         max_running_requests=4,
-        cuda_graph_max_bs=4,
+        **graphs_up_to(4),
         mem_fraction_static=0.3,
         sampling_backend="pytorch",
         grammar_backend="none",
