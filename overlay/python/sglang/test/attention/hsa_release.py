@@ -7,6 +7,9 @@ import dataclasses
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 
+import pytest
+
+from sglang.srt.layers.attention.hsa.compat import has_separate_drafts
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
 try:  # since 0.5.13
@@ -16,6 +19,10 @@ except ImportError:  # until 0.5.12 a batch names its backend
 
 # The mode of a pass that writes the draft model's keys of verified tokens; until 0.5.13 it had two forms.
 DRAFT_EXTEND = getattr(ForwardMode, "DRAFT_EXTEND", ForwardMode.DRAFT_EXTEND_V2)
+
+separate_drafts = pytest.mark.skipif(
+    not has_separate_drafts(), reason="the release has no drafts that HSA runs"
+)
 
 
 def make_forward_batch(page_handouts: int | None = None, **fields) -> ForwardBatch:

@@ -18,7 +18,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.speculative.draft_utils import DraftBackendFactory
 from sglang.test.attention.hsa_device import ATOL, DEVICE, needs_kernels
 from sglang.test.attention.hsa_harness import Harness
-from sglang.test.attention.hsa_release import DRAFT_EXTEND
+from sglang.test.attention.hsa_release import DRAFT_EXTEND, separate_drafts
 
 pytestmark = needs_kernels
 STEPS = 3  # draft tokens after the last committed one
@@ -175,6 +175,7 @@ def test_verification_then_decode():
     h.check_representations([s], [s.length - 1])
 
 
+@separate_drafts
 @pytest.mark.parametrize(
     "options", [{}, dict(weight_mode="score")], ids=["split", "tiled"]
 )
@@ -192,6 +193,7 @@ def test_draft_rounds(options):
         h.draft_extend(sequences, accepted)
 
 
+@separate_drafts
 @pytest.mark.parametrize("lengths", [[76, 61], [5, 9]], ids=["sparse", "dense"])
 def test_draft_extend_without_a_graph(lengths):
     h = Drafts(extend_kernels=True)
@@ -229,6 +231,7 @@ def test_padding_rows_of_a_graph_are_harmless():
     assert h.backend.counters.snapshot()["reprs_written"] == before
 
 
+@separate_drafts
 def test_draft_workers_find_both_backends():
     h = Drafts()
     args = SimpleNamespace(

@@ -9,7 +9,7 @@ import pytest
 from sglang.srt.environ import Envs
 from sglang.srt.layers.attention.hsa import compat, refusals
 from sglang.test.attention.hsa_fixtures import server_args, write_model_config
-from sglang.test.attention.hsa_release import change, has_option
+from sglang.test.attention.hsa_release import change, has_option, separate_drafts
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,6 @@ OPTIONAL = {
     for feature, asked in ASKED_BY_ARGUMENTS.items()
     if not all(map(has_option, asked))
 }
-SEPARATE_DRAFTS = pytest.mark.skipif(
-    not compat.has_separate_drafts(), reason="the release has no drafts that HSA runs"
-)
 
 # A chain of drafts on a CUDA device; each entry asks for one thing more.
 DRAFTS = dict(
@@ -138,7 +135,7 @@ def drafting(model_path, **changed):
     return args, model
 
 
-@SEPARATE_DRAFTS
+@separate_drafts
 @pytest.mark.parametrize("feature", ASKED_BY_DRAFTS)
 def test_refused_drafts(model_path, monkeypatch, feature):
     asked = dict(ASKED_BY_DRAFTS[feature])
@@ -167,7 +164,7 @@ def resolved_on_cuda(model_path, monkeypatch, **changed):
     return server_args(model_path, **{**DRAFTS, **options, **changed})
 
 
-@SEPARATE_DRAFTS
+@separate_drafts
 @pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "NEXTN", "STANDALONE"])
 @pytest.mark.parametrize("steps", [3, None])
 def test_chains_are_not_refused(model_path, monkeypatch, algorithm, steps):
@@ -180,7 +177,7 @@ def test_chains_are_not_refused(model_path, monkeypatch, algorithm, steps):
     assert [getattr(args, name) for name in list(DRAFTS)[2:]] == [3, 1, 4]
 
 
-@SEPARATE_DRAFTS
+@separate_drafts
 def test_nextn_is_eagle(model_path, monkeypatch):
     """HSA's checks run before SGLang replaces the name, so they must not tell the two apart either."""
 
