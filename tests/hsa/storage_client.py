@@ -30,7 +30,8 @@ class Client:
             tokens=out["output_ids"],
             logprobs=[entry[0] for entry in meta.get("output_token_logprobs", [])],
             cached=meta.get("cached_tokens", 0),  # a request that is aborted while it waits has neither
-            retractions=meta.get("total_retractions", 0),
+            # The second name is that of later releases.
+            retractions=meta.get("total_retractions", meta.get("num_retractions", 0)),
             aborted=meta["finish_reason"]["type"] == "abort",
         )
 
@@ -112,7 +113,11 @@ class Client:
             return len(out["tokens"])
 
         tokens = await asyncio.gather(*(one(i) for i in range(count)))
-        [before] = await self.engine.tokenizer_manager.get_loads()
+        for _ in range(100):  # in later releases the scheduler reports its load now and then
+            [before] = await self.engine.tokenizer_manager.get_loads()
+            if not before.num_used_tokens:
+                break
+            await asyncio.sleep(0.1)
         flushed = await self.flush_when_idle()
         [after] = await self.engine.tokenizer_manager.get_loads()
         return dict(
