@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglang.srt import server_args as global_arguments
 from sglang.srt.layers.attention.hsa import model_layers
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_loader import loader
@@ -39,7 +38,7 @@ def arguments(monkeypatch):
         kv_cache_dtype="auto",
         speculative_draft_attention_backend=None,
     )
-    monkeypatch.setattr(global_arguments, "_global_server_args", args)
+    monkeypatch.setattr(model_layers, "get_global_server_args", lambda: args)
     return args
 
 
@@ -123,7 +122,10 @@ def test_a_draft_model_with_a_backend_of_its_own_is_not_asked_about(arguments):
 
 
 def test_without_server_arguments_nobody_chose_hsa(monkeypatch):
-    monkeypatch.setattr(global_arguments, "_global_server_args", None)
+    def unset():
+        raise ValueError("Global server args is not set yet!")
+
+    monkeypatch.setattr(model_layers, "get_global_server_args", unset)
     model = Model(sliding_window_size=64)
     assert model_layers.check_model(model, config()) is model
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Iterator, Sequence, Tuple
 
 import torch
 
-from sglang.srt import server_args as global_arguments
 from sglang.srt.layers.attention.hsa import model_refusals
 from sglang.srt.layers.attention.hsa.config import select_layers
 from sglang.srt.layers.attention.hsa.layer_contract import check_layers
@@ -16,6 +15,7 @@ from sglang.srt.layers.attention.hsa.ops.extend.plan import check_head_dim
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.rotary_channels import check_rotary
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.server_args import get_global_server_args
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -43,8 +43,11 @@ def check_model(model: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     Raises:
         ValueError: for a model that HSA does not support, with each reason that its layers give, one per line.
     """
-    args = global_arguments._global_server_args
-    if args is None or not serves_with_hsa(args, config.is_draft_model):
+    try:
+        args = get_global_server_args()
+    except ValueError:  # a model outside of a server
+        return model
+    if not serves_with_hsa(args, config.is_draft_model):
         return model
     if type(model).__name__ == model_refusals.TRANSFORMERS_CLASS:
         raise ValueError(model_refusals.TRANSFORMERS_BACKEND.message)
