@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 from typing import Dict, List, Sequence
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch
 from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache import memory_pool
 from sglang.srt.mem_cache.allocator import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.page_repr_pool import (
@@ -38,6 +40,17 @@ class Sequence_:
     length: int = 0
     k: List[np.ndarray] = dataclasses.field(default_factory=list)
     v: List[np.ndarray] = dataclasses.field(default_factory=list)
+
+
+def store_on_cpu(pool: PageReprMixin) -> None:
+    """Let a pool on the CPU store there: a pool asks what the host has, not where it is itself."""
+    store = pool.set_kv_buffer
+
+    def set_kv_buffer(*args, **kwargs):
+        with mock.patch.object(memory_pool, "_is_cuda", False):
+            store(*args, **kwargs)
+
+    pool.set_kv_buffer = set_kv_buffer
 
 
 class Harness:
@@ -121,9 +134,7 @@ class Harness:
                 need_sort=False,
             )
         if device == "cpu":
-            # On a CUDA host the pool, or the pools in it, would store by kernel.
-            for part in ("full_kv_pool", "swa_kv_pool"):
-                getattr(pool, part, pool).same_kv_dim = False
+            store_on_cpu(pool)
         self.pool, self.allocator = pool, allocator
         self.req_to_token_pool = ReqToTokenPool(
             size=16,

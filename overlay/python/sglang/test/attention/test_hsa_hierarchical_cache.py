@@ -25,6 +25,7 @@ def generate(model_path, prompts, **engine):
         attention_backend="hsa",
         hsa_dense_backend="triton",
         hsa_prefill="sparse",
+        hsa_layers="all",
         hsa_topk=2,
         hsa_window_size=128,
         max_running_requests=4,
