@@ -12,7 +12,7 @@ import os
 import signal
 from pathlib import Path
 
-from overlay_tool import commands, console, develop, drift, lock, manifest, sources, status
+from overlay_tool import commands, console, develop, drift, lock, manifest, pin, sources, status
 from overlay_tool.console import OverlayError
 from overlay_tool.transaction import Interrupted
 
@@ -31,9 +31,10 @@ def _parser() -> Parser:
     parser = Parser(prog="overlay.py", description="Builds a patched SGLang tree from a pin, a series and added files.")
     commands_of = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, text: str) -> Parser:
+    def command(name: str, text: str, of_a_release: bool = True) -> Parser:
         made = commands_of.add_parser(name, help=text, description=text)
-        made.add_argument("--release", metavar="NAME", help="a release of upstream.lock (default: SGLANG_HSA_RELEASE, or the lock's)")
+        if of_a_release:
+            made.add_argument("--release", metavar="NAME", help="a release of upstream.lock (default: SGLANG_HSA_RELEASE, or the lock's)")
         made.add_argument("--quiet", action="store_true", help="no step lines")
         return made
 
@@ -50,6 +51,8 @@ def _parser() -> Parser:
     _place(report)
     report.add_argument("--json", action="store_true")
     _place(command("verify", "fail unless the tree is exactly pin, series and overlay"))
+    pinning = command("pin", "add a release to upstream.lock, with an empty series", of_a_release=False)
+    pinning.add_argument("version", metavar="VERSION")
     checkout = command("checkout", "make a git repository with one commit per patch")
     checkout.add_argument("folder", type=Path)
     checkout.add_argument("--no-patches", action="store_true", help="only the pristine release, to rebase onto")
@@ -80,6 +83,9 @@ def _change(parser: Parser) -> None:
 
 def _run(args: argparse.Namespace, root: Path) -> None:
     pins = lock.load(root)
+    if args.command == "pin":
+        pin.pin(root, pins, args.version)
+        return
     tree = (args.tree or root / "sglang").resolve() if hasattr(args, "tree") else None
     release = pins.release(args.release or (manifest.release_of(tree) if args.command in ("status", "verify") else None))
     source = args.source.resolve() if getattr(args, "source", None) else None

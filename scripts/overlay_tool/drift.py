@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from . import sources
@@ -13,11 +12,8 @@ from .archives import read_archive
 from .build import Inputs, load_inputs
 from .console import OverlayError, result
 from .fetch import release_archive
-from .lock import Release
+from .lock import Release, version_in
 from .sources import Upstream
-
-_VERSION = re.compile(r"v?(\d+(?:\.\d+)+(?:(?:a|b|rc|\.?post|\.?dev)\d+)*)")
-
 
 def drift(root: Path, release: Release, targets: list[str], as_json: bool) -> None:
     """Prints one column per target: exact, offset, conflict or already upstream."""
@@ -32,10 +28,10 @@ def drift(root: Path, release: Release, targets: list[str], as_json: bool) -> No
 def _target(name: str) -> Upstream:
     if Path(name).exists():
         return sources.read_source(Path(name).absolute())
-    version = _VERSION.fullmatch(name)
+    version = version_in(name)
     if not version:
         raise OverlayError(f"{name} is neither a release nor an existing folder or archive", "give one of these")
-    archive, data = release_archive(version.group(1))
+    archive, data = release_archive(version)
     return Upstream(sources.place(read_archive(archive, data), archive), archive)
 
 

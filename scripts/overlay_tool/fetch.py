@@ -122,7 +122,7 @@ def _store(path: Path, data: bytes) -> None:
         note(f"the archive is not kept in the cache ({error})")
 
 
-def _pip_command() -> list[str]:
+def pip_command() -> list[str]:
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     for name in ("pip3", "pip"):
@@ -138,18 +138,18 @@ def _pip_download(
     with tempfile.TemporaryDirectory(prefix="sglang-hsa-") as folder:
         wanted, downloads = Path(folder, "requirements.txt"), Path(folder, "downloads")
         wanted.write_text(requirement + "\n", encoding="utf-8")
-        command = [*_pip_command(), "download", "--no-deps", "--no-input", "--progress-bar", "off", *options]
+        command = [*pip_command(), "download", "--no-deps", "--no-input", "--progress-bar", "off", *options]
         command += ["--dest", str(downloads), "--requirement", str(wanted)]
         done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:
-            raise _pip_failure(done.stdout + done.stderr, version, release)
+            raise pip_failure(done.stdout + done.stderr, version, release)
         found = sorted(downloads.iterdir())
         if len(found) != 1:
             raise OverlayError(f"pip fetched {len(found)} files for sglang {version}", "give an archive with --source")
         return found[0].name, found[0].read_bytes()
 
 
-def _pip_failure(output: str, version: str, release: Release | None) -> OverlayError:
+def pip_failure(output: str, version: str, release: Release | None) -> OverlayError:
     """pip's own report in one line, by what the user can do about it."""
     if "DO NOT MATCH THE HASHES" in output:
         other = set(re.findall(r"sglang-[\w.+!-]+\.(?:whl|tar\.gz)", output)) - release.archives.keys()

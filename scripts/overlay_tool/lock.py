@@ -21,6 +21,8 @@ except ImportError:  # Python 3.10
 FILE_NAME = "upstream.lock"
 CHOICE = "SGLANG_HSA_RELEASE"  # the environment's choice among the releases, where a command is given none
 _FIELDS = ("version", "tag", "repository", "sources", "python", "torch")
+_VERSION = re.compile(r"v?(\d+(?:\.\d+)+(?:(?:a|b|rc|\.?post|\.?dev)\d+)*)")
+_STAGES = {"dev": -4, "a": -3, "b": -2, "rc": -1, "post": 1}  # a release itself is 0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEADER = """\
 # SPDX-License-Identifier: Apache-2.0
@@ -63,10 +65,32 @@ class Lock:
         for known in self.releases.values():
             if wanted in (known.name, known.version):
                 return known
-        raise OverlayError(f"{FILE_NAME} has no release {wanted}", f"it knows {', '.join(self.releases)}")
+        raise OverlayError(f"{FILE_NAME} has no release {wanted}", f"it knows {', '.join(self.releases)}; overlay.py pin adds one")
 
     def with_release(self, release: Release) -> Lock:
-        return replace(self, releases={**self.releases, release.name: release})
+        """The lock with this release in the place of its name, or else by its version."""
+        releases = {**self.releases, release.name: release}
+        if release.name not in self.releases:
+            releases = dict(sorted(releases.items(), key=lambda item: version_key(item[1].version)))
+        return replace(self, releases=releases)
+
+    def before(self, version: str) -> Release | None:
+        """The newest release in the lock that is older than a version."""
+        older = [known for known in self.releases.values() if version_key(known.version) < version_key(version)]
+        return max(older, key=lambda known: version_key(known.version), default=None)
+
+
+def version_in(text: str) -> str | None:
+    """The version that a name like v0.5.17 or 0.5.12.post1 stands for; None for any other text."""
+    found = _VERSION.fullmatch(text)
+    return found.group(1) if found else None
+
+
+def version_key(version: str) -> tuple:
+    """Orders versions: 0.5.9 < 0.5.10rc0 < 0.5.10 < 0.5.10.post1 < 0.5.11."""
+    numbers = tuple(int(part) for part in re.match(r"\d+(?:\.\d+)*", version).group().split("."))
+    stages = [(_STAGES[stage], int(number)) for stage, number in re.findall(r"(a|b|rc|post|dev)(\d+)", version)]
+    return numbers, *stages, (0, 0)
 
 
 def load(root: Path) -> Lock:
