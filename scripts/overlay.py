@@ -12,7 +12,7 @@ import os
 import signal
 from pathlib import Path
 
-from overlay_tool import commands, console, develop, drift, lock, manifest, pin, sources, status
+from overlay_tool import commands, console, develop, drift, lock, manifest, pin, rebase, sources, status
 from overlay_tool.console import OverlayError
 from overlay_tool.transaction import Interrupted
 
@@ -62,6 +62,11 @@ def _parser() -> Parser:
     refresh.add_argument("--base", metavar="REF", help="the pristine commit (default: tag pin, or the release's tag)")
     refresh.add_argument("--force", action="store_true", help="move hunks that do not stand at their lines in the pin")
     _source(refresh)
+    rebasing = command("rebase", "merge the series of another release onto this one, in a git repository")
+    rebasing.add_argument("folder", type=Path)
+    rebasing.add_argument("--from", dest="old", metavar="NAME", help="the release with the series (default: the lock's one before)")
+    rebasing.add_argument("--json", action="store_true")
+    _source(rebasing)
     drift_report = command("drift", "how each patch stands against other releases")
     drift_report.add_argument("targets", metavar="RELEASE|DIR", nargs="+")
     drift_report.add_argument("--json", action="store_true")
@@ -106,6 +111,8 @@ def _run(args: argparse.Namespace, root: Path) -> None:
         upstream = sources.from_path(source, release) if source else sources.pinned(release)
         if args.command == "checkout":
             develop.checkout(root, release, args.folder.resolve(), upstream, not args.no_patches)
+        elif args.command == "rebase":
+            rebase.rebase(root, pins, release, args.old, args.folder.resolve(), upstream, args.json)
         else:
             develop.refresh(root, pins, release, args.folder.resolve(), upstream, args.base, args.force)
 

@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""drift: how each patch stands against other releases of SGLang."""
+"""drift: what would become of each patch on other releases of SGLang. It rebases them in a scratch folder."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
-from . import sources
-from .applier import EXACT, locate, verdict
+from . import replay, sources
 from .archives import read_archive
 from .build import Inputs, load_inputs
 from .console import OverlayError, result
 from .fetch import release_archive
 from .lock import Release, version_in
+from .replay import EXACT
 from .sources import Upstream
 
+
 def drift(root: Path, release: Release, targets: list[str], as_json: bool) -> None:
-    """Prints one column per target: exact, offset, conflict or already upstream."""
+    """Prints one column of verdicts per target."""
     inputs = load_inputs(root, release)
-    reports = [_report(inputs, name, _target(name)) for name in targets]
+    upstreams = [_target(name) for name in targets]
+    pristine = sources.pinned(release)
+    reports = [_report(inputs, pristine, name, upstream) for name, upstream in zip(targets, upstreams)]
     if as_json:
         result(json.dumps({"pin": release.name, "targets": reports}, indent=2))
     else:
@@ -35,23 +39,15 @@ def _target(name: str) -> Upstream:
     return Upstream(sources.place(read_archive(archive, data), archive), archive)
 
 
-def _report(inputs: Inputs, name: str, upstream: Upstream) -> dict:
-    files = dict(upstream.files)
-    rows = []
-    for patch in inputs.patches:
-        placed = locate(patch, files)
-        rows.append(
-            {
-                "name": patch.name,
-                "verdict": verdict(placed),
-                "hunks": len(placed),
-                "details": [str(place) for place in placed if place.verdict != EXACT],
-            }
-        )
+def _report(inputs: Inputs, pristine: Upstream, name: str, upstream: Upstream) -> dict:
+    with tempfile.TemporaryDirectory(prefix="sglang-hsa-") as scratch:
+        folder = Path(scratch, "replay")
+        folder.mkdir()
+        outcomes = replay.run(folder, inputs.patches, pristine, upstream, inputs.release.name, name)
     return {
         "target": name,
         "version": sources.version_of(upstream),
-        "patches": rows,
+        "patches": [{key: value for key, value in outcome.as_dict().items() if key != "commit"} for outcome in outcomes],
         "overlay_clashes": sorted(inputs.overlay.keys() & upstream.files.keys()),
     }
 
@@ -65,7 +61,6 @@ def _table(inputs: Inputs, reports: list[dict]) -> str:
         cells = [report["patches"][number]["verdict"] for report in reports]
         lines.append(patch.name.ljust(width) + "".join(f"  {cell:<{size}}" for cell, size in zip(cells, columns)))
     for report, head in zip(reports, heads):
-        details = [(row["name"], detail) for row in report["patches"] for detail in row["details"]]
-        lines += [f"{head}: {name}: {detail}" for name, detail in details]
+        lines += [f"{head}: {row['name']}: {row['why']}" for row in report["patches"] if row["verdict"] != EXACT]
         lines += [f"{head}: overlay file exists upstream: {path}" for path in report["overlay_clashes"]]
     return "\n".join(line.rstrip() for line in lines)

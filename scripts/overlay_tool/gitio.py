@@ -32,6 +32,11 @@ def git(*args: str, cwd: Path, stdin: bytes | None = None, own: bool = False) ->
     return done.stdout
 
 
+def attempt(*args: str, cwd: Path) -> bool:
+    """Whether a git command in a repository of ours succeeds; for those whose failure is an answer."""
+    return _run(args, cwd, None, own=True).returncode == 0
+
+
 def _run(args: tuple[str, ...], cwd: Path, stdin: bytes | None, own: bool) -> subprocess.CompletedProcess:
     if shutil.which("git") is None:
         raise OverlayError("git was not found", "install git and run again")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""drift: the four verdicts, as a table and as JSON."""
+"""drift: the verdicts of a rebase on each target, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def drift(world, tmp_path, capfd, changes: dict[str, Entry], without=()) -> list
 def test_exact_at_the_pin(world, tmp_path, capfd):
     rows = drift(world, tmp_path, capfd, {})
     assert [row["verdict"] for row in rows] == ["exact"] * 3
-    assert all(row["details"] == [] for row in rows)
+    assert all(row["why"] == "" and row["moved"] == [] for row in rows)
 
 
-def test_offset(world, tmp_path, capfd):
+def test_merged_at_other_lines(world, tmp_path, capfd):
     rows = drift(world, tmp_path, capfd, edited(ALPHA, b"line 30\n", b"line 30\nupstream's\n"))
-    assert [row["verdict"] for row in rows] == ["offset", "exact", "exact"]
-    assert rows[0]["details"] == [f"{ALPHA}:49 offset by +1 lines"]
+    assert [row["verdict"] for row in rows] == ["merged", "exact", "exact"]
+    assert rows[0]["moved"] == [f"{ALPHA}:49 is {ALPHA}:50"] and rows[0]["why"] == "1 hunk at other lines"
 
 
 def test_conflict(world, tmp_path, capfd):
     rows = drift(world, tmp_path, capfd, edited(CRLF, b"line 7\r", b"line VII\r"))
     assert [row["verdict"] for row in rows] == ["exact", "conflict", "exact"]
-    assert rows[1]["details"] == [f"{CRLF}:6 conflict (its lines are not there)"]
+    assert rows[1]["files"] == [CRLF] and rows[1]["why"] == f"{CRLF}:6"
 
 
 def test_already_upstream(world, tmp_path, capfd):
@@ -50,24 +50,30 @@ def test_already_upstream(world, tmp_path, capfd):
     taken = {path: world.files()[path] for path in (CRLF, "python/sglang/run.sh")}
     rows = drift(world, tmp_path, capfd, taken)
     assert [row["verdict"] for row in rows] == ["exact", "already upstream", "exact"]
+    assert rows[1]["why"] == "the merge changes nothing"
 
 
-def test_half_taken_is_a_conflict(world, tmp_path, capfd):
+def test_half_taken_is_for_a_person_to_judge(world, tmp_path, capfd):
     assert world.run("apply") == 0
     rows = drift(world, tmp_path, capfd, {CRLF: world.files()[CRLF]})
-    assert rows[1]["verdict"] == "conflict" and rows[1]["details"] == [f"{CRLF}:6 already upstream"]
+    assert rows[1]["verdict"] == "already upstream" and rows[1]["why"] == "upstream has 2 lines of its change"
 
 
-def test_a_renamed_file_is_a_conflict_that_names_the_place(world, tmp_path, capfd):
+def test_a_renamed_file_is_followed(world, tmp_path, capfd):
     moved = {"python/sglang/moved/crlf.py": PRISTINE[CRLF]}
     rows = drift(world, tmp_path, capfd, moved, without=[CRLF])
-    assert rows[1]["verdict"] == "conflict"
-    assert f"{CRLF} is gone, perhaps moved to python/sglang/moved/crlf.py" in rows[1]["details"][0]
+    assert rows[1]["verdict"] == "merged" and rows[1]["why"] == f"{CRLF} is python/sglang/moved/crlf.py"
+
+
+def test_files_that_are_gone(world, tmp_path, capfd):
+    rows = drift(world, tmp_path, capfd, {}, without=[CRLF, "python/sglang/run.sh"])
+    assert [row["verdict"] for row in rows] == ["exact", "not needed", "exact"]
+    assert rows[1]["why"] == f"upstream has no {CRLF}, python/sglang/run.sh any more"
 
 
 def test_an_added_file_that_upstream_has_too(world, tmp_path, capfd):
     rows = drift(world, tmp_path, capfd, {"python/sglang/fresh.py": Entry(b"theirs\n")})
-    assert rows[2]["verdict"] == "conflict" and "the file exists" in rows[2]["details"][0]
+    assert rows[2]["verdict"] == "conflict" and rows[2]["files"] == ["python/sglang/fresh.py"]
 
 
 def test_a_later_patch_on_the_same_file_builds_on_the_earlier(world, dev, tmp_path, capfd):
@@ -86,7 +92,7 @@ def test_table_has_a_column_per_target(world, tmp_path, capfd):
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].split() == ["patch", worlds.VERSION, "10.0"]
     assert lines[2].split() == [worlds.NAMES[1], "exact", "conflict"]
-    assert lines[4] == f"10.0: {worlds.NAMES[1]}: {CRLF}:6 conflict (its lines are not there)"
+    assert lines[4] == f"10.0: {worlds.NAMES[1]}: {CRLF}:6"
 
 
 def test_overlay_files_that_upstream_has_now(world, tmp_path, capfd):
