@@ -68,6 +68,7 @@ def _pip(requirement: str, *options: str) -> tuple[dict | None, str]:
     """pip's report on the one archive that it would install, or None and what it said where it finds none."""
     with tempfile.TemporaryDirectory(prefix="sglang-hsa-") as folder:
         command = [*pip_command(), "install", "--dry-run", "--no-deps", "--ignore-installed", "--no-input", "--quiet"]
+        command.append("--ignore-requires-python")  # what it says goes into the lock; pip would compare it with this Python
         # Without --target pip refuses to look for another platform; a dry run writes nothing there.
         command += ["--target", f"{folder}/nothing", "--report", f"{folder}/report.json", *options, requirement]
         done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)

@@ -12,7 +12,7 @@ import world as worlds
 
 
 @pytest.mark.parametrize(
-    "argv", [["nonsense"], ["apply", "--nonsense"], ["drift"], ["checkout"], ["refresh"], ["apply", "--tree"]]
+    "argv", [["nonsense"], ["apply", "--nonsense"], ["drift"], ["checkout"], ["refresh"], ["apply", "--tree"], ["pin"], ["rebase"]]
 )
 def test_wrong_usage_exits_2_with_one_line(world, error_line, argv):
     with pytest.raises(SystemExit) as exit_:
@@ -21,7 +21,7 @@ def test_wrong_usage_exits_2_with_one_line(world, error_line, argv):
     assert "--help" in error_line()
 
 
-@pytest.mark.parametrize("command", [["apply"], ["status"], ["verify"], ["drift", "."], ["checkout", "x"]])
+@pytest.mark.parametrize("command", [["apply"], ["status"], ["verify"], ["drift", "."], ["checkout", "x"], ["rebase", "x"]])
 def test_an_unknown_release_is_an_error(world, error_line, command):
     assert world.run(command[0], "--release", "v1.1.1", *command[1:]) == 1
     assert "upstream.lock has no release v1.1.1" in error_line()
