@@ -384,8 +384,15 @@ class HSASWATokenToKVPoolAllocator(SWATokenToKVPoolAllocator):
         device: str,
         kvcache: HSASWAKVPool,
         need_sort: bool,
+        **later,
     ):
-        super().__init__(size, size_swa, page_size, dtype, device, kvcache, need_sort)
+        """
+        Args:
+            later: what later releases hand on; no part of HSA.
+        """
+        super().__init__(
+            size, size_swa, page_size, dtype, device, kvcache, need_sort, **later
+        )
         self.full_attn_allocator = HSAPagedTokenToKVPoolAllocator(
             size, page_size, dtype, device, kvcache, need_sort
         )

@@ -17,7 +17,7 @@ from sglang.srt.layers.attention.hsa.config import (
 )
 from sglang.srt.layers.attention.hsa.page_repr import KINDS, slow_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams
-from sglang.test.attention.hsa_release import graphs_up_to
+from sglang.test.attention.hsa_release import graphs_up_to, resolved
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -206,7 +206,7 @@ def server_args(model_path: str, **options) -> ServerArgs:
         attention_backend="hsa",
         skip_tokenizer_init=True,
     )
-    return ServerArgs(**{**defaults, **options})
+    return resolved(ServerArgs(**{**defaults, **options}))
 
 
 def write_random_model(folder: Path, seed: int = 0, **fields) -> str:

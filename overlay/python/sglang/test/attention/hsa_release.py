@@ -6,11 +6,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import pytest
 
-from sglang.srt.layers.attention.hsa.compat import has_separate_drafts
+from sglang.srt.layers.attention.hsa.compat import (
+    arguments,
+    declare,
+    has_separate_drafts,
+)
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
 
 try:  # since 0.5.13
     from sglang.srt.model_executor import forward_context
@@ -46,8 +54,17 @@ def finish(tree, req, insert: bool) -> None:
     tree.cache_finished_req(req, is_insert=insert, **length)
 
 
+def resolved(args: ServerArgs) -> ServerArgs:
+    """Arguments with all that follows from them; since 0.5.21 not when they are made, but when they are asked to."""
+    if hasattr(args, "resolve_once"):
+        args.resolve_once()
+    return arguments(args)
+
+
 def change(args, **values) -> None:
     """Set fields of resolved server arguments, which are read-only in later releases."""
+    if hasattr(args, "resolve_once"):
+        return declare(args, **values)
     for name, value in values.items():
         object.__setattr__(args, name, value)
 
@@ -80,7 +97,7 @@ def has_option(name: str) -> bool:
     """Whether the release's server has an option."""
     from sglang.srt.server_args import ServerArgs
 
-    return name in {field.name for field in dataclasses.fields(ServerArgs)}
+    return name in inspect.signature(ServerArgs).parameters
 
 
 def forward_with(backend) -> AbstractContextManager:

@@ -22,7 +22,7 @@ from sglang.srt.layers.attention.hsa.layout import (
     num_candidate_pages,
     window_start_page,
 )
-from sglang.srt.layers.attention.hsa.server_args import HSAServerArgs
+from sglang.srt.layers.attention.hsa.server_args import _limit_cuda_graphs
 from sglang.srt.server_args import ServerArgs
 from sglang.test.attention import hsa_oracle as oracle
 from sglang.test.attention.hsa_fixtures import server_args, write_model_config
@@ -214,9 +214,10 @@ def test_cuda_graphs_are_for_decode_on_the_kernels(model_path):
         )
         if without:
             compat.disable_decode_graphs(stand_in)
-        HSAServerArgs._limit_cuda_graphs_for_hsa(stand_in)
-        assert not compat.prefill_graphs(stand_in)
-        return compat.decode_graphs(stand_in)
+        _limit_cuda_graphs(stand_in)
+        view = compat.arguments(stand_in)
+        assert not compat.prefill_graphs(view)
+        return compat.decode_graphs(view)
 
     assert graphs_after()
     assert graphs_after(

@@ -38,7 +38,7 @@ def arguments(monkeypatch):
         kv_cache_dtype="auto",
         speculative_draft_attention_backend=None,
     )
-    monkeypatch.setattr(model_layers, "get_global_server_args", lambda: args)
+    monkeypatch.setattr(model_layers.compat, "serving_arguments", lambda: args)
     return args
 
 
@@ -125,7 +125,7 @@ def test_without_server_arguments_nobody_chose_hsa(monkeypatch):
     def unset():
         raise ValueError("Global server args is not set yet!")
 
-    monkeypatch.setattr(model_layers, "get_global_server_args", unset)
+    monkeypatch.setattr(model_layers.compat, "serving_arguments", unset)
     model = Model(sliding_window_size=64)
     assert model_layers.check_model(model, config()) is model
 

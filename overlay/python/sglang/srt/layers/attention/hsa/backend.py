@@ -71,7 +71,7 @@ class HSAAttnBackend(AttentionBackend):
                 "choose another --attention-backend for this model."
             )
         self.quantised = self.pool.dtype.itemsize == 1
-        args = model_runner.server_args
+        args = compat.arguments(model_runner.server_args)
         self.config = HSAConfig.from_server_args(args)
         self.dense = ATTENTION_BACKENDS[self.config.dense_backend](model_runner)
         self.counters = hsa_counters.HSACounters(model_runner.device)

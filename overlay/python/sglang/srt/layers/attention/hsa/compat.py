@@ -7,6 +7,7 @@ server arguments load this module before most of SGLang can be imported.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Callable, Tuple
 
 from sglang.srt.environ import envs
@@ -14,11 +15,82 @@ from sglang.srt.environ import envs
 if TYPE_CHECKING:
     import torch
 
+    from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.server_args import ServerArgs
 
 
 # Server arguments
+
+
+def arguments(args: ServerArgs) -> ServerArgs:
+    """What has been decided so far, whoever did: since 0.5.21 arguments are what the user gave, and decisions stand beside."""
+    if _hold_decisions():
+        return args
+    from sglang.srt.arg_groups.model_override_base import resolving_view
+
+    return resolving_view(args)
+
+
+def _hold_decisions() -> bool:
+    """Whether decisions are written into the arguments: until 0.5.18."""
+    from sglang.srt.server_args import ServerArgs
+
+    return hasattr(ServerArgs, "get_model_config")
+
+
+def declare(args: ServerArgs, **decided: Any) -> None:
+    """Decide the values of options."""
+    if _hold_decisions():
+        for name, value in decided.items():
+            setattr(args, name, value)
+        return
+    from sglang.srt.arg_groups.overrides import declare_resolution
+
+    declare_resolution(args, "hsa", **decided)
+
+
+def serving_arguments() -> ServerArgs:
+    """Those of the server that this process belongs to.
+
+    Raises:
+        ValueError: outside of a server.
+    """
+    try:  # since 0.5.16
+        from sglang.srt.runtime_context import get_context
+    except ModuleNotFoundError:  # until 0.5.15
+        from sglang.srt.server_args import get_global_server_args
+
+        return get_global_server_args()
+    return arguments(get_context().server_args)
+
+
+def model_config(args: ServerArgs) -> ModelConfig:
+    if hasattr(args, "get_model_config"):  # until 0.5.18
+        return args.get_model_config()
+    from sglang.srt.arg_groups.model_override_base import model_config_of
+
+    return model_config_of(args)
+
+
+def attention_backends(args: ServerArgs) -> Tuple[str, str]:
+    """(of prefill, of decode)"""
+    if hasattr(args, "get_attention_backends"):  # until 0.5.18
+        return args.get_attention_backends()
+    from sglang.srt.arg_groups.model_override_base import attention_backends_of
+
+    return attention_backends_of(args)
+
+
+def default_backend(args: ServerArgs) -> str:
+    """The attention backend that the server would choose."""
+    if hasattr(args, "_get_default_attn_backend"):  # until 0.5.18
+        mla = args.use_mla_backend()
+        return args._get_default_attn_backend(mla, args.get_model_config())
+    from sglang.srt.arg_groups import model_override_base
+
+    mla = model_override_base.use_mla_backend(args)
+    return model_override_base.get_default_attn_backend(args, mla, model_config(args))
 
 
 def asked(args: ServerArgs, name: str, default: Any = False) -> Any:
@@ -46,7 +118,7 @@ def auto_choose_speculative_params(args: ServerArgs) -> Tuple[int, int, int]:
             _auto_choose_speculative_params,
         )
 
-        architecture = args.get_model_config().hf_config.architectures[0]
+        architecture = model_config(args).hf_config.architectures[0]
         return _auto_choose_speculative_params(args, architecture)
     return choose(args)
 
@@ -71,7 +143,7 @@ def disable_prefill_graphs(args: ServerArgs) -> None:
     if hasattr(args, "disable_piecewise_cuda_graph"):  # until 0.5.12
         args.disable_piecewise_cuda_graph = True
     else:  # since 0.5.13
-        args.cuda_graph_config.prefill.backend = "disabled"
+        _disable_graphs(args, "prefill")
 
 
 def decode_graphs(args: ServerArgs) -> bool:
@@ -85,7 +157,13 @@ def disable_decode_graphs(args: ServerArgs) -> None:
     if hasattr(args, "disable_piecewise_cuda_graph"):  # until 0.5.12
         args.disable_cuda_graph = True
     else:  # since 0.5.13
-        args.cuda_graph_config.decode.backend = "disabled"
+        _disable_graphs(args, "decode")
+
+
+def _disable_graphs(args: ServerArgs, phase: str) -> None:
+    config = copy.deepcopy(arguments(args).cuda_graph_config)
+    getattr(config, phase).backend = "disabled"
+    declare(args, cuda_graph_config=config)
 
 
 # Forward passes

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Iterator, Sequence, Tuple
 
 import torch
 
-from sglang.srt.layers.attention.hsa import model_refusals
+from sglang.srt.layers.attention.hsa import compat, model_refusals
 from sglang.srt.layers.attention.hsa.config import select_layers
 from sglang.srt.layers.attention.hsa.layer_contract import check_layers
 from sglang.srt.layers.attention.hsa.ops.extend.plan import check_head_dim
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.rotary_channels import check_rotary
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
-from sglang.srt.server_args import get_global_server_args
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -44,7 +43,7 @@ def check_model(model: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
         ValueError: for a model that HSA does not support, with each reason that its layers give, one per line.
     """
     try:
-        args = get_global_server_args()
+        args = compat.serving_arguments()
     except ValueError:  # a model outside of a server
         return model
     if not serves_with_hsa(args, config.is_draft_model):

@@ -28,7 +28,7 @@ def uses_hsa(args: ServerArgs) -> bool:
 
 
 def _mixed_pair(args: ServerArgs, model: ModelConfig) -> bool:
-    return set(args.get_attention_backends()) != {"hsa"}
+    return set(compat.attention_backends(args)) != {"hsa"}
 
 
 def draft_shape(args: ServerArgs) -> Tuple[int, int]:

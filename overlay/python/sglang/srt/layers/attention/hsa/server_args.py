@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``--hsa-*`` options: a base class of ServerArgs, so that the patch there stays a few lines."""
+"""The ``--hsa-*`` options and what they lead to; upstream's files only name them."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import logging
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from sglang.srt.layers.attention.hsa import compat, refusals
 from sglang.srt.layers.attention.hsa.config import (
@@ -20,12 +20,15 @@ from sglang.srt.layers.attention.hsa.config import (
     option,
 )
 
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(kw_only=True)
 class HSAServerArgs:
-    """Options of the HSA attention backend. None stands for the default in HSAConfig."""
+    """Options of the HSA attention backend, a base class of ServerArgs. None stands for the default in HSAConfig."""
 
     hsa_topk: Optional[int] = None
     hsa_page_size: Optional[int] = None
@@ -40,169 +43,198 @@ class HSAServerArgs:
     hsa_dense_backend: Optional[str] = None
     hsa_strict: Optional[bool] = None
 
+    # Until 0.5.18 options are resolved by methods; later they are fields of a record.
+
     @staticmethod
     def add_hsa_cli_args(parser: argparse.ArgumentParser) -> None:
-        """Add the ``--hsa-*`` options to the server's parser."""
-        group = parser.add_argument_group("HSA (hierarchical sparse attention)")
-
-        def add(name: str, help: str, **kwargs) -> None:
-            default = getattr(HSAConfig, name)
-            group.add_argument(
-                option(name), default=None, help=f"{help} Default: {default}.", **kwargs
-            )
-
-        add("topk", "Pages that each query attends per KV head.", type=int)
-        add(
-            "page_size",
-            "Tokens per page; must agree with --page-size if both are given.",
-            type=int,
-        )
-        add(
-            "selection_strategy",
-            "How the query heads of a KV head rank pages together.",
-            choices=SELECTION_STRATEGIES,
-        )
-        add("layers", "Layers that use HSA: all, or a list such as 0,2,8-.", type=str)
-        group.add_argument(
-            option("prefill"),
-            default=None,
-            help="Tokens at the start of a prompt that attend their whole past: a number, sparse for none or dense for all. "
-            f"Default: {DEFAULT_PREFILL}, or sparse with an 8-bit cache.",
-        )
-        add(
-            "window_size",
-            "Most recent tokens that are always attended, extended to a page boundary.",
-            type=int,
-        )
-        add(
-            "enable_swa_fusion",
-            "Attend the window together with the selected pages; "
-            "off, only the query's own page is.",
-            action=argparse.BooleanOptionalAction,
-        )
-        add("chunk_repr", "Kind of page representation.", choices=CHUNK_REPR_KINDS)
-        add(
-            "weight_mode",
-            "mass: one softmax over all attended keys; score: pages weighed by their scores.",
-            choices=WEIGHT_MODES,
-        )
-        add("sink_pages", "First pages that are always attended.", type=int)
-        group.add_argument(
-            option("dense_backend"),
-            choices=DENSE_BACKENDS,
-            default=None,
-            help="Backend of the layers without HSA and of batches too short to select from. "
-            "Default: the platform's best.",
-        )
-        add(
-            "strict",
-            "Stop if the page table or a representation is damaged (recomputes every representation; for debugging).",
-            action=argparse.BooleanOptionalAction,
-        )
+        add_hsa_cli_args(parser)
 
     def _refuse_models_without_hsa(self) -> None:
-        """Refuse a model before SGLang adjusts arguments to it: assertions there know backends by name.
-
-        Raises:
-            ValueError: for a model that HSA does not support, with all else that is wrong, one per line.
-        """
-        if refusals.uses_hsa(self) and refusals.refuses_model(
-            self, self.get_model_config()
-        ):
-            self._handle_hsa_backend()
+        refuse_models_without_hsa(self)
 
     def _handle_hsa_backend(self) -> None:
-        """Check and resolve everything HSA needs from the server arguments.
+        handle_hsa_backend(self)
 
-        Raises:
-            ValueError: for ``--hsa-*`` options without HSA; for invalid values and unsupported combinations, one per line.
-        """
-        if not refusals.uses_hsa(self):
-            self._refuse_unused_hsa_options()
-            return
 
-        problems = []
-        try:
-            self._resolve_hsa_page_size()
-        except ValueError as error:
-            problems.append(str(error))
-        for field in dataclasses.fields(HSAConfig):
-            name = FIELD_PREFIX + field.name
-            if getattr(self, name) is None:
-                setattr(self, name, field.default)
-        if self.hsa_prefill is None:
-            # Passes over an 8-bit cache stay on HSA's kernels, on which dense attention has a cost.
-            quantised = self.kv_cache_dtype.startswith("fp8")
-            self.hsa_prefill = "sparse" if quantised else DEFAULT_PREFILL
-        if self.hsa_dense_backend is None:
-            self.hsa_dense_backend = self._default_hsa_dense_backend()
-        try:
-            HSAConfig.from_server_args(self)  # checks the values
-        except ValueError as error:
-            problems.append(str(error))
-        refusals.check(self, self.get_model_config(), problems)
-        if self.hsa_sink_pages == 0:
-            logger.warning(
-                "--hsa-sink-pages 0: pretrained models attend their first tokens from everywhere, so most lose their "
-                "answers without that page; leave it at 1 unless the model was trained so."
-            )
-        self._limit_cuda_graphs_for_hsa()
-        self._align_chunked_prefill_to_hsa_pages()
+def add_hsa_cli_args(parser: argparse.ArgumentParser) -> None:
+    """Add the ``--hsa-*`` options to the server's parser."""
+    group = parser.add_argument_group("HSA (hierarchical sparse attention)")
 
-    def _refuse_unused_hsa_options(self) -> None:
-        given = [
-            option(field.name)
-            for field in dataclasses.fields(HSAConfig)
-            if getattr(self, FIELD_PREFIX + field.name) is not None
-        ]
-        if given:
-            raise ValueError(
-                f"{', '.join(given)}: only --attention-backend hsa reads this; "
-                f"the attention backend is {self.attention_backend}. "
-                "Add --attention-backend hsa or drop the option."
-            )
-
-    def _resolve_hsa_page_size(self) -> None:
-        """``--page-size`` and its alias ``--hsa-page-size`` agree, or the one given counts for both."""
-        asked, alias = self.page_size, self.hsa_page_size
-        if asked is not None and alias is not None and asked != alias:
-            raise ValueError(
-                f"--page-size {asked} and --hsa-page-size {alias} differ: with HSA a page is both the unit of "
-                f"the KV cache and of selection; give only --page-size."
-            )
-        page_size = asked if asked is not None else alias
-        if page_size is None:
-            page_size = HSAConfig.page_size
-            logger.info(f"HSA selects whole pages: page_size is set to {page_size}.")
-        self.page_size = self.hsa_page_size = page_size
-
-    def _default_hsa_dense_backend(self) -> str:
-        if self.device == "cpu":
-            return "torch_native"
-        best = self._get_default_attn_backend(
-            self.use_mla_backend(), self.get_model_config()
+    def add(name: str, help: str, **kwargs) -> None:
+        default = getattr(HSAConfig, name)
+        group.add_argument(
+            option(name), default=None, help=f"{help} Default: {default}.", **kwargs
         )
-        reads_keys = best != "fa3" or self.kv_cache_dtype != "fp8_e5m2"
-        return best if best in DENSE_BACKENDS and reads_keys else "triton"
 
-    def _limit_cuda_graphs_for_hsa(self) -> None:
-        """Decode graphs need the kernels; the work lists of a prefill come from lengths on the host."""
-        if compat.prefill_graphs(self) and self.device == "cuda":
-            logger.info("Prefill runs without CUDA graphs: HSA plans it on the host.")
-        compat.disable_prefill_graphs(self)
-        if self.device == "cpu" or not compat.decode_graphs(self):
-            return
-        if reason := HSAConfig.from_server_args(self).needs_references:
-            logger.warning(f"Cuda graph is disabled because with HSA {reason}.")
-            compat.disable_decode_graphs(self)
+    add("topk", "Pages that each query attends per KV head.", type=int)
+    add(
+        "page_size",
+        "Tokens per page; must agree with --page-size if both are given.",
+        type=int,
+    )
+    add(
+        "selection_strategy",
+        "How the query heads of a KV head rank pages together.",
+        choices=SELECTION_STRATEGIES,
+    )
+    add("layers", "Layers that use HSA: all, or a list such as 0,2,8-.", type=str)
+    group.add_argument(
+        option("prefill"),
+        default=None,
+        help="Tokens at the start of a prompt that attend their whole past: a number, sparse for none or dense for all. "
+        f"Default: {DEFAULT_PREFILL}, or sparse with an 8-bit cache.",
+    )
+    add(
+        "window_size",
+        "Most recent tokens that are always attended, extended to a page boundary.",
+        type=int,
+    )
+    add(
+        "enable_swa_fusion",
+        "Attend the window together with the selected pages; "
+        "off, only the query's own page is.",
+        action=argparse.BooleanOptionalAction,
+    )
+    add("chunk_repr", "Kind of page representation.", choices=CHUNK_REPR_KINDS)
+    add(
+        "weight_mode",
+        "mass: one softmax over all attended keys; score: pages weighed by their scores.",
+        choices=WEIGHT_MODES,
+    )
+    add("sink_pages", "First pages that are always attended.", type=int)
+    group.add_argument(
+        option("dense_backend"),
+        choices=DENSE_BACKENDS,
+        default=None,
+        help="Backend of the layers without HSA and of batches too short to select from. "
+        "Default: the platform's best.",
+    )
+    add(
+        "strict",
+        "Stop if the page table or a representation is damaged (recomputes every representation; for debugging).",
+        action=argparse.BooleanOptionalAction,
+    )
 
-    def _align_chunked_prefill_to_hsa_pages(self) -> None:
-        """Prefill chunks end on page boundaries; SGLang asserts it for every page size."""
-        size = self.chunked_prefill_size
-        if size is None or size <= 0 or size % self.page_size == 0:
-            return
-        aligned = max(size // self.page_size, 1) * self.page_size
+
+def refuse_models_without_hsa(args: ServerArgs) -> None:
+    """Refuse a model before SGLang adjusts arguments to it: assertions there know backends by name.
+
+    Raises:
+        ValueError: for a model that HSA does not support, with all else that is wrong, one per line.
+    """
+    view = compat.arguments(args)
+    if refusals.uses_hsa(view) and refusals.refuses_model(
+        view, compat.model_config(args)
+    ):
+        handle_hsa_backend(args)
+
+
+def handle_hsa_backend(args: ServerArgs) -> None:
+    """Check and resolve everything HSA needs from the server arguments.
+
+    Raises:
+        ValueError: for ``--hsa-*`` options without HSA; for invalid values and unsupported combinations, one per line.
+    """
+    view = compat.arguments(args)
+    if not refusals.uses_hsa(view):
+        _refuse_unused_options(view)
+        return
+
+    problems = []
+    try:
+        page_size = _page_size(view)
+        compat.declare(args, page_size=page_size, hsa_page_size=page_size)
+    except ValueError as error:
+        problems.append(str(error))
+    compat.declare(args, **_defaults(args))
+    try:
+        HSAConfig.from_server_args(view)  # checks the values
+    except ValueError as error:
+        problems.append(str(error))
+    refusals.check(view, compat.model_config(args), problems)
+    if view.hsa_sink_pages == 0:
         logger.warning(
-            f"HSA rounds chunked_prefill_size {size} to {aligned}, a multiple of page_size {self.page_size}."
+            "--hsa-sink-pages 0: pretrained models attend their first tokens from everywhere, so most lose their "
+            "answers without that page; leave it at 1 unless the model was trained so."
         )
-        self.chunked_prefill_size = aligned
+    _limit_cuda_graphs(args)
+    _align_chunked_prefill_to_pages(args)
+
+
+def _refuse_unused_options(view: ServerArgs) -> None:
+    given = [
+        option(field.name)
+        for field in dataclasses.fields(HSAConfig)
+        if getattr(view, FIELD_PREFIX + field.name) is not None
+    ]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: only --attention-backend hsa reads this; "
+            f"the attention backend is {view.attention_backend}. "
+            "Add --attention-backend hsa or drop the option."
+        )
+
+
+def _page_size(view: ServerArgs) -> int:
+    """``--page-size`` and its alias ``--hsa-page-size`` agree, or the one given counts for both."""
+    asked, alias = view.page_size, view.hsa_page_size
+    if asked is not None and alias is not None and asked != alias:
+        raise ValueError(
+            f"--page-size {asked} and --hsa-page-size {alias} differ: with HSA a page is both the unit of "
+            f"the KV cache and of selection; give only --page-size."
+        )
+    page_size = asked if asked is not None else alias
+    if page_size is None:
+        page_size = HSAConfig.page_size
+        logger.info(f"HSA selects whole pages: page_size is set to {page_size}.")
+    return page_size
+
+
+def _defaults(args: ServerArgs) -> dict:
+    """Values of the options that were not given."""
+    view = compat.arguments(args)
+    defaults = {
+        FIELD_PREFIX + field.name: field.default
+        for field in dataclasses.fields(HSAConfig)
+    }
+    # Passes over an 8-bit cache stay on HSA's kernels, on which dense attention has a cost.
+    quantised = view.kv_cache_dtype.startswith("fp8")
+    defaults["hsa_prefill"] = "sparse" if quantised else DEFAULT_PREFILL
+    if view.hsa_dense_backend is None:
+        defaults["hsa_dense_backend"] = _default_dense_backend(args)
+    return {name: x for name, x in defaults.items() if getattr(view, name) is None}
+
+
+def _default_dense_backend(args: ServerArgs) -> str:
+    view = compat.arguments(args)
+    if view.device == "cpu":
+        return "torch_native"
+    best = compat.default_backend(args)
+    reads_keys = best != "fa3" or view.kv_cache_dtype != "fp8_e5m2"
+    return best if best in DENSE_BACKENDS and reads_keys else "triton"
+
+
+def _limit_cuda_graphs(args: ServerArgs) -> None:
+    """Decode graphs need the kernels; the work lists of a prefill come from lengths on the host."""
+    view = compat.arguments(args)
+    if compat.prefill_graphs(view) and view.device == "cuda":
+        logger.info("Prefill runs without CUDA graphs: HSA plans it on the host.")
+    compat.disable_prefill_graphs(args)
+    if view.device == "cpu" or not compat.decode_graphs(view):
+        return
+    if reason := HSAConfig.from_server_args(view).needs_references:
+        logger.warning(f"Cuda graph is disabled because with HSA {reason}.")
+        compat.disable_decode_graphs(args)
+
+
+def _align_chunked_prefill_to_pages(args: ServerArgs) -> None:
+    """Prefill chunks end on page boundaries; SGLang asserts it for every page size."""
+    view = compat.arguments(args)
+    size, page_size = view.chunked_prefill_size, view.page_size
+    if size is None or size <= 0 or size % page_size == 0:
+        return
+    aligned = max(size // page_size, 1) * page_size
+    logger.warning(
+        f"HSA rounds chunked_prefill_size {size} to {aligned}, a multiple of page_size {page_size}."
+    )
+    compat.declare(args, chunked_prefill_size=aligned)

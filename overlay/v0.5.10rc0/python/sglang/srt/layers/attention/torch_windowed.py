@@ -7,7 +7,8 @@ The torch_native backend calls it for the layers that ``scaled_dot_product_atten
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+
+from sglang.srt.layers.attention.torch_capped import sdpa_with_cap
 
 # Bounds the memory of the logits to [H, Q_BLOCK, S], and the work of a windowed layer to S * (Q_BLOCK + W).
 Q_BLOCK = 256
@@ -57,37 +58,13 @@ def windowed_attention(
         )  # [L', S'] bool
         if sliding_window_size >= 0:
             visible &= kv_pos >= q_pos - sliding_window_size
-        attend = _capped_attention if logit_cap > 0 else _plain_attention
-        blocks.append(
-            attend(
-                block,
-                key[:, kv_begin:kv_end],
-                value[:, kv_begin:kv_end],
-                visible,
-                scaling,
-                logit_cap,
-            )
+        out = sdpa_with_cap(logit_cap)(
+            block.unsqueeze(0),
+            key[:, kv_begin:kv_end].unsqueeze(0),
+            value[:, kv_begin:kv_end].unsqueeze(0),
+            attn_mask=visible,
+            scale=scaling,
+            enable_gqa=query.shape[0] != key.shape[0],
         )
+        blocks.append(out.squeeze(0))
     return torch.cat(blocks, dim=1)
-
-
-def _plain_attention(query, key, value, visible, scaling, _logit_cap):
-    out = scaled_dot_product_attention(
-        query.unsqueeze(0),
-        key.unsqueeze(0),
-        value.unsqueeze(0),
-        attn_mask=visible,
-        scale=scaling,
-        enable_gqa=query.shape[0] != key.shape[0],
-    )
-    return out.squeeze(0)
-
-
-def _capped_attention(query, key, value, visible, scaling, logit_cap):
-    group = query.shape[0] // key.shape[0]
-    key = key.repeat_interleave(group, dim=0)  # [H, S', D]
-    value = value.repeat_interleave(group, dim=0)  # [H, S', D_v]
-    logits = (query @ key.transpose(1, 2)).float() * scaling  # [H, L', S'] float32
-    logits = logit_cap * torch.tanh(logits / logit_cap)
-    probs = logits.masked_fill(~visible, float("-inf")).softmax(dim=-1)
-    return probs.to(value.dtype) @ value
