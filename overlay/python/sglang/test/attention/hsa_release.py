@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Collection, Iterator
 
 import pytest
 
@@ -69,6 +69,11 @@ def change(args, **values) -> None:
         object.__setattr__(args, name, value)
 
 
+def fields_of(args: ServerArgs) -> dict:
+    """Each option and its resolved value."""
+    return {name: getattr(args, name) for name in option_names()}
+
+
 def graphs_up_to(batch: int) -> dict:
     """The option that bounds the batches that decode has CUDA graphs for."""
     later = "cuda_graph_max_bs_decode"
@@ -95,9 +100,28 @@ def without_graphs() -> dict:
 
 def has_option(name: str) -> bool:
     """Whether the release's server has an option."""
+    return name in option_names()
+
+
+def option_names() -> Collection[str]:
     from sglang.srt.server_args import ServerArgs
 
-    return name in inspect.signature(ServerArgs).parameters
+    return inspect.signature(ServerArgs).parameters
+
+
+@contextmanager
+def no_server() -> Iterator[None]:
+    """Arguments of a server without a model are those of this process: since 0.5.21 models are made with some."""
+    try:
+        from sglang.srt.runtime_context import publish, reset_context
+    except ImportError:
+        yield
+        return
+    from sglang.srt.server_args import ServerArgs
+
+    publish(ServerArgs(model_path="dummy", device="cpu"), role="test")
+    yield
+    reset_context()
 
 
 def forward_with(backend) -> AbstractContextManager:

@@ -26,6 +26,7 @@ from sglang.srt.layers.attention.hsa.server_args import _limit_cuda_graphs
 from sglang.srt.server_args import ServerArgs
 from sglang.test.attention import hsa_oracle as oracle
 from sglang.test.attention.hsa_fixtures import server_args, write_model_config
+from sglang.test.attention.hsa_release import fields_of
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def test_cuda_graphs_are_for_decode_on_the_kernels(model_path):
             graphs["cuda_graph_config"] = copy.deepcopy(args.cuda_graph_config)
             graphs["cuda_graph_config"].decode.backend = "full"
         stand_in = SimpleNamespace(
-            **{**vars(args), **graphs, "device": "cuda", **changed}
+            **{**fields_of(args), **graphs, "device": "cuda", **changed}
         )
         if without:
             compat.disable_decode_graphs(stand_in)

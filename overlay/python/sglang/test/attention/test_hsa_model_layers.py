@@ -9,6 +9,7 @@ import torch
 from sglang.srt.layers.attention.hsa import model_layers
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_loader import loader
+from sglang.test.attention.hsa_release import no_server
 
 
 class Model(torch.nn.Module):
@@ -73,10 +74,11 @@ def test_the_loader_refuses(monkeypatch, arguments, model, text):
     made = lambda **kwargs: model  # noqa: E731
     monkeypatch.setattr(loader, "get_model_architecture", lambda config: (made, ""))
     load = SimpleNamespace(draft_model_idx=None)
-    with pytest.raises(ValueError, match=text):
-        loader._initialize_model(config(hf_config=None), load)
-    arguments.attention_backend = "triton"
-    assert loader._initialize_model(config(hf_config=None), load) is model
+    with no_server():
+        with pytest.raises(ValueError, match=text):
+            loader._initialize_model(config(hf_config=None), load)
+        arguments.attention_backend = "triton"
+        assert loader._initialize_model(config(hf_config=None), load) is model
 
 
 def test_what_the_kernels_and_the_cache_cannot_do_is_refused_at_once(arguments):

@@ -130,7 +130,7 @@ def test_every_refusal_is_tested_and_worded_apart():
 def drafting(model_path, **changed):
     """Resolved arguments of a server that drafts, changed; and the model they were resolved with."""
     args = server_args(model_path)
-    model = args.get_model_config()
+    model = compat.model_config(args)
     change(args, **{**DRAFTS, **changed})
     return args, model
 
@@ -236,7 +236,7 @@ def test_a_cache_that_is_sized_late_is_refused(model_path, monkeypatch):
 @pytest.mark.parametrize("feature", ASKED_BY_MODEL)
 def test_refused_models(model_path, feature):
     args = server_args(model_path)
-    model = args.get_model_config()
+    model = compat.model_config(args)
     refusals.check(args, model)
     changed = SimpleNamespace(**{**vars(model), **ASKED_BY_MODEL[feature]})
     with pytest.raises(ValueError, match=f"does not support {feature}"):

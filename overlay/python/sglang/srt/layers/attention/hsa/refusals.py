@@ -274,10 +274,11 @@ REFUSALS: Tuple[Refusal, ...] = (
     ),
     Refusal(
         "data-parallel attention",
-        "--enable-dp-attention",
-        lambda args, model: args.enable_dp_attention,
+        "--enable-dp-attention or --attn-dp-size",
+        lambda args, model: args.enable_dp_attention
+        or compat.asked(args, "attn_dp_size", 1) > 1,
         "padded rows of idle ranks are not handled yet",
-        "use --dp-size without --enable-dp-attention",
+        "use --dp-size without it",
     ),
     Refusal(
         "context-parallel attention",
