@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, Optional, Tuple, Type
 import torch
 
 from sglang.srt.layers.attention.hsa.compat import (
+    arguments,
     attention_tp_size,
     model_dtype,
     swa_allocator_class,
@@ -38,6 +39,7 @@ from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.server_args import ServerArgs
 
 VERSION_BYTES = 8
 
@@ -67,7 +69,7 @@ def kv_pool_class(
     layer_ids = hsa_layer_ids(runner)
     dense_layers = len(layer_ids) < runner.model_config.num_hidden_layers
     check_cache(runner.kv_cache_dtype, runner.device, dense_layers)
-    kind = runner.server_args.hsa_chunk_repr
+    kind = _arguments(runner).hsa_chunk_repr
     return functools.partial(
         _HSA_POOLS[default],
         hsa_layer_ids=layer_ids,
@@ -90,7 +92,7 @@ def page_repr_bytes_per_token(runner: ModelRunner, layers: int = 1) -> float:
     """Bytes of page representations and versions that each token of the pool costs, rounded up, split over layers."""
     if not _uses_hsa(runner):
         return 0
-    config = HSAConfig.from_server_args(runner.server_args)
+    config = HSAConfig.from_server_args(_arguments(runner))
     bytes_per_page = repr_bytes_per_page(
         num_layers=len(hsa_layer_ids(runner)),
         num_kv_heads=runner.model_config.get_num_kv_heads(attention_tp_size()),
@@ -133,7 +135,7 @@ def repr_bytes_per_page(
 def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
     """Layers of the loaded model that use HSA, ascending."""
     return choose_layers(
-        runner.model, runner.model_config, runner.server_args, runner.is_draft_worker
+        runner.model, runner.model_config, _arguments(runner), runner.is_draft_worker
     )
 
 
@@ -156,5 +158,9 @@ def _repr_dtype(runner: ModelRunner) -> torch.dtype:
     return model_dtype(runner) if quantised else runner.kv_cache_dtype
 
 
+def _arguments(runner: ModelRunner) -> ServerArgs:
+    return arguments(runner.server_args)
+
+
 def _uses_hsa(runner: ModelRunner) -> bool:
-    return serves_with_hsa(runner.server_args, runner.is_draft_worker)
+    return serves_with_hsa(_arguments(runner), runner.is_draft_worker)
