@@ -26,7 +26,7 @@ def fake_runner(attention_backend="hsa", layers="all", sliding=(), **kwargs):
     return SimpleNamespace(
         model=model,
         model_config=SimpleNamespace(
-            num_hidden_layers=4, is_multimodal=False, head_dim=8, get_num_kv_heads=lambda tp: 2
+            num_hidden_layers=4, is_multimodal=False, head_dim=8, get_num_kv_heads=lambda *ranks: 2
         ),
         server_args=SimpleNamespace(
             attention_backend=attention_backend,

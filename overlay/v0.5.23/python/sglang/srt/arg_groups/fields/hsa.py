@@ -13,7 +13,10 @@ _FIELD = Arg(no_cli=True, resolvable=True)
 
 ExecHSA = msgspec.defstruct(
     "ExecHSA",
-    [(name, A[kind, _FIELD], None) for name, kind in get_type_hints(HSAServerArgs).items()],
+    [
+        (name, A[kind, _FIELD], None)
+        for name, kind in get_type_hints(HSAServerArgs).items()
+    ],
     namespace={"_NS_PATH": "exec.hsa"},
     module=__name__,
 )

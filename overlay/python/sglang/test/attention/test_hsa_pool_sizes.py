@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sizes the pools includes the price of the representations."""
+"""What sizes the pools since 0.5.12 includes the price of the representations."""
 
 from types import SimpleNamespace
 
 import pytest
 
+from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.mem_cache import hsa_pool_setup
-from sglang.srt.model_executor import pool_configurator
-from sglang.srt.model_executor.pool_configurator import (
-    DefaultPoolConfigurator,
-    HybridSWAPoolConfigurator,
-)
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.test.attention.hsa_pool_owner import fake_runner
+from sglang.test.attention.hsa_release import no_server
+
+pool_configurator = pytest.importorskip(
+    "sglang.srt.model_executor.pool_configurator",
+    reason="a ModelRunner sizes its pools itself",
+)
 
 GIB = 2**30
 KV_PER_TOKEN = 4 * 2 * (8 + 8) * 2
@@ -22,24 +24,39 @@ REPR_PER_PAGE = 4 * (2 * 16 * 2 + 8) + 8
 @pytest.fixture(autouse=True)
 def one_rank(monkeypatch):
     monkeypatch.setattr(hsa_pool_setup, "attention_tp_size", lambda: 1)
-    monkeypatch.setattr(
-        pool_configurator, "get_parallel", lambda: SimpleNamespace(attn_tp_size=1)
-    )
+    ranks = SimpleNamespace(attn_tp_size=1, attn_dcp_size=1)
+    monkeypatch.setattr(pool_configurator, "get_parallel", lambda: ranks)
+    for name, bag in (
+        ("get_schedule", dict(swa_full_tokens_ratio=0.5, max_total_tokens=None)),
+        ("get_memory", dict(enable_unified_memory=False, enable_hisparse=False)),
+    ):  # since 0.5.18
+        if hasattr(pool_configurator, name):
+            monkeypatch.setattr(
+                pool_configurator, name, lambda bag=bag: SimpleNamespace(**bag)
+            )
+    with no_server():
+        yield
 
 
 def owner(attention_backend, sliding=(), **model_config):
     """As much of a KVCacheConfigurator as sizing its pools takes."""
     fake = fake_runner(attention_backend, sliding=sliding)
+    layers = dict(
+        full_attention_layer_ids=[i for i in range(4) if i not in sliding],
+        swa_attention_layer_ids=list(sliding),
+    )
     vars(fake.server_args).update(
         max_total_tokens=None, swa_full_tokens_ratio=0.5, dcp_size=1, enable_dsa_cache_layer_split=False,
+        enable_hisparse=False,
     )  # fmt: skip
     vars(fake.model_config).update(
-        v_head_dim=8, context_len=4096, hf_config=SimpleNamespace(architectures=["Qwen3ForCausalLM"]), **model_config
+        attention_arch=AttentionArch.MHA, v_head_dim=8, context_len=4096, hf_config=SimpleNamespace(architectures=["Qwen3ForCausalLM"]),
+        **layers, **model_config,
     )  # fmt: skip
     vars(fake).update(
         kv_cache_dtype_str="auto", use_mla_backend=False, page_size=64, sliding_window_size=128,
-        spec_algorithm=SpeculativeAlgorithm.NONE,
-        layer_info=SimpleNamespace(num_effective_layers=4, start_layer=0, end_layer=4),
+        spec_algorithm=SpeculativeAlgorithm.NONE, fused_entry_bytes=lambda part: None,
+        layer_info=SimpleNamespace(num_effective_layers=4, start_layer=0, end_layer=4, **layers),
     )  # fmt: skip
     return fake
 
@@ -53,7 +70,7 @@ def full_attention(monkeypatch):
 def test_tokens_fit_with_their_representations(full_attention):
     """Keys, values and representations of the tokens fill what is available."""
     tokens = {
-        name: DefaultPoolConfigurator(owner(name))
+        name: pool_configurator.DefaultPoolConfigurator(owner(name))
         .calculate_pool_sizes(GIB, 64)
         .max_total_num_tokens
         for name in ("hsa", "triton")
@@ -69,7 +86,10 @@ def test_a_draft_of_the_targets_shape_pays_too(full_attention):
     drafting = owner("hsa")
     drafting.spec_algorithm = SpeculativeAlgorithm.EAGLE
     drafting.spec_aux_config = SimpleNamespace(eagle_draft_num_layers=1)
-    cells = [DefaultPoolConfigurator(o)._cell_size for o in (plain, drafting)]
+    cells = [
+        pool_configurator.DefaultPoolConfigurator(o)._cell_size
+        for o in (plain, drafting)
+    ]
     assert cells[1] == cells[0] * 5 // 4
 
 
@@ -80,10 +100,9 @@ def test_hybrid_memory_has_the_price_on_the_full_part(sliding):
         ["triton", "hsa"] if full else ["triton"]
     )  # HSA refuses a model without a layer for it
     sizes = {
-        name: HybridSWAPoolConfigurator(
+        name: pool_configurator.HybridSWAPoolConfigurator(
             owner(
-                name, sliding, full_attention_layer_ids=full, swa_attention_layer_ids=list(sliding),
-                swa_head_dim=8, swa_v_head_dim=8, get_swa_num_kv_heads=lambda tp: 2,
+                name, sliding, swa_head_dim=8, swa_v_head_dim=8, get_swa_num_kv_heads=lambda tp: 2,
             )  # fmt: skip
         ).calculate_pool_sizes(GIB, 64)
         for name in names
