@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .library import UNKNOWN, Cls, Fn, Inst, Library, Missing, Mod, Module, Var, statements
@@ -104,7 +104,7 @@ class Types:
             return UNKNOWN
         if any(self.members(cls).assembled for cls in classes) and self.is_field(name):
             return UNKNOWN
-        raise Missing(f"{' and '.join(cls.name for cls in classes)} has no {name}")
+        raise Missing(f"{_either(classes)} has no {name}")
 
     def has(self, value: object, name: str) -> bool | None:
         """hasattr(value, name), or None where the sources do not tell."""
@@ -212,6 +212,10 @@ class Types:
         if not found or not all(isinstance(value, Inst) for value in found):
             return UNKNOWN
         return Inst(tuple(cls for value in found for cls in value.classes))
+
+
+def _either(classes: Sequence[Cls]) -> str:
+    return " or ".join(cls.name for cls in classes)
 
 
 def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
