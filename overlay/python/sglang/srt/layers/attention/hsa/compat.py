@@ -161,7 +161,7 @@ def disable_decode_graphs(args: ServerArgs) -> None:
 
 
 def _disable_graphs(args: ServerArgs, phase: str) -> None:
-    config = copy.deepcopy(arguments(args).cuda_graph_config)
+    config = copy.deepcopy(asked(arguments(args), "cuda_graph_config"))
     getattr(config, phase).backend = "disabled"
     declare(args, cuda_graph_config=config)
 
