@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang.srt.sampling.sampling_params import SamplingParams
+
 VOCABULARY = 512
 LONG = 40_000
 PROMPT = [100 + i % 300 for i in range(90)]
 HUGE = 1 << 70
+# Whether sampling parameters are a struct, as in v0.5.17: null asks for the default, and a repetition penalty of zero, by
+# which logits would be divided, is refused.
+STRUCT = hasattr(SamplingParams, "__struct_fields__")
 SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
 
 
@@ -78,7 +83,7 @@ SAMPLING = {
     "a negative temperature": generate(400, {"temperature": -1}),
     "a temperature in text": generate(400, {"temperature": "hot"}),
     "an infinite temperature": generate(400, {"temperature": 1e400}),
-    "no temperature": generate(400, {"temperature": None}),
+    "no temperature": generate(200 if STRUCT else 400, {"temperature": None}),
     "a share of none": generate(400, {"top_p": 0}),
     "a share above one": generate(400, {"top_p": 1.5}),
     "a share in text": generate(400, {"top_p": "1"}),
@@ -91,7 +96,7 @@ SAMPLING = {
     "a least share in text": generate(400, {"min_p": "x"}),
     "a frequency penalty of three": generate(400, {"frequency_penalty": 3}),
     "a presence penalty in text": generate(400, {"presence_penalty": "x"}),
-    "a repetition penalty of zero": generate(200, {"repetition_penalty": 0}),
+    "a repetition penalty of zero": generate(400 if STRUCT else 200, {"repetition_penalty": 0}),
     "a negative repetition penalty": generate(400, {"repetition_penalty": -1}),
     "penalties within bounds": generate(200, {"repetition_penalty": 1.5, "frequency_penalty": 1, "presence_penalty": 1}),
     "a bias past the vocabulary": generate(400, {"logit_bias": {"100000": 1.0}}),
