@@ -9,7 +9,9 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import scheduler_release as release
 import torch
+from scheduler_release import HiSparseTokenToKVPoolAllocator
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.managers import hisparse_coordinator as coordinator_module
@@ -21,11 +23,11 @@ from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.chunk_cache import ChunkCache
-from sglang.srt.mem_cache.hisparse_memory_pool import HiSparseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+from sglang.test.attention.hsa_release import change
 
 # Parameter of tests in both event loops.
 loops = pytest.mark.parametrize("overlap", (False, True), ids=("normal", "overlap"))
@@ -159,9 +161,14 @@ class World:
         scheduler_class=Scheduler,
     ):
         args = ServerArgs(model_path="dummy", device="cpu", disable_radix_cache=True, page_size=PAGE)
-        args.chunked_prefill_size, args.page_size, args.enable_mixed_chunk = chunk, PAGE, mixed
-        args.attention_backend = "torch_native"  # page tables are written by torch, not by Triton
-        args.pp_max_micro_batch_size = slots
+        change(
+            args,
+            chunked_prefill_size=chunk,
+            page_size=PAGE,
+            enable_mixed_chunk=mixed,
+            attention_backend="torch_native",  # page tables are written by torch, not by Triton
+            pp_max_micro_batch_size=slots,
+        )
         set_global_server_args_for_scheduler(args)
         self.engine = CopyEngine()
         self.req_pool, self.allocator, self.device_pool = make_pools(slots, tokens, hisparse)
@@ -209,13 +216,14 @@ class World:
             report_prefill_stats=lambda *a, **k: None, log_batch_result_stats=lambda *a, **k: None,
             log_prefill_stats=lambda *a, **k: None, _maybe_clear_mm_inputs=lambda batch: None,
             maybe_collect_routed_experts=lambda req: None, cancel_bubble_timer=lambda: None,
-            maybe_prepare_mlp_sync_batch=lambda batch, **k: batch, launch_batch_sample_if_needed=lambda result: None,
+            maybe_prepare_mlp_sync_batch=lambda batch, **k: batch, launch_batch_sample_if_needed=lambda *a: None,
             _maybe_prepare_ngram_embedding=lambda batch: batch, self_check_during_idle=lambda: None,
             run_batch=self.run_batch, recv_requests=self.receive, process_input_requests=lambda calls: None,
         )
         for name, value in values.items():
             setattr(s, name, value)
         s.result_queue = []
+        release.equip(s, values["send_to_tokenizer"].send_output, self.receive)
         s.init_running_status()
         s.init_chunked_prefill()
         return s
@@ -255,7 +263,7 @@ class World:
             positions = [
                 (r, p)
                 for r, n in zip(batch.reqs, batch.seq_lens.tolist())
-                for p in range(n - r.extend_input_len, n)
+                for p in range(n - release.extend_length(r), n)
             ]
         locs = self.device_locs(batch.out_cache_loc)
         assert len(locs) == len(positions) and len(set(locs.tolist())) == len(positions)
@@ -263,11 +271,12 @@ class World:
         self.device_pool.kv[locs] = torch.tensor([self.mark(r, p) for r, p in positions])
         tokens = torch.tensor([self.token(r, n) for r, n in zip(batch.reqs, batch.seq_lens.tolist())])
         batch.output_ids = tokens
+        release.consume_inputs(batch)
         return GenerationBatchResult(
             logits_output=None,
             next_token_ids=tokens,
             can_run_cuda_graph=False,
-            extend_input_len_per_req=[r.extend_input_len for r in batch.reqs],
+            extend_input_len_per_req=[release.extend_length(r) for r in batch.reqs],
             extend_logprob_start_len_per_req=[0] * len(batch.reqs),
         )
 
@@ -275,7 +284,7 @@ class World:
         """What stands before the new tokens of each request is there and its own."""
         decode = batch.forward_mode.is_decode()
         for req, length in zip(batch.reqs, batch.seq_lens.tolist()):
-            before = length - (1 if decode else req.extend_input_len)
+            before = length - (1 if decode else release.extend_length(req))
             have = self.device_pool.kv[self.req_pool.req_to_token[req.req_pool_idx, :before].long()]
             expected = torch.tensor([self.mark(req, p) for p in range(before)], dtype=torch.int64)
             assert torch.equal(have, expected), (req.rid, length, have, expected)
@@ -296,10 +305,11 @@ class World:
 
     # -- the client
 
-    def add(self, length=6, new=3):
+    def add(self, length=6, new=3, **options):
+        """A request in the queue; ``options`` are those of Req."""
         sampling = SamplingParams(max_new_tokens=new)
         sampling.normalize(None)
-        req = Req(f"r{len(self.requests) + 1}", "", [1] * length, sampling, vocab_size=100)
+        req = Req(f"r{len(self.requests) + 1}", "", release.token_ids([1] * length), sampling, vocab_size=100, **options)
         req.tokenizer = None
         self.requests[req.rid] = req
         self.scheduler._add_request_to_queue(req)
@@ -346,11 +356,11 @@ class World:
         assert not self.open_requests
         for req in self.requests.values():
             length = len(req.origin_input_ids)
-            assert req.output_ids == [self.token(req, length + i) for i in range(len(req.output_ids))], req.rid
+            assert list(req.output_ids) == [self.token(req, length + i) for i in range(len(req.output_ids))], req.rid
 
     def assert_nothing_leaked(self):
         a = self.allocator
-        assert sorted(self.req_pool.free_slots) == list(range(self.req_pool.size))
+        assert len(set(self.req_pool.free_slots)) == len(self.req_pool.free_slots) == self.req_pool.size
         if self.coordinator is None:
             assert a.available_size() == a.size
             return

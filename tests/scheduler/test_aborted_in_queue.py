@@ -5,18 +5,18 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from scheduler_release import bare_manager
 
 from sglang.srt.managers.io_struct import AbortReq
-from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
+from sglang.srt.managers.tokenizer_manager import ReqState
 from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 
 
 def abort(stream, incremental, generated, heard):
     """(the last event, the manager) of a request with ``generated`` tokens, of which the client has heard so many."""
-    manager = object.__new__(TokenizerManager)
-    manager.server_args = SimpleNamespace(weight_version="1", incremental_streaming_output=incremental)
+    manager = bare_manager(incremental_streaming_output=incremental)
     state = ReqState([], False, asyncio.Event(), SimpleNamespace(stream=stream), APIServerReqTimeStats())
-    state.output_ids, state.last_output_offset = list(generated), heard if incremental and stream else 0
+    state.text, state.output_ids, state.last_output_offset = "said", list(generated), heard if incremental and stream else 0
     manager.rid_to_state = {"a": state}
     manager._handle_abort_req(AbortReq(rid="a"))
     [event] = state.out_list
@@ -34,6 +34,12 @@ def test_the_last_event_holds_all_tokens(stream, incremental, generated):
 def test_the_last_increment_repeats_none():
     assert abort(True, True, [5, 8, 13], heard=3)[0]["output_ids"] == []
     assert abort(True, True, [5, 8, 13], heard=2)[0]["output_ids"] == [13]
+
+
+@pytest.mark.skipif(not hasattr(ReqState, "append_text"), reason="every event of the release holds all of the text")
+def test_the_last_increment_repeats_no_text():
+    assert abort(True, True, [5, 8, 13], heard=3)[0]["text"] == ""
+    assert abort(True, False, [5, 8, 13], heard=3)[0]["text"] == "said"
 
 
 def test_the_request_is_forgotten():

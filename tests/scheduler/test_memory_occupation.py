@@ -5,40 +5,64 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from scheduler_release import control_mixin, make_weight_updater
 
 from sglang.srt.constants import GPU_MEMORY_ALL_TYPES
 from sglang.srt.managers import io_struct
-from sglang.srt.managers.scheduler_update_weights_mixin import SchedulerUpdateWeightsMixin
-from sglang.srt.managers.tokenizer_communicator_mixin import TokenizerCommunicatorMixin
 
 KV = ["kv_cache"]
 
 
-class World(SchedulerUpdateWeightsMixin):
-    """A scheduler without a model; ``calls`` has what its memory saver was told."""
+class World:
+    """A scheduler without a model; ``calls`` has what its memory saver and its worker were told."""
 
     def __init__(self, idle=True):
-        self.idle, self.offload_tags, self.calls = idle, set(), []
-        self.memory_saver_adapter = SimpleNamespace(
-            pause=lambda tag: self.calls.append(("pause", tag)), resume=lambda tag: self.calls.append(("resume", tag))
+        self.calls = []
+        self.updater = make_weight_updater(
+            is_fully_idle=lambda: idle,
+            flush_cache=lambda **_: idle,
+            memory_saver_adapter=SimpleNamespace(
+                pause=lambda tag: self.calls.append(("pause", tag)),
+                resume=lambda tag: self.calls.append(("resume", tag)),
+            ),
+            tp_worker=SimpleNamespace(
+                **{f"update_weights_from_{source}": self.load for source in ("disk", "distributed", "tensor", "ipc")}
+            ),
         )
 
-    def is_fully_idle(self):
-        return self.idle
+    def load(self, _):
+        self.calls.append("load")
+        return True, "loaded"
 
-    def flush_cache(self):
-        return self.idle
+    @property
+    def offload_tags(self):
+        return self.updater.offload_tags
 
     def release(self, tags):
-        return self.release_memory_occupation(io_struct.ReleaseMemoryOccupationReqInput(tags=tags)).message
+        return self.updater.release_memory_occupation(io_struct.ReleaseMemoryOccupationReqInput(tags=tags)).message
 
     def resume(self, tags):
-        return self.resume_memory_occupation(io_struct.ResumeMemoryOccupationReqInput(tags=tags)).message
+        return self.updater.resume_memory_occupation(io_struct.ResumeMemoryOccupationReqInput(tags=tags)).message
+
+    def update(self, source, flush_cache):
+        options = dict(flush_cache=flush_cache, torch_empty_cache=True, disable_draft_model=False)
+        return getattr(self.updater, f"update_weights_from_{source}")(SimpleNamespace(**options))
 
 
 @pytest.fixture(autouse=True)
 def no_device(monkeypatch):
     monkeypatch.setattr("torch.get_device_module", lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr("torch.distributed.barrier", lambda group: None)
+
+
+@pytest.mark.parametrize("source", ("disk", "distributed", "tensor", "ipc"))
+def test_new_weights_wait_for_running_requests(source):
+    """Before anything is loaded, unless they may keep their KV."""
+    world = World(idle=False)
+    refused = world.update(source, flush_cache=True)
+    assert not refused.success and "Requests are running" in refused.message and not world.calls
+    assert world.update(source, flush_cache=False).success and World().update(source, flush_cache=True).success
+    assert world.calls == ["load"]
 
 
 def test_released_and_resumed():
@@ -79,4 +103,4 @@ def test_the_caller_gets_the_reason():
 
     manager = SimpleNamespace(auto_create_handle_loop=lambda: None, release_memory_occupation_communicator=communicate)
     with pytest.raises(ValueError, match="^no$"):
-        asyncio.run(TokenizerCommunicatorMixin.release_memory_occupation(manager, None))
+        asyncio.run(control_mixin().release_memory_occupation(manager, None))

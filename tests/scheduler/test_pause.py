@@ -73,5 +73,26 @@ def test_a_chunked_request_that_is_in_no_batch_is_aborted(make, overlap):
     world.script = {2: lambda: world.pause("in_place"), 3: lambda: world.abort(req.rid), 4: world.go_on}
     world.run(30)
     world.assert_answers()
-    assert req.finished_reason.to_json()["type"] == "abort" and len(req.output_ids) == 1
+    assert req.finished_reason.to_json()["type"] == "abort" and len(req.output_ids) <= 1
+    world.assert_nothing_leaked()
+
+
+@loops
+@pytest.mark.parametrize("first", ("abort", "in_place"))
+def test_a_chunked_request_that_is_aborted_is_not_prefilled_again(make, overlap, first):
+    """The abort and a pause that retracts come between two steps of the loop, or while a pause holds it."""
+    world = make(overlap=overlap, chunk=8)
+    req = world.add(length=30, new=3)
+
+    def stop():
+        world.abort(req.rid)
+        world.pause("retract")
+
+    if first == "in_place":
+        world.script = {2: lambda: world.pause("in_place"), 3: stop, 4: world.go_on}
+    else:
+        world.script = {2: stop, 3: world.go_on}
+    world.run(40)
+    world.assert_answers()
+    assert len(req.output_ids) <= 1
     world.assert_nothing_leaked()

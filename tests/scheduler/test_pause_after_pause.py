@@ -4,8 +4,9 @@
 import asyncio
 from types import SimpleNamespace
 
+from scheduler_release import bare_manager
+
 from sglang.srt.managers.io_struct import AbortReq, ContinueGenerationReqInput, PauseGenerationReqInput
-from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 
 class PausedScheduler:
@@ -13,7 +14,7 @@ class PausedScheduler:
 
     paused, aborted, running = False, False, True
 
-    def send_pyobj(self, sent):
+    def send(self, sent):
         if isinstance(sent, PauseGenerationReqInput):
             self.paused = True
         elif isinstance(sent, ContinueGenerationReqInput):
@@ -32,9 +33,9 @@ class PausedScheduler:
 def test_a_pause_that_aborts_ends_requests_that_are_paused_in_place():
     async def run():
         scheduler = PausedScheduler()
-        manager = object.__new__(TokenizerManager)
-        manager.is_pause, manager.is_pause_cond, manager.enable_metrics = False, asyncio.Condition(), False
-        manager.send_to_scheduler, manager.model_update_lock = scheduler, SimpleNamespace(is_locked=scheduler.is_locked)
+        manager = bare_manager(scheduler.send)
+        manager.is_pause, manager.is_pause_cond = False, asyncio.Condition()
+        manager.model_update_lock = SimpleNamespace(is_locked=scheduler.is_locked)
         await manager.pause_generation(PauseGenerationReqInput(mode="in_place"))
         assert scheduler.paused and scheduler.running
         await asyncio.wait_for(manager.pause_generation(PauseGenerationReqInput(mode="abort")), timeout=3)
