@@ -7,10 +7,12 @@ import types
 
 import pytest
 import torch
+from scheduler_release import token_ids
 
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
+from sglang.test.attention.hsa_release import finish
 
 SLOTS = 4096
 
@@ -44,6 +46,13 @@ class Pools:
     def free(self, slots):
         self.free_slots += slots.tolist()
 
+    def free_segment(self, slots, start_pos):
+        self.free(slots)
+
+    def free_segments(self, segments):
+        for slots, _ in segments:
+            self.free(slots)
+
 
 class World:
     """One cache and its requests; the same calls on two of them must do the same."""
@@ -58,13 +67,15 @@ class World:
         )  # fmt: skip
 
     def begin(self, row, tokens):
+        tokens, nothing = token_ids(tokens), token_ids([])
         match = self.cache.match_prefix(MatchPrefixParams(key=RadixKey(tokens[:-1])))
         req = types.SimpleNamespace(
-            req_pool_idx=row, extra_key=None, priority=row % 3, origin_input_ids=tokens, output_ids=[], fill_ids=[],
+            req_pool_idx=row, extra_key=None, priority=row % 3, origin_input_ids=tokens, output_ids=nothing, fill_ids=nothing,
             prefix_indices=match.device_indices, last_node=match.last_device_node,
             cache_protected_len=len(match.device_indices),
         )  # fmt: skip
         req.pop_committed_kv_cache = lambda: len(req.fill_ids)
+        req.get_fill_ids = lambda: req.fill_ids
         self.cache.inc_lock_ref(req.last_node)
         self.pools.write((row, slice(0, len(req.prefix_indices))), req.prefix_indices)
         return req
@@ -78,7 +89,7 @@ class World:
     def state(self):
         def tree(node):
             return [
-                (node.key.token_ids, [int(v) for v in node.value], node.lock_ref, node.hit_count, node.priority),
+                (list(node.key.token_ids), [int(v) for v in node.value], node.lock_ref, node.hit_count, node.priority),
                 sorted((tree(child) for child in node.children.values()), key=lambda below: below[0][0]),
             ]  # fmt: skip
 
@@ -114,7 +125,8 @@ def test_the_tree_is_that_of_a_walk_from_the_root(page_size, is_eagle, seed):
         if done + count == total:
             running.remove(reqs)
             for world, req in zip(worlds, reqs):
-                world.cache.cache_finished_req(req)
+                req.kv_committed_len = total
+                finish(world.cache, req, insert=True)
         if rng.random() < 0.2:
             freed = [world.cache.evict(EvictParams(num_tokens=40)).num_tokens_evicted for world in worlds]
             assert freed[0] == freed[1]
