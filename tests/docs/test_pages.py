@@ -229,7 +229,7 @@ def tool_commands(text: str) -> list[tuple[str, str]]:
 def test_options_of_the_tools_exist():
     pages = [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("examples/*/checkpoint/*.md")]
     named = {command for page in pages for command in tool_commands(page.read_text(encoding="utf-8"))}
-    assert len(named) > 20 and ("scripts/overlay.py", "--no-patches") in named
+    assert len(named) > 20 and ("scripts/overlay.py", "--release") in named
     for tool, option in sorted((tool, option) for tool, option in named if option != "--help"):
         places = [ROOT / place for place in TOOLS[tool]]
         files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]

@@ -243,6 +243,20 @@ def test_refused_models(model_path, feature):
         refusals.check(args, changed)
 
 
+def test_a_flag_of_the_configuration_asks_for_sinks(model_path):
+    """As that of IQuest Q1."""
+    args = server_args(model_path)
+    model = compat.model_config(args)
+    for asks in (False, True):
+        config = SimpleNamespace(architectures=["A"], enable_sink_attention=asks)
+        assert (
+            refusals.refuses_model(
+                args, SimpleNamespace(**{**vars(model), "hf_config": config})
+            )
+            == asks
+        )
+
+
 SMALL = dict(
     hidden_size=64,
     num_attention_heads=4,

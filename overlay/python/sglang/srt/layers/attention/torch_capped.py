@@ -16,10 +16,10 @@ def sdpa_with_cap(logit_cap: Optional[float]) -> Callable[..., torch.Tensor]:
     """torch's attention, or one of the same signature that caps the logits if ``logit_cap`` is not 0 or None."""
     if not logit_cap:
         return scaled_dot_product_attention
-    return functools.partial(_capped_attention, logit_cap=logit_cap)
+    return functools.partial(capped_attention, logit_cap=logit_cap)
 
 
-def _capped_attention(
+def capped_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

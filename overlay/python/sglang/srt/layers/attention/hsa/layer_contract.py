@@ -46,8 +46,12 @@ REFUSED: Dict[str, Tuple[Callable[[RadixAttention], bool], str]] = {
 _INDEXER = frozenset({"idx_q_scale_float", "idx_k_scale_float", "idx_v_scale_float"})
 COMPUTED |= _INDEXER
 
-# Of these, what layers of v0.5.10rc0 do not have yet.
-LATER = _INDEXER | {"q_scale_float"}
+# Whether prefill in CUDA graphs, which HSA turns off, attends outside of them.
+_IN_GRAPHS = frozenset({"use_prefill_attention_wrapper"})
+COMPUTED |= _IN_GRAPHS
+
+# Of these, what layers of older releases do not have yet.
+LATER = _INDEXER | _IN_GRAPHS | {"q_scale_float"}
 
 # Model classes that pass ``sinks`` to their attention: their configuration is refused.
 SINK_MODELS = frozenset(

@@ -115,7 +115,8 @@ MODEL_REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "attention sinks",
         "a model whose attention has learned sinks",
-        lambda args, model: _is_one_of(model, *SINK_MODELS),
+        lambda args, model: _is_one_of(model, *SINK_MODELS)
+        or bool(getattr(model.hf_config, "enable_sink_attention", False)),
         "a sink adds to the softmax's sum what is the logit of no key, and no HSA op does",
         _OTHER,
     ),

@@ -7,8 +7,9 @@ The torch_native backend calls it for the layers that ``scaled_dot_product_atten
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
-from sglang.srt.layers.attention.torch_capped import sdpa_with_cap
+from sglang.srt.layers.attention.torch_capped import capped_attention
 
 # Bounds the memory of the logits to [H, Q_BLOCK, S], and the work of a windowed layer to S * (Q_BLOCK + W).
 Q_BLOCK = 256
@@ -58,13 +59,19 @@ def windowed_attention(
         )  # [L', S'] bool
         if sliding_window_size >= 0:
             visible &= kv_pos >= q_pos - sliding_window_size
-        out = sdpa_with_cap(logit_cap)(
+        tensors = (
             block.unsqueeze(0),
             key[:, kv_begin:kv_end].unsqueeze(0),
             value[:, kv_begin:kv_end].unsqueeze(0),
+        )
+        options = dict(
             attn_mask=visible,
             scale=scaling,
             enable_gqa=query.shape[0] != key.shape[0],
         )
+        if logit_cap > 0:
+            out = capped_attention(*tensors, **options, logit_cap=logit_cap)
+        else:
+            out = scaled_dot_product_attention(*tensors, **options)
         blocks.append(out.squeeze(0))
     return torch.cat(blocks, dim=1)
