@@ -4,6 +4,8 @@
 import pytest
 from scheduler_world import World, loops, random_traffic
 
+from sglang.srt.managers.schedule_policy import PrefillAdder
+
 modes = pytest.mark.parametrize("mode", ("in_place", "retract"))
 
 
@@ -95,4 +97,23 @@ def test_a_chunked_request_that_is_aborted_is_not_prefilled_again(make, overlap,
     world.run(40)
     world.assert_answers()
     assert len(req.output_ids) <= 1
+    world.assert_nothing_leaked()
+
+
+@loops
+def test_a_chunked_request_that_is_parked_is_aborted(make, monkeypatch, overlap):
+    """It waits a step for room, as for that of a sliding window's pool. An abort and a pause that retracts come meanwhile."""
+    world = make(overlap=overlap, chunk=8)
+    parked = []
+
+    def add_or_park(adder, req, add=PrefillAdder.add_chunked_req):
+        return req if parked else add(adder, req)
+
+    monkeypatch.setattr(PrefillAdder, "add_chunked_req", add_or_park)
+    world.add(length=5, new=20)
+    world.script = {1: lambda: world.add(length=30, new=3), 3: lambda: parked.append(True)}
+    world.script[5] = lambda: (parked.clear(), world.abort("r2"), world.pause("retract"), world.go_on())
+    world.run(60)
+    world.assert_answers()
+    assert [len(req.output_ids) for req in world.requests.values()] in ([20, 0], [20, 1])
     world.assert_nothing_leaked()
