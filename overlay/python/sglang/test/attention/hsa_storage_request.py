@@ -34,6 +34,27 @@ class Request:
     prefix_indices: Optional[torch.Tensor] = None
     output_ids: List[int] = dataclasses.field(default_factory=list)
     extra_key: None = None
+    # What the unified radix cache asks for as well.
+    lock: object = None
+    cache_inserted_len: int = 0
+    priority: int = 0
+    rid: str = ""
+    cache_salt: None = None
+    session: None = None
+    session_id: None = None
+    kv_rotation_base: None = None
+
+    @property
+    def kv(self) -> Request:
+        """Where the request's keys are: its own fields."""
+        return self
+
+    @property
+    def full_untruncated_fill_ids(self) -> List[int]:
+        return self.get_fill_ids()
+
+    def finished(self) -> bool:
+        return False
 
     @property
     def fill_ids(self) -> List[int]:

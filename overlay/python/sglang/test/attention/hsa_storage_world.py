@@ -16,20 +16,14 @@ import torch
 from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.mem_cache.base_prefix_cache import (
-    EvictParams,
-    InsertParams,
-    MatchPrefixParams,
-)
-from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.page_repr_pool import (
     HSAPagedTokenToKVPoolAllocator,
     HSATokenToKVPool,
 )
-from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
-from sglang.test.attention.hsa_release import finish, make_forward_batch
+from sglang.test.attention.hsa_radix_tree import Tree
+from sglang.test.attention.hsa_release import make_forward_batch
 from sglang.test.attention.hsa_storage_request import (
     MODULUS,
     PAGE,
@@ -56,12 +50,7 @@ class World:
             size, PAGE, torch.float32, "cpu", self.pool, need_sort=False
         )
         self.rows = ReqToTokenPool(ROWS, CONTEXT, "cpu", enable_memory_saver=False)
-        self.tree = RadixCache(
-            CacheInitParams(
-                disable=False, req_to_token_pool=self.rows,
-                token_to_kv_pool_allocator=self.allocator, page_size=PAGE,
-            )  # fmt: skip
-        )
+        self.tree = Tree(self.rows, self.allocator, PAGE)
         config = HSAConfig(
             page_size=PAGE,
             chunk_repr="mean",
@@ -102,19 +91,18 @@ class World:
             previous = key_of(previous, token)
             keys.append(previous)
         req = Request(list(tokens), keys)
-        match = self.tree.match_prefix(MatchPrefixParams(key=RadixKey(tokens[:-1])))
-        req.last_node = match.last_device_node
-        self.tree.inc_lock_ref(req.last_node)
+        slots, req.last_node = self.tree.match(tokens[:-1])
+        self.tree.hold(req)
         req.req_pool_idx = self.free_rows.pop(0)
-        length = len(match.device_indices)
-        self.rows.req_to_token[req.req_pool_idx, :length] = match.device_indices.int()
+        length = len(slots)
+        self.rows.req_to_token[req.req_pool_idx, :length] = slots.int()
         req.kv_committed_len = req.cache_protected_len = length
         self.requests.append(req)
         return req
 
     def release(self, req: Request, insert: bool) -> None:
         """Finish (its pages go to the radix cache) or cancel (they are freed)."""
-        finish(self.tree, req, insert)
+        self.tree.finish(req, insert)
         self.forget(req)
 
     def release_in_flight(self, req: Request, insert: bool) -> None:
@@ -170,9 +158,7 @@ class World:
             return None
         needed = int((lens - prefix).sum()) + len(reqs) * PAGE
         if self.allocator.available_size() < needed:
-            self.tree.evict(
-                EvictParams(num_tokens=needed - self.allocator.available_size())
-            )
+            self.tree.evict(needed - self.allocator.available_size())
         slots = self._alloc(reqs, prefix, lens, decode)
         if slots is None:
             return None
@@ -262,13 +248,10 @@ class World:
         copy = self.allocator.get_cpu_copy(
             self.rows.req_to_token[req.req_pool_idx, :length].long()
         )
-        finish(self.tree, req, False)
+        self.tree.finish(req, False)
         self.poison()
-        req.last_node, req.cache_protected_len, req.kv_committed_len = (
-            self.tree.root_node,
-            0,
-            0,
-        )
+        req.last_node = self.tree.root
+        req.cache_protected_len = req.cache_inserted_len = req.kv_committed_len = 0
         slots = self._alloc([req], torch.tensor([0]), torch.tensor([length]))
         if slots is None:
             return False
@@ -278,9 +261,7 @@ class World:
 
     def back_up(self, tokens: List[int]) -> None:
         """Copy a cached prefix to the host tier, as a hierarchical cache does."""
-        slots = self.tree.match_prefix(
-            MatchPrefixParams(key=RadixKey(tokens))
-        ).device_indices
+        slots, _ = self.tree.match(tokens)
         if len(slots):
             self.host[tuple(tokens[: len(slots)])] = self.pool.k_buffer[0][
                 slots
@@ -289,15 +270,14 @@ class World:
     def load_back(self, prefix: Tuple[int, ...]) -> None:
         """Bring a prefix of the host tier back into the radix cache, in whole new pages."""
         tokens = list(prefix)
-        match = self.tree.match_prefix(MatchPrefixParams(key=RadixKey(tokens)))
-        missing = len(tokens) - len(match.device_indices)
+        cached, _ = self.tree.match(tokens)
+        missing = len(tokens) - len(cached)
         slots = self.allocator.alloc(missing) if missing else None
         if slots is None:
             return
         for buffer in (self.pool.k_buffer[0], self.pool.v_buffer[0]):
             buffer[slots] = self.host[prefix][-missing:]
-        value = torch.cat([match.device_indices, slots])
-        self.tree.insert(InsertParams(key=RadixKey(tokens), value=value))
+        self.tree.insert(tokens, torch.cat([cached, slots]), len(cached))
 
     def draft(self, req: Request, drafted: int, accepted: List[int]) -> None:
         """Draft tokens fill pages, are taken back and fill pages again for the verification; some are accepted.
@@ -344,7 +324,7 @@ class World:
         free = self.allocator.free_pages.tolist()
         assert len(set(free)) == len(free), "double free"
         assert 0 not in free
-        cached = self.tree.evictable_size() + self.tree.protected_size()
+        cached = self.tree.tokens()
         own = sum(
             -(-(r.kv_committed_len - r.cache_protected_len) // PAGE)
             for r in self.requests
@@ -357,7 +337,7 @@ class World:
         """End everything and evict the radix cache: the allocator must be full again."""
         for req in list(self.requests):
             self.release(req, insert=True)
-        self.tree.evict(EvictParams(num_tokens=PAGES * PAGE))
+        self.tree.evict(PAGES * PAGE)
         assert sorted(self.allocator.free_pages.tolist()) == list(
             range(1, PAGES + 1)
         ), "leak"

@@ -23,7 +23,6 @@ from hypothesis.stateful import (
 )
 
 from sglang.srt.layers.attention.hsa import config
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.test.attention.hsa_storage_request import PAGE
 from sglang.test.attention.hsa_storage_world import CONTEXT, World
 
@@ -69,7 +68,7 @@ class StorageMachine(RuleBasedStateMachine):
     def finish_pass(self, req=None):
         """The scheduler after a forward pass."""
         if req is not None and req in self.world.requests:
-            self.world.tree.cache_unfinished_req(req, chunked=bool(req.left))
+            self.world.tree.keep(req, chunked=bool(req.left))
         self.world.poison()
 
     @invariant()
@@ -140,7 +139,7 @@ class StorageMachine(RuleBasedStateMachine):
     @rule(i=index, t=token)
     def fork(self, i, t):
         req = self.pick(i, left=False)
-        self.world.tree.cache_unfinished_req(req)
+        self.world.tree.keep(req)
         self.world.poison()
         self.world.admit([*req.origin_input_ids, t])
 
@@ -172,7 +171,7 @@ class StorageMachine(RuleBasedStateMachine):
         if late is None:
             return
         if stash and chunked is not None:
-            self.world.tree.cache_unfinished_req(chunked, chunked=True)
+            self.world.tree.keep(chunked, chunked=True)
         for j, insert in ended:
             in_flight = [r for r, _ in late.requests if r in self.world.requests]
             if in_flight:
@@ -195,7 +194,7 @@ class StorageMachine(RuleBasedStateMachine):
     @rarely(3)
     @rule(tokens=st.integers(1, 40))
     def evict(self, tokens):
-        self.world.tree.evict(EvictParams(num_tokens=tokens))
+        self.world.tree.evict(tokens)
         self.world.poison()
 
     @running
@@ -217,7 +216,7 @@ class StorageMachine(RuleBasedStateMachine):
     def load_back(self, i, t):
         """A request for a prefix that was evicted and is still in the host tier."""
         prefix = list(self.world.host)[i % len(self.world.host)]
-        self.world.tree.evict(EvictParams(num_tokens=CONTEXT))
+        self.world.tree.evict(CONTEXT)
         self.world.poison()
         self.world.load_back(prefix)
         self.world.admit([*prefix, t])
