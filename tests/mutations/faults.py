@@ -67,7 +67,7 @@ STORAGE = (
         POOL,
         "        super().clear()\n        self._kvcache.invalidate_all_pages()",
         "        super().clear()",
-        "test_hsa_kvpool_repr.py::test_clear_and_restore_keep_versions_apart",
+        "test_hsa_kvpool_repr.py::test_clear_leaves_nothing_valid",
     ),
     Fault(
         "a writer stamps the version of now instead of its batch's",
