@@ -47,8 +47,8 @@ import os, sys
 from sglang.srt.entrypoints.engine import _set_envs_and_config
 from sglang.srt.server_args import ServerArgs
 args = ServerArgs(model_path=sys.argv[1], device="cpu")
-from sglang.srt.layers.attention.hsa.compat import prefill_graphs
-assert not prefill_graphs(args)
+from sglang.srt.layers.attention.hsa.compat import has_graphs
+assert not has_graphs(args, "prefill")
 for device, exported in (("cpu", None), ("cpu", "1"), ("cpu", "0"), ("cuda", None)):
     os.environ.pop("SGLANG_USE_CPU_ENGINE", None)
     if exported:

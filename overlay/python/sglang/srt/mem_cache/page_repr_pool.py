@@ -384,12 +384,8 @@ class HSASWATokenToKVPoolAllocator(SWATokenToKVPoolAllocator):
         device: str,
         kvcache: HSASWAKVPool,
         need_sort: bool,
-        **later,
+        **later,  # what later releases hand on
     ):
-        """
-        Args:
-            later: what later releases hand on; no part of HSA.
-        """
         super().__init__(
             size, size_swa, page_size, dtype, device, kvcache, need_sort, **later
         )

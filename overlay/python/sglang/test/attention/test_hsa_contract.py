@@ -203,7 +203,7 @@ def test_chunked_prefill_ends_on_page_boundaries(model_path, size, aligned):
 
 def test_cuda_graphs_are_for_decode_on_the_kernels(model_path):
     args = server_args(model_path)
-    assert not compat.prefill_graphs(args)
+    assert not compat.has_graphs(args, "prefill")
 
     def graphs_after(without=False, **changed):
         graphs = {"disable_cuda_graph": False}
@@ -214,11 +214,11 @@ def test_cuda_graphs_are_for_decode_on_the_kernels(model_path):
             **{**fields_of(args), **graphs, "device": "cuda", **changed}
         )
         if without:
-            compat.disable_decode_graphs(stand_in)
+            compat.disable_graphs(stand_in, "decode")
         _limit_cuda_graphs(stand_in)
         view = compat.arguments(stand_in)
-        assert not compat.prefill_graphs(view)
-        return compat.decode_graphs(view)
+        assert not compat.has_graphs(view, "prefill")
+        return compat.has_graphs(view, "decode")
 
     assert graphs_after()
     assert graphs_after(

@@ -129,38 +129,28 @@ def prefill_graphs_are_forced(args: ServerArgs) -> bool:
         return args.enforce_piecewise_cuda_graph
     # Since 0.5.13 they have a kind, and whoever gave it means it.
     given = getattr(args, "_cuda_graph_config_locked", ())
-    return prefill_graphs(args) and ("prefill", "backend") in given
+    return has_graphs(args, "prefill") and ("prefill", "backend") in given
 
 
-def prefill_graphs(args: ServerArgs) -> bool:
-    """Whether prefill would run in CUDA graphs."""
+# The options of each phase until 0.5.12; since 0.5.13 one option has all phases.
+_WITHOUT_GRAPHS = {
+    "prefill": "disable_piecewise_cuda_graph",
+    "decode": "disable_cuda_graph",
+}
+
+
+def has_graphs(args: ServerArgs, phase: str) -> bool:
+    """Whether a phase, prefill or decode, would run in CUDA graphs."""
     if hasattr(args, "disable_piecewise_cuda_graph"):  # until 0.5.12
-        return not args.disable_piecewise_cuda_graph
-    return args.cuda_graph_config.prefill.backend != "disabled"  # since 0.5.13
+        return not getattr(args, _WITHOUT_GRAPHS[phase])
+    return getattr(args.cuda_graph_config, phase).backend != "disabled"  # since 0.5.13
 
 
-def disable_prefill_graphs(args: ServerArgs) -> None:
+def disable_graphs(args: ServerArgs, phase: str) -> None:
+    """Let a phase, prefill or decode, run without CUDA graphs."""
     if hasattr(args, "disable_piecewise_cuda_graph"):  # until 0.5.12
-        args.disable_piecewise_cuda_graph = True
-    else:  # since 0.5.13
-        _disable_graphs(args, "prefill")
-
-
-def decode_graphs(args: ServerArgs) -> bool:
-    """Whether decode would run in CUDA graphs."""
-    if hasattr(args, "disable_piecewise_cuda_graph"):  # until 0.5.12
-        return not args.disable_cuda_graph
-    return args.cuda_graph_config.decode.backend != "disabled"  # since 0.5.13
-
-
-def disable_decode_graphs(args: ServerArgs) -> None:
-    if hasattr(args, "disable_piecewise_cuda_graph"):  # until 0.5.12
-        args.disable_cuda_graph = True
-    else:  # since 0.5.13
-        _disable_graphs(args, "decode")
-
-
-def _disable_graphs(args: ServerArgs, phase: str) -> None:
+        declare(args, **{_WITHOUT_GRAPHS[phase]: True})
+        return
     config = copy.deepcopy(asked(arguments(args), "cuda_graph_config"))
     getattr(config, phase).backend = "disabled"
     declare(args, cuda_graph_config=config)

@@ -217,14 +217,14 @@ def _default_dense_backend(args: ServerArgs) -> str:
 def _limit_cuda_graphs(args: ServerArgs) -> None:
     """Decode graphs need the kernels; the work lists of a prefill come from lengths on the host."""
     view = compat.arguments(args)
-    if compat.prefill_graphs(view) and view.device == "cuda":
+    if compat.has_graphs(view, "prefill") and view.device == "cuda":
         logger.info("Prefill runs without CUDA graphs: HSA plans it on the host.")
-    compat.disable_prefill_graphs(args)
-    if view.device == "cpu" or not compat.decode_graphs(view):
+    compat.disable_graphs(args, "prefill")
+    if view.device == "cpu" or not compat.has_graphs(view, "decode"):
         return
     if reason := HSAConfig.from_server_args(view).needs_references:
         logger.warning(f"Cuda graph is disabled because with HSA {reason}.")
-        compat.disable_decode_graphs(args)
+        compat.disable_graphs(args, "decode")
 
 
 def _align_chunked_prefill_to_pages(args: ServerArgs) -> None:
