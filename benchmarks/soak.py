@@ -77,15 +77,18 @@ class Soak:
         """Tokens of a prompt that meets an empty cache and no other request, and the best of each step."""
         self.server.post_quietly("/flush_cache", {})
         reply = self.server.greedy(prompt, NEW, return_logprob=True, top_logprobs_num=ALTERNATIVES)
-        return reply["output_ids"], reply["meta_info"]["output_top_logprobs"]
+        tokens, best = reply["output_ids"], reply["meta_info"]["output_top_logprobs"]
+        if not len(tokens) == len(best) == NEW:
+            raise Failed(f"a prompt alone has {len(tokens)} tokens and {len(best)} lists of alternatives, not {NEW}")
+        return tokens, best
 
     def check(self, number: int, tokens: list[int], whole: bool, reason: str = "") -> None:
         """Raise Failed unless tokens are those of the prompt alone, or all of them, up to a near-tie.
 
-        ``reason``: why the reply ended; a message names it.
+        ``reason``: why the reply ended; a message names it. An abort leaves what a speculative step adds beyond the last token.
         """
         wanted, best = self.answers[number]
-        for i, token in enumerate(tokens):
+        for i, token in enumerate(tokens[:NEW]):
             if token != wanted[i]:
                 scores = {other: score for score, other, *_ in best[i]}
                 if scores[wanted[i]] - scores.get(token, float("-inf")) < self.near_tie:

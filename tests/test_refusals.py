@@ -9,7 +9,6 @@ import sys
 import pytest
 from tiny_models import build
 
-from sglang.srt.layers.attention.hsa.compat import has_separate_drafts
 from sglang.srt.layers.attention.hsa.refusals import REFUSALS
 from sglang.srt.server_args import ServerArgs
 
@@ -60,10 +59,8 @@ def test_a_bad_value_is_one_line(lines, options):
     assert line.startswith("--")
 
 
-@pytest.mark.skipif(not has_separate_drafts(), reason="the release has no drafts that HSA runs")
-def test_ngram_is_told_nothing_about_the_drafts_of_a_model(lines, monkeypatch):
+def test_ngram_is_told_nothing_about_the_drafts_of_a_model(lines):
     """The defaults of EAGLE's parameters would be refused for some models, and NGRAM has none of them."""
-    monkeypatch.setenv("SGLANG_ENABLE_SPEC_V2", "0")
     found = lines(speculative_algorithm="NGRAM", hsa_window_size=0)
     assert found == [MESSAGES["speculative decoding on a CPU"], MESSAGES["NGRAM speculative decoding"]]
     shape = dict(speculative_num_steps=3, speculative_eagle_topk=2, speculative_num_draft_tokens=8)

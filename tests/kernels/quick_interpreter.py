@@ -12,6 +12,14 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 
+class Kept:
+    """What Triton 3.6 and later ask to undo the replacement with after each call."""
+
+    @staticmethod
+    def restore():
+        pass
+
+
 def once_for_each_module(patch):
     done = {}
 
@@ -19,6 +27,7 @@ def once_for_each_module(patch):
         if id(fn.__globals__) not in done:
             done[id(fn.__globals__)] = fn.__globals__  # which keeps the id from being another's
             patch(fn)
+        return Kept
 
     return patch_once
 

@@ -10,7 +10,9 @@ import torch
 
 from sglang.srt.layers.attention.hsa.compat import (
     arguments,
+    asked,
     attention_tp_size,
+    let_canary_watch,
     model_dtype,
     swa_allocator_class,
 )
@@ -70,6 +72,8 @@ def kv_pool_class(
     dense_layers = len(layer_ids) < runner.model_config.num_hidden_layers
     check_cache(runner.kv_cache_dtype, runner.device, dense_layers)
     kind = _arguments(runner).hsa_chunk_repr
+    if asked(_arguments(runner), "kv_canary", "none") != "none":
+        let_canary_watch(HSATokenToKVPool)
     return functools.partial(
         _HSA_POOLS[default],
         hsa_layer_ids=layer_ids,

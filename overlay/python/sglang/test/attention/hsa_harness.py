@@ -336,9 +336,11 @@ class Harness:
         k: torch.Tensor,
         v: torch.Tensor,
         layer: int = 0,
+        backend: HSAAttnBackend | None = None,
     ) -> torch.Tensor:
-        """One layer of a prepared batch: o ``[T, H_q, D]``."""
-        o = self.run_layer(layer, q.flatten(1), k.flatten(1), v.flatten(1), batch)
+        """One layer of a prepared batch, on the harness's backend if no other is given: o ``[T, H_q, D]``."""
+        q_, k_, v_ = (x.flatten(1) for x in (q, k, v))
+        o = self.run_layer(layer, q_, k_, v_, batch, backend)
         return o.view(len(q), self.num_heads, -1).cpu()
 
     def run_layer(
@@ -348,9 +350,12 @@ class Harness:
         k: torch.Tensor,
         v: torch.Tensor,
         batch: ForwardBatch,
+        backend: HSAAttnBackend | None = None,
     ) -> torch.Tensor:
         """The attention of one layer: ``[T, H * D]`` each, as a model passes them."""
-        with forward_with(self.backend):
+        backend = backend or self.backend
+        batch.attn_backend = backend  # where layers found it until 0.5.12
+        with forward_with(backend):
             return self.layers[layer](q, k, v, batch, **self.layer_inputs)
 
     def as_cached(self, x: torch.Tensor, which: int) -> np.ndarray:

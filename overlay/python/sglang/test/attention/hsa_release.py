@@ -13,7 +13,7 @@ import pytest
 from sglang.srt.layers.attention.hsa.compat import (
     arguments,
     declare,
-    has_separate_drafts,
+    graphs_hold_metadata,
 )
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
@@ -25,11 +25,13 @@ try:  # since 0.5.13
 except ImportError:  # until 0.5.12 a batch names its backend
     forward_context = None
 
-# The mode of a pass that writes the draft model's keys of verified tokens; until 0.5.13 it had two forms.
+# The mode of a pass that writes the draft model's keys of verified tokens: of the accepted ones alone until 0.5.13, then of
+# all, which the releases before know, too.
 DRAFT_EXTEND = getattr(ForwardMode, "DRAFT_EXTEND", ForwardMode.DRAFT_EXTEND_V2)
 
-separate_drafts = pytest.mark.skipif(
-    not has_separate_drafts(), reason="the release has no drafts that HSA runs"
+ragged_draft_extends = pytest.mark.skipif(
+    DRAFT_EXTEND is ForwardMode.DRAFT_EXTEND_V2,
+    reason="the release extends drafts by all draft tokens",
 )
 
 
@@ -131,3 +133,14 @@ def forward_with(backend) -> AbstractContextManager:
     return forward_context.forward_context(
         forward_context.ForwardContext(attn_backend=backend)
     )
+
+
+def begin_as_in_a_graph(backend, batch: ForwardBatch) -> None:
+    """What runs before the layers of a pass that a CUDA graph holds, in the graph and outside of it."""
+    if graphs_hold_metadata():
+        backend.init_forward_metadata_out_graph(batch, in_capture=True)
+        backend.init_forward_metadata_out_graph(batch)
+        backend.init_forward_metadata_in_graph(batch)
+    else:
+        backend.init_forward_metadata_capture_cuda_graph(batch)
+        backend.init_forward_metadata_replay_cuda_graph(batch, batch.batch_size)

@@ -18,11 +18,20 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.speculative.draft_utils import DraftBackendFactory
 from sglang.test.attention.hsa_device import ATOL, DEVICE, needs_kernels
 from sglang.test.attention.hsa_harness import Harness
-from sglang.test.attention.hsa_release import DRAFT_EXTEND, separate_drafts
+from sglang.test.attention.hsa_release import (
+    DRAFT_EXTEND,
+    begin_as_in_a_graph,
+    no_server,
+    ragged_draft_extends,
+)
 
 pytestmark = needs_kernels
 STEPS = 3  # draft tokens after the last committed one
 PAGE = 16
+
+
+def begin_eagerly(backend, batch):
+    backend.init_forward_metadata(batch)
 
 
 class Drafts(Harness):
@@ -78,8 +87,7 @@ class Drafts(Harness):
         total, rows = sum(counts), (STEPS + 1) * len(sequences)
         batch = self.batch(dict(enumerate(counts)), sequences, decode=False)
         batch.forward_mode = DRAFT_EXTEND
-        self.backend.decode.prepare(batch.page_handouts)
-        self.backend.init_forward_metadata_capture_cuda_graph()
+        begin_as_in_a_graph(self.backend, batch)
         q, k, v = self.inputs(sequences, counts)
         pad = [x.new_zeros((rows - total, *x.shape[1:])) for x in (q, k, v)]
         batch.out_cache_loc = torch.cat(
@@ -99,21 +107,37 @@ class Drafts(Harness):
         self.check(self.forward(batch, q, k, v), q, sequences, counts)
         self.check_representations(sequences, [s.length for s in sequences])
 
-    def draft_steps(self, sequences):
+    def draft_extend_all(self, sequences, accepted, begin):
+        """Extend by ``STEPS + 1`` tokens of each, and forget those that were not accepted."""
+        counts = [STEPS + 1] * len(sequences)
+        committed = [s.length for s in sequences]
+        batch = self.batch(dict(enumerate(counts)), sequences, decode=False)
+        batch.forward_mode = ForwardMode.DRAFT_EXTEND_V2
+        # Lengths on the host are not known when the next batch is built.
+        batch.seq_lens_cpu = batch.seq_lens_sum = None
+        begin(self.backend, batch)
+        q, k, v = self.inputs(sequences, counts)
+        self.check(self.forward(batch, q, k, v), q, sequences, counts)
+        self.check_representations(sequences, committed)
+        for s, kept in zip(sequences, accepted):
+            self.reject(s, STEPS + 1 - kept)
+
+    def draft_steps(self, sequences, begin=begin_eagerly):
         """``STEPS`` single tokens of each sequence, one after another, on the multi-step backend."""
         batch = self.allocate(sequences, [STEPS] * len(sequences))
         for s in sequences:
             s.length -= STEPS
         slots = batch.out_cache_loc.view(len(sequences), STEPS)
         batch.forward_mode = ForwardMode.DECODE
-        self.draft.init_forward_metadata(batch)
+        begin(self.draft, batch)
         ones = [1] * len(sequences)
         for step, backend in enumerate(self.draft.attn_backends):
-            batch.attn_backend, batch.out_cache_loc = backend, slots[:, step]
+            batch.out_cache_loc = slots[:, step]
             for s in sequences:
                 s.length += 1
             q, k, v = self.inputs(sequences, ones)
-            self.check(self.forward(batch, q, k, v), q, sequences, ones)
+            o = self.forward(batch, q, k, v, backend=backend)
+            self.check(o, q, sequences, ones)
 
     def check_representations(self, sequences, settled):
         """Pages complete by ``settled`` tokens have their representation, pages with room left have none."""
@@ -175,7 +199,7 @@ def test_verification_then_decode():
     h.check_representations([s], [s.length - 1])
 
 
-@separate_drafts
+@ragged_draft_extends
 @pytest.mark.parametrize(
     "options", [{}, dict(weight_mode="score")], ids=["split", "tiled"]
 )
@@ -193,7 +217,29 @@ def test_draft_rounds(options):
         h.draft_extend(sequences, accepted)
 
 
-@separate_drafts
+@pytest.mark.parametrize(
+    "begin", [begin_eagerly, begin_as_in_a_graph], ids=["eager", "graph"]
+)
+@pytest.mark.parametrize(
+    "options", [{}, dict(weight_mode="score")], ids=["split", "tiled"]
+)
+def test_draft_rounds_that_overlap(options, begin):
+    """Draft steps, then all draft tokens as one extend, rejected ones among them: pages are complete by accepted ones alone."""
+    h = Drafts(**options)
+    sequences = [h.new_sequence() for _ in range(2)]
+    h.step(sequences, [106, 61])
+    # As above: the second sequence rejects tokens beyond a page that the pass completed.
+    for accepted in ((4, 2), (2, 4), (1, 1), (3, 3)):
+        committed = [s.length for s in sequences]
+        h.draft_steps(sequences, begin)
+        h.check_representations(sequences, committed)
+        for s in sequences:
+            h.reject(s, STEPS)
+        h.draft_extend_all(sequences, accepted, begin)
+    assert h.backend.counters.snapshot()["reprs_healed"] == 0
+
+
+@ragged_draft_extends
 @pytest.mark.parametrize("lengths", [[76, 61], [5, 9]], ids=["sparse", "dense"])
 def test_draft_extend_without_a_graph(lengths):
     h = Drafts(extend_kernels=True)
@@ -231,7 +277,6 @@ def test_padding_rows_of_a_graph_are_harmless():
     assert h.backend.counters.snapshot()["reprs_written"] == before
 
 
-@separate_drafts
 def test_draft_workers_find_both_backends():
     h = Drafts()
     args = SimpleNamespace(
@@ -241,9 +286,11 @@ def test_draft_workers_find_both_backends():
         prefill_attention_backend="hsa",
         decode_attention_backend="hsa",
     )
-    factory = DraftBackendFactory(args, h.runner, topk=1, speculative_num_steps=4)
-    assert len(factory.create_decode_backend().attn_backends) == 3
-    assert isinstance(factory.create_draft_extend_backend(), HSAAttnBackend)
+    h.runner.model_config = SimpleNamespace(hf_config=None)
+    with no_server():
+        factory = DraftBackendFactory(args, h.runner, topk=1, speculative_num_steps=4)
+        assert len(factory.create_decode_backend().attn_backends) == 3
+        assert isinstance(factory.create_draft_extend_backend(), HSAAttnBackend)
 
 
 def test_branching_drafts_are_refused():

@@ -9,7 +9,7 @@ import pytest
 from sglang.srt.environ import Envs
 from sglang.srt.layers.attention.hsa import compat, refusals
 from sglang.test.attention.hsa_fixtures import server_args, write_model_config
-from sglang.test.attention.hsa_release import change, has_option, separate_drafts
+from sglang.test.attention.hsa_release import change, has_option
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +87,6 @@ ASKED_BY_MODEL = {
 }
 
 
-# Asked by options that not every release has.
-OPTIONAL = {
-    feature: asked
-    for feature, asked in ASKED_BY_ARGUMENTS.items()
-    if not all(map(has_option, asked))
-}
-
 # A chain of drafts on a CUDA device; each entry asks for one thing more.
 DRAFTS = dict(
     device="cuda",
@@ -107,7 +100,8 @@ ASKED_BY_DRAFTS = {
     "NGRAM speculative decoding": dict(speculative_algorithm="NGRAM"),
     "branching drafts": dict(speculative_eagle_topk=2),
     "drafts longer than the window or than a page": dict(hsa_window_size=3),
-    "speculative decoding with the overlap scheduler": dict(spec_v2="1"),
+    "other algorithms of speculative decoding": dict(speculative_algorithm="DFLASH"),
+    "drafts whose length adapts": dict(speculative_adaptive=True),
     "multi-layer EAGLE": dict(enable_multi_layer_eagle=True),
     "speculative decoding in strict mode": dict(hsa_strict=True),
     "speculative decoding with the hierarchical cache": dict(
@@ -115,16 +109,26 @@ ASKED_BY_DRAFTS = {
     ),
 }
 
+# Asked by options that not every release has.
+OPTIONAL = {
+    feature
+    for cases in (ASKED_BY_ARGUMENTS, ASKED_BY_DRAFTS)
+    for feature, asked in cases.items()
+    if not all(map(has_option, asked))
+}
 
+# Asked by environment variables.
 SIZED_LATE = "a KV cache that is sized after CUDA graphs are captured, or none"
-OVERLAPPED_DRAFTS = "speculative decoding on SGLang 0.5.14 and later"
+ASKED_OF_DRAFTS_BY_VARIABLES = {
+    "the overlapped drafts of SGLang 0.5.13 and earlier": "SGLANG_ENABLE_SPEC_V2",
+    "drafts that are planned on a stream of their own": "SGLANG_ENABLE_OVERLAP_PLAN_STREAM",
+}
 
 
 def test_every_refusal_is_tested_and_worded_apart():
     features = [refusal.feature for refusal in refusals.REFUSALS]
-    asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS}
-    asked |= {OVERLAPPED_DRAFTS, SIZED_LATE}
-    assert sorted(features) == sorted(asked)
+    asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS, SIZED_LATE}
+    assert sorted(features) == sorted({*asked, *ASKED_OF_DRAFTS_BY_VARIABLES})
 
 
 def drafting(model_path, **changed):
@@ -135,23 +139,29 @@ def drafting(model_path, **changed):
     return args, model
 
 
-@separate_drafts
-@pytest.mark.parametrize("feature", ASKED_BY_DRAFTS)
-def test_refused_drafts(model_path, monkeypatch, feature):
-    asked = dict(ASKED_BY_DRAFTS[feature])
-    monkeypatch.setenv("SGLANG_ENABLE_SPEC_V2", asked.pop("spec_v2", "0"))
+def is_refused(feature, args, model):
     with pytest.raises(ValueError) as error:
-        refusals.check(*drafting(model_path, **asked))
-    text = str(error.value)
-    assert f"does not support {feature} (" in text and "\n" not in text
-
-
-@pytest.mark.skipif(compat.has_separate_drafts(), reason="the release has drafts that HSA runs")  # fmt: skip
-@pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "NGRAM"])  # fmt: skip
-def test_drafts_that_overlap_are_refused(model_path, algorithm):
-    args, model = drafting(model_path, speculative_algorithm=algorithm)
-    with pytest.raises(ValueError, match=f"does not support {OVERLAPPED_DRAFTS} "):
         refusals.check(args, model)
+    text = str(error.value)
+    return f"does not support {feature} (" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("feature", ASKED_BY_DRAFTS)
+def test_refused_drafts(model_path, feature):
+    if feature in OPTIONAL:
+        pytest.skip("the release has no such option")
+    assert is_refused(feature, *drafting(model_path, **ASKED_BY_DRAFTS[feature]))
+
+
+@pytest.mark.parametrize("feature", ASKED_OF_DRAFTS_BY_VARIABLES)
+def test_drafts_that_a_variable_asks_for_are_refused(model_path, monkeypatch, feature):
+    variable = ASKED_OF_DRAFTS_BY_VARIABLES[feature]
+    if not hasattr(Envs, variable):
+        pytest.skip("the release has no such variable")
+    args, model = drafting(model_path)
+    refusals.check(args, model)
+    monkeypatch.setenv(variable, "1")
+    assert is_refused(feature, args, model)
 
 
 def resolved_on_cuda(model_path, monkeypatch, **changed):
@@ -159,12 +169,10 @@ def resolved_on_cuda(model_path, monkeypatch, **changed):
     monkeypatch.setattr(
         "sglang.srt.server_args.get_device_memory_capacity", lambda device: 140_000
     )
-    monkeypatch.setenv("SGLANG_ENABLE_SPEC_V2", "0")
     options = dict(speculative_draft_model_path=model_path, random_seed=0)
     return server_args(model_path, **{**DRAFTS, **options, **changed})
 
 
-@separate_drafts
 @pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "NEXTN", "STANDALONE"])
 @pytest.mark.parametrize("steps", [3, None])
 def test_chains_are_not_refused(model_path, monkeypatch, algorithm, steps):
@@ -177,7 +185,6 @@ def test_chains_are_not_refused(model_path, monkeypatch, algorithm, steps):
     assert [getattr(args, name) for name in list(DRAFTS)[2:]] == [3, 1, 4]
 
 
-@separate_drafts
 def test_nextn_is_eagle(model_path, monkeypatch):
     """HSA's checks run before SGLang replaces the name, so they must not tell the two apart either."""
 

@@ -12,12 +12,10 @@ from sglang.test.attention.hsa_fixtures import (
     write_random_eagle,
     write_random_model,
 )
-from sglang.test.attention.hsa_release import separate_drafts
 
-pytestmark = [
-    separate_drafts,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"
+)
 
 LENGTHS = (1, 63, 64, 65, 700, 1500)
 NEW = 80  # over a page boundary from any prompt

@@ -86,6 +86,7 @@ class HSAAttnBackend(AttentionBackend):
         self.layers = frozenset(layers)
         self.kernels = self._kernels_on(model_runner.device, kernels)
         self.decode: Optional[DecodeState] = None
+        self.tree_mask = None
         if self.kernels:
             first = layers[self.pool.hsa_layer_ids[0]]
             group = first.tp_q_head_num // self.pool.head_num
@@ -101,6 +102,16 @@ class HSAAttnBackend(AttentionBackend):
                 args.speculative_num_draft_tokens if args.speculative_algorithm else 1,
                 draft_steps,
             )
+            # Drafts wait for lengths on the host. The decode kernels read none there, and prompts bring theirs.
+            self.needs_cpu_seq_lens = self.decode_needs_dense and getattr(
+                self.dense, "needs_cpu_seq_lens", True
+            )
+            if args.speculative_algorithm and not model_runner.is_draft_worker:
+                self.tree_mask = compat.unread_tree_mask(
+                    *self.req_to_token_pool.req_to_token.shape[:1],
+                    args.speculative_num_draft_tokens,
+                    model_runner.device,
+                )
         self.watch: Optional[SelectionWatch] = None
         if not model_runner.is_draft_worker:
             self.watch = SelectionWatch(self.counters, self.config.shortest_sparse)
@@ -134,7 +145,8 @@ class HSAAttnBackend(AttentionBackend):
     def _make_pass(self, forward_batch: ForwardBatch) -> AttentionPass:
         mode = forward_batch.forward_mode
         req_to_token = self.req_to_token_pool.req_to_token
-        if mode.is_decode() or mode.is_target_verify():
+        # Each request has as many rows as any other.
+        if mode.is_decode() or mode.is_target_verify() or mode.is_draft_extend_v2():
             if "decode" in self.kernels:
                 self.decode.prepare(self.pool.built_at(forward_batch))
                 if self.decode.begins_early:
@@ -209,6 +221,11 @@ class HSAAttnBackend(AttentionBackend):
 
     def get_cuda_graph_seq_len_fill_value(self):
         return 1
+
+    @property
+    def verify_mask(self):
+        """Where the tree of a batch's drafts is written before they are verified. Nothing reads it: HSA verifies chains."""
+        return self.tree_mask
 
     def support_triton(self):
         return self.dense.support_triton()

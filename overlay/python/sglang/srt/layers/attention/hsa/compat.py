@@ -8,7 +8,7 @@ server arguments load this module before most of SGLang can be imported.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Callable, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
 
 from sglang.srt.environ import envs
 
@@ -104,11 +104,6 @@ def variable(name: str) -> bool:
     return known is not None and known.get()
 
 
-def has_separate_drafts() -> bool:
-    """Whether speculative decoding can draft and verify one after the other: while a variable chooses, until 0.5.13."""
-    return hasattr(type(envs), "SGLANG_ENABLE_SPEC_V2")
-
-
 def auto_choose_speculative_params(args: ServerArgs) -> Tuple[int, int, int]:
     """(steps, branches per step, tokens per verification) that the server would choose."""
     try:  # until 0.5.13
@@ -160,10 +155,26 @@ def disable_graphs(args: ServerArgs, phase: str) -> None:
 
 
 def is_draft_extend(mode: ForwardMode) -> bool:
-    """Whether a pass writes the draft model's keys of verified tokens."""
-    if hasattr(mode, "is_draft_extend"):  # until 0.5.13
-        return mode.is_draft_extend()
-    return mode.is_draft_extend_v2()
+    """Whether a pass writes the draft model's keys of verified tokens: all of them, or until 0.5.13 the accepted ones alone."""
+    ragged = getattr(mode, "is_draft_extend", None)
+    return mode.is_draft_extend_v2() or (ragged is not None and ragged())
+
+
+def unread_tree_mask(requests: int, tokens: int, device: str) -> Optional[Any]:
+    """Room for the trees of so many requests with so many draft tokens; None where each batch makes its own, until 0.5.16."""
+    try:
+        from sglang.srt.layers.attention.verify_mask import maybe_create_verify_mask
+    except ModuleNotFoundError:
+        return None
+    return maybe_create_verify_mask(
+        is_draft_runner=False,
+        skip_prefill=False,
+        max_bs=requests,
+        max_context_len=0,
+        num_draft_tokens=tokens,
+        device=device,
+        is_read=False,
+    )
 
 
 def graphs_hold_metadata() -> bool:
@@ -195,6 +206,16 @@ def swa_allocator_class() -> type:
     except ModuleNotFoundError:  # until 0.5.12
         from sglang.srt.mem_cache.swa_memory_pool import SWATokenToKVPoolAllocator
     return SWATokenToKVPoolAllocator
+
+
+def let_canary_watch(pool_class: type) -> None:
+    """Let ``--kv-canary`` check the keys and values of a pool class as those of an ordinary pool."""
+    try:  # since 0.5.13
+        from sglang.srt.kv_canary.pool_patcher import api
+        from sglang.srt.kv_canary.pool_patcher.adapters import mha
+    except ModuleNotFoundError:  # until 0.5.12 there is no such option
+        return
+    api.register_pool_attacher(pool_class, mha.attach_mha)
 
 
 def attention_tp_size() -> int:

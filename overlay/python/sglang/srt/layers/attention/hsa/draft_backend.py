@@ -12,6 +12,23 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 
+def make_draft_backend(
+    model_runner: ModelRunner, draft_steps: int = 0
+) -> HSAAttnBackend:
+    """A backend of a draft model: of its multi-step draft, or with no steps of its extend passes.
+
+    Raises:
+        ValueError: for a draft model with layers that decode leaves to the dense backend.
+    """
+    # The references have no passes over draft tokens.
+    backend = HSAAttnBackend(model_runner, draft_steps, KERNELS)
+    if backend.decode_needs_dense:
+        raise ValueError(
+            "--attention-backend hsa does not draft with a model that has sliding-window layers; add --speculative-draft-attention-backend triton."
+        )
+    return backend
+
+
 class HSADraftStep(HSAAttnBackend):
     """Attention of one draft step: each request's newest draft token over what is committed and drafted."""
 
@@ -43,22 +60,28 @@ class HSAMultiStepDraftBackend:
             raise ValueError(
                 f"--attention-backend hsa drafts chains; use --speculative-eagle-topk 1, not {topk}."
             )
-        # The references have no draft steps.
-        self.backend = HSAAttnBackend(model_runner, speculative_num_steps - 1, KERNELS)
-        if self.backend.decode_needs_dense:
-            raise ValueError(
-                "--attention-backend hsa does not draft with a model that has sliding-window layers; add --speculative-draft-attention-backend triton."
-            )
+        self.backend = make_draft_backend(model_runner, speculative_num_steps - 1)
         self.attn_backends = [
             HSADraftStep(self.backend, step)
             for step in range(speculative_num_steps - 1)
         ]
+        self.needs_cpu_seq_lens = self.backend.needs_cpu_seq_lens
 
     def init_forward_metadata(self, forward_batch: ForwardBatch):
         self.backend.init_forward_metadata(forward_batch)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
         self.backend.init_cuda_graph_state(max_bs, max_num_tokens)
+
+    def init_forward_metadata_out_graph(
+        self, forward_batch: ForwardBatch, in_capture: bool = False
+    ):
+        self.backend.init_forward_metadata_out_graph(forward_batch, in_capture)
+
+    def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch):
+        self.backend.init_forward_metadata_in_graph(forward_batch)
+
+    # Until 0.5.12 SGLang calls these two instead.
 
     def init_forward_metadata_capture_cuda_graph(self, forward_batch: ForwardBatch):
         self.backend.init_forward_metadata_capture_cuda_graph()

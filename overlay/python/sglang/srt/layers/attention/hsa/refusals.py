@@ -41,8 +41,8 @@ def draft_shape(args: ServerArgs) -> Tuple[int, int]:
 
 
 def _drafts_with_model(args: ServerArgs) -> bool:
-    """Whether a model drafts: NGRAM, refused by itself, has none of the parameters of `draft_shape`."""
-    return args.speculative_algorithm not in (None, "NGRAM")
+    """Whether a model drafts chains: the others, refused by themselves, have no parameters as those of `draft_shape`."""
+    return args.speculative_algorithm in CHAINS
 
 
 def _longest_draft(args: ServerArgs) -> int:
@@ -51,6 +51,7 @@ def _longest_draft(args: ServerArgs) -> int:
     return min(max(window, 1), args.page_size)
 
 
+CHAINS = ("EAGLE", "EAGLE3", "NEXTN", "STANDALONE")
 BLOCK_SCALED = ("fp4_e2m1", "nvfp4", "fp4_mx_block16", "mxfp8")
 _UNTESTED = "it has not been shown to keep page representations right"
 
@@ -213,20 +214,35 @@ REFUSALS: Tuple[Refusal, ...] = (
         "use fewer draft tokens, or a larger --hsa-window-size",
     ),
     Refusal(
-        "speculative decoding with the overlap scheduler",
+        "the overlapped drafts of SGLang 0.5.13 and earlier",
         "SGLANG_ENABLE_SPEC_V2",
         lambda args, model: bool(args.speculative_algorithm)
         and compat.variable("SGLANG_ENABLE_SPEC_V2"),
-        "its draft extend also writes keys of rejected tokens, and no page may be complete by those",
+        _UNTESTED,
         "unset SGLANG_ENABLE_SPEC_V2",
     ),
     Refusal(
-        "speculative decoding on SGLang 0.5.14 and later",
-        "--speculative-algorithm",
+        "other algorithms of speculative decoding",
+        "--speculative-algorithm, DFLASH or DSPARK for example",
+        lambda args, model: args.speculative_algorithm not in (None, "NGRAM", *CHAINS),
+        _UNTESTED,
+        "use EAGLE, EAGLE3 or STANDALONE",
+    ),
+    Refusal(
+        "drafts whose length adapts",
+        "--speculative-adaptive",
         lambda args, model: bool(args.speculative_algorithm)
-        and not compat.has_separate_drafts(),
-        "its draft extend also writes keys of rejected tokens, and its tests on a GPU have not passed yet",
-        "drop --speculative-algorithm, or build the tree of v0.5.10rc0",
+        and compat.asked(args, "speculative_adaptive"),
+        "the buffers of a pass are made for one number of draft tokens",
+        "drop --speculative-adaptive",
+    ),
+    Refusal(
+        "drafts that are planned on a stream of their own",
+        "SGLANG_ENABLE_OVERLAP_PLAN_STREAM",
+        lambda args, model: bool(args.speculative_algorithm)
+        and compat.variable("SGLANG_ENABLE_OVERLAP_PLAN_STREAM"),
+        "what is planned reads keys that the stream of the model may not have written yet",
+        "unset SGLANG_ENABLE_OVERLAP_PLAN_STREAM",
     ),
     Refusal(
         "multi-layer EAGLE",
