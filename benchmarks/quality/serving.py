@@ -26,7 +26,14 @@ HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServingError(Exception):
-    """A server that does not start, or a request that fails; one line."""
+    """A server that does not start, or a request that fails; one line.
+
+    ``status``: that of the answer, if there was one.
+    """
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
 
 
 def greedy_body(ids: list[int] | list[list[int]], new_tokens: int, **more) -> dict:
@@ -130,7 +137,7 @@ class Server:
         status, answer = self._send(path, body)
         if status >= 400:
             said = answer[:300].decode(errors="replace")
-            raise ServingError(f"{path} of '{self.name}' answered {status}: {said}")
+            raise ServingError(f"{path} of '{self.name}' answered {status}: {said}", status)
         return json.loads(answer)
 
     def _send(self, path: str, body: bytes | None) -> tuple[int, bytes]:

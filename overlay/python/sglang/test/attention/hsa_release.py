@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Collection, Iterator
 
 import pytest
@@ -126,6 +127,23 @@ def no_server() -> Iterator[None]:
     reset_context()
 
 
+@contextmanager
+def draft_backend_factory(runner, topk: int, steps: int) -> Iterator:
+    """What a draft worker gets its backends from, where HSA is the backend of drafts."""
+    from sglang.srt.speculative.draft_utils import DraftBackendFactory
+
+    runner.draft_attention_backend = "hsa"
+    asked = dict(draft_model_runner=runner, topk=topk, speculative_num_steps=steps)
+    if "server_args" in inspect.signature(DraftBackendFactory).parameters:
+        names = "attention_backend", "prefill_attention_backend", "decode_attention_backend"  # fmt: skip
+        asked["server_args"] = SimpleNamespace(
+            **dict.fromkeys(names), speculative_draft_attention_backend="hsa",
+            speculative_attention_mode="prefill",
+        )  # fmt: skip
+    with no_server():
+        yield DraftBackendFactory(**asked)
+
+
 def forward_with(backend) -> AbstractContextManager:
     """The layers that run in it find this attention backend."""
     if forward_context is None:
@@ -144,3 +162,14 @@ def begin_as_in_a_graph(backend, batch: ForwardBatch) -> None:
     else:
         backend.init_forward_metadata_capture_cuda_graph(batch)
         backend.init_forward_metadata_replay_cuda_graph(batch, batch.batch_size)
+
+
+def pretend_to_have_memory(monkeypatch, megabytes: int) -> None:
+    """Let server arguments be resolved for a CUDA device that is not there."""
+    from sglang.srt import server_args
+    from sglang.srt.utils import common
+
+    asked = "get_device_memory_capacity"
+    for module in (server_args, common):
+        if hasattr(module, asked):
+            monkeypatch.setattr(module, asked, lambda device: megabytes)

@@ -15,13 +15,12 @@ from sglang.srt.layers.attention.hsa.draft_backend import HSAMultiStepDraftBacke
 from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.speculative.draft_utils import DraftBackendFactory
 from sglang.test.attention.hsa_device import ATOL, DEVICE, needs_kernels
 from sglang.test.attention.hsa_harness import Harness
 from sglang.test.attention.hsa_release import (
     DRAFT_EXTEND,
     begin_as_in_a_graph,
-    no_server,
+    draft_backend_factory,
     ragged_draft_extends,
 )
 
@@ -279,16 +278,8 @@ def test_padding_rows_of_a_graph_are_harmless():
 
 def test_draft_workers_find_both_backends():
     h = Drafts()
-    args = SimpleNamespace(
-        speculative_draft_attention_backend=None,
-        speculative_attention_mode="prefill",
-        attention_backend="hsa",
-        prefill_attention_backend="hsa",
-        decode_attention_backend="hsa",
-    )
-    h.runner.model_config = SimpleNamespace(hf_config=None)
-    with no_server():
-        factory = DraftBackendFactory(args, h.runner, topk=1, speculative_num_steps=4)
+    h.runner.model_config = SimpleNamespace(hf_config=None, hf_text_config=None)
+    with draft_backend_factory(h.runner, topk=1, steps=4) as factory:
         assert len(factory.create_decode_backend().attn_backends) == 3
         assert isinstance(factory.create_draft_extend_backend(), HSAAttnBackend)
 

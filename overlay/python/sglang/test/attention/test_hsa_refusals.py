@@ -9,7 +9,12 @@ import pytest
 from sglang.srt.environ import Envs
 from sglang.srt.layers.attention.hsa import compat, refusals
 from sglang.test.attention.hsa_fixtures import server_args, write_model_config
-from sglang.test.attention.hsa_release import change, has_option
+from sglang.test.attention.hsa_release import (
+    change,
+    fields_of,
+    has_option,
+    pretend_to_have_memory,
+)
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +171,7 @@ def test_drafts_that_a_variable_asks_for_are_refused(model_path, monkeypatch, fe
 
 def resolved_on_cuda(model_path, monkeypatch, **changed):
     """Arguments of a server that drafts on a CUDA device, through all of start-up's checks; no device is needed."""
-    monkeypatch.setattr(
-        "sglang.srt.server_args.get_device_memory_capacity", lambda device: 140_000
-    )
+    pretend_to_have_memory(monkeypatch, megabytes=140_000)
     options = dict(speculative_draft_model_path=model_path, random_seed=0)
     return server_args(model_path, **{**DRAFTS, **options, **changed})
 
@@ -191,10 +194,9 @@ def test_nextn_is_eagle(model_path, monkeypatch):
     def outcome(algorithm, **changed):
         asked = dict(speculative_algorithm=algorithm, **changed)
         try:
-            args = vars(resolved_on_cuda(model_path, monkeypatch, **asked))
+            return fields_of(resolved_on_cuda(model_path, monkeypatch, **asked))
         except ValueError as error:
             return str(error)
-        return {name: args[name] for name in args if name != "model_config"}
 
     assert outcome("NEXTN")["speculative_algorithm"] == "EAGLE"
     refused = dict(speculative_eagle_topk=2), dict(hsa_window_size=3)
