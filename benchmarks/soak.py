@@ -126,6 +126,8 @@ class Soak:
                 if events >= hang_up_after:
                     self.check(number, last["output_ids"], whole=False)
                     return self.count("hung up")
+        if "error" in last:
+            return self.count("aborted")
         self.settle(number, last)
 
     def hang_up(self, rng: random.Random, number: int) -> None:
@@ -142,7 +144,7 @@ class Soak:
 
     def nonsense(self, rng: random.Random, number: int) -> None:
         status = self.server.post_quietly("/generate", rng.choice(NONSENSE))
-        if status != 400:
+        if status not in (400, ABORTED):
             raise Failed(f"nonsense got status {status}")
         self.count("refused")
 
@@ -154,7 +156,7 @@ class Soak:
                 try:
                     rng.choice(actions)(rng, rng.randrange(PROMPTS))
                 except (ServingError, urllib.error.HTTPError) as error:
-                    # Since 0.5.17 a request that is aborted before it is sent on has no tokens, and this status.
+                    # Since 0.5.17 a request that is aborted before it is sent on has an error and no tokens.
                     if getattr(error, "status", None) != ABORTED:
                         raise
                     self.count("aborted")

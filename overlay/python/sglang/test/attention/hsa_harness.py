@@ -42,8 +42,9 @@ class Sequence_:
     v: List[np.ndarray] = dataclasses.field(default_factory=list)
 
 
-def store_on_cpu(pool: PageReprMixin) -> None:
-    """Let a pool on the CPU store there: a pool asks what the host has, not where it is itself."""
+def store_on_cpu(pool: PageReprMixin, allocator: BaseTokenToKVPoolAllocator) -> None:
+    """Let a pool on the CPU be one on a host with a GPU: it asks what the host has, not where it is itself."""
+    allocator.use_triton_kernels = False  # what it asks since 0.5.23
     store = pool.set_kv_buffer
 
     def set_kv_buffer(*args, **kwargs):
@@ -134,7 +135,7 @@ class Harness:
                 need_sort=False,
             )
         if device == "cpu":
-            store_on_cpu(pool)
+            store_on_cpu(pool, allocator)
         self.pool, self.allocator = pool, allocator
         self.req_to_token_pool = ReqToTokenPool(
             size=16,

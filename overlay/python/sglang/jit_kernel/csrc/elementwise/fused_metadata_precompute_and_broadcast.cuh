@@ -22,10 +22,15 @@
 #include <cstdint>
 #include <cstring>
 
+// Since 0.5.18 SGLang's helpers are in a namespace of its own.
+namespace sglang {}
+using namespace sglang;
+
 namespace {
 
 constexpr uint32_t kThreads = 256;
 constexpr uint32_t kWarps = kThreads / device::kWarpThreads;
+constexpr uint32_t kAllLanes = 0xffffffffu;
 constexpr int32_t kVector = 4;  // columns per thread and step
 // Destinations per launch. Parameters stay below the 4 KB that every driver takes.
 constexpr int32_t kMaxDestinations = 32;
@@ -97,7 +102,7 @@ SGL_DEVICE void scan_block(const uint32_t (&value)[kFields], uint32_t (&before)[
     uint32_t sum = value[f];
 #pragma unroll
     for (uint32_t distance = 1; distance < device::kWarpThreads; distance *= 2) {
-      const uint32_t left = __shfl_up_sync(device::kFullMask, sum, distance);
+      const uint32_t left = __shfl_up_sync(kAllLanes, sum, distance);
       if (lane >= distance) sum += left;
     }
     before[f] = carry[f] + sum - value[f];
