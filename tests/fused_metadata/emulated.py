@@ -12,8 +12,11 @@ import pytest
 
 import sglang
 
-JIT = Path(sglang.__file__).parent / "jit_kernel"
-KERNEL = JIT / "csrc" / "elementwise" / "fused_metadata_precompute_and_broadcast.cuh"
+PACKAGE = Path(sglang.__file__).parent
+KERNEL = PACKAGE / "jit_kernel" / "csrc" / "elementwise" / "fused_metadata_precompute_and_broadcast.cuh"
+HEADERS = PACKAGE / "kernels" / "jit" / "include"  # since 0.5.17
+if not HEADERS.exists():
+    HEADERS = PACKAGE / "jit_kernel" / "include"
 SHIM = Path(__file__).parent / "emulation"
 NAME = KERNEL.stem
 EXPORT = "TVM_FFI_DLL_EXPORT_TYPED_FUNC(%s, (%s));\n"
@@ -35,7 +38,7 @@ def emulated_module(kernel: Path = KERNEL):
             + EXPORT % ("count_launches", "emulation::count_launches")
         )
         # The stand-in comes before the header of its name in the tree.
-        includes = (SHIM, JIT / "include", tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path())
+        includes = (SHIM, HEADERS, tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path())
         # FORTIFY's longjmp refuses to change stacks.
         flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas")
         subprocess.run(

@@ -5,15 +5,18 @@ The backends are NSA's own, with what needs a device left out; capture and repla
 """
 
 import dataclasses
-import importlib
+import importlib.util
 import sys
 import types
 
 import pytest
 import torch
 
-from sglang.jit_kernel import fused_metadata_copy
-from sglang.test.fused_metadata_cases import POISON
+if importlib.util.find_spec("sglang.jit_kernel.fused_metadata_copy") is None:
+    pytest.skip("later releases compute it with a kernel of their own: run it with --release v0.5.10rc0", allow_module_level=True)
+
+from sglang.jit_kernel import fused_metadata_copy  # noqa: E402, after the question whether it is there
+from sglang.test.fused_metadata_cases import POISON  # noqa: E402
 
 CONTEXT, DRAFT_TOKENS, TOPK, REQUESTS = 700, 4, 128, 40
 

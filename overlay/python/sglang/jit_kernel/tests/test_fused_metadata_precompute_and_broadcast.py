@@ -17,7 +17,7 @@ from sglang.jit_kernel.fused_metadata_precompute_and_broadcast import (
     fused_metadata_precompute_and_broadcast_cuda,
     fused_metadata_precompute_and_broadcast_reference,
 )
-from sglang.jit_kernel.utils import get_ci_test_range
+from sglang.test.attention.hsa_release import get_ci_test_range
 from sglang.test.ci.ci_register import register_cuda_ci
 from sglang.test.fused_metadata_cases import (
     MODES,

@@ -21,6 +21,13 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
+try:  # since 0.5.17
+    from sglang.kernels.jit.utils.common import get_ci_test_range
+except ModuleNotFoundError:
+    from sglang.jit_kernel.utils import (
+        get_ci_test_range,
+    )  # noqa: F401, of a test of a kernel
+
 try:  # since 0.5.13
     from sglang.srt.model_executor import forward_context
 except ImportError:  # until 0.5.12 a batch names its backend
