@@ -61,6 +61,9 @@ def function_of(path: str, name: str, namespace: dict, of_class: str | None = No
     return scope[name]
 
 
+if not (TREE / "sglang/srt/layers/attention/nsa/nsa_mtp_fused.py").exists():
+    print(f"{Path(__file__).name}: error: this compares with the drafts of NSA, which the tree of v0.5.10rc0 has", file=sys.stderr)
+    raise SystemExit(2)
 stand_in("sglang").__path__ = [str(TREE / "sglang")]
 stand_in("sglang.utils", is_in_ci=lambda: False)
 stand_in(f"{NSA}.utils", compute_nsa_seqlens=function_of("sglang/srt/layers/attention/nsa/utils.py", "compute_nsa_seqlens", {}))

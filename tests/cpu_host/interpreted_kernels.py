@@ -4,10 +4,14 @@
 import sys
 
 import torch
+from host_release import (
+    alloc_decode_kernel,
+    alloc_extend_kernel,
+    compute_position_triton,
+    get_last_loc_triton,
+    write_req_to_token_pool_triton,
+)
 
-from sglang.srt.mem_cache.allocator import alloc_decode_kernel, alloc_extend_kernel
-from sglang.srt.mem_cache.common import get_last_loc_triton, write_req_to_token_pool_triton
-from sglang.srt.model_executor.forward_batch_info import compute_position_triton
 from sglang.srt.utils import next_power_of_2
 
 

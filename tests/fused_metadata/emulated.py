@@ -9,14 +9,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from cuda_build import HEADERS, PACKAGE
 
-import sglang
-
-PACKAGE = Path(sglang.__file__).parent
 KERNEL = PACKAGE / "jit_kernel" / "csrc" / "elementwise" / "fused_metadata_precompute_and_broadcast.cuh"
-HEADERS = PACKAGE / "kernels" / "jit" / "include"  # since 0.5.17
-if not HEADERS.exists():
-    HEADERS = PACKAGE / "jit_kernel" / "include"
 SHIM = Path(__file__).parent / "emulation"
 NAME = KERNEL.stem
 EXPORT = "TVM_FFI_DLL_EXPORT_TYPED_FUNC(%s, (%s));\n"

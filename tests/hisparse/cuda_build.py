@@ -10,7 +10,11 @@ import pytest
 
 import sglang
 
-KERNEL = Path(sglang.__file__).parent / "jit_kernel" / "csrc" / "hisparse.cuh"
+PACKAGE = Path(sglang.__file__).parent
+KERNEL = PACKAGE / "jit_kernel" / "csrc" / "hisparse.cuh"
+HEADERS = PACKAGE / "kernels" / "jit" / "include"  # since 0.5.17
+if not HEADERS.exists():
+    HEADERS = PACKAGE / "jit_kernel" / "include"
 
 
 def nvcc() -> str:
@@ -26,7 +30,7 @@ def compile_sm90(folder: Path, source: str, *more: str, kernel: Path = KERNEL) -
     tvm_ffi = pytest.importorskip("tvm_ffi", reason="the headers of tvm_ffi are not installed")
     file = folder / "test.cu"
     file.write_text(f'#include "{kernel}"\n{source}\n')
-    includes = {KERNEL.parents[1] / "include", tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path()}
+    includes = {HEADERS, tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path()}
     return subprocess.run(
         [
             nvcc(), "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DSGL_CUDA_ARCH=900",

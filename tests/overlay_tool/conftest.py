@@ -20,8 +20,15 @@ def template(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SGLANG_HSA_CACHE", str(folder / "repo/cache"))
+        patch.delenv("SGLANG_HSA_RELEASE", raising=False)
         worlds.develop(worlds.create(folder / "repo"), folder / "dev")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_choice(monkeypatch):
+    """The release that the suite runs for is none of the synthetic repository."""
+    monkeypatch.delenv("SGLANG_HSA_RELEASE", raising=False)
 
 
 @pytest.fixture(autouse=True)
