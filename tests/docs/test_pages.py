@@ -169,7 +169,7 @@ def test_cache_dtypes_are_those_of_the_parser(generator):
 )
 def test_server_options_exist(page):
     text = (DOCS / page).read_text(encoding="utf-8")
-    of_tools = {"--force", "--source", "--write", "--quick", "--hsa-"}
+    of_tools = {"--force", "--source", "--write", "--quick", "--hsa-", "--release"}
     named = {option.rstrip("-") for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)} - {"--hsa"}
     assert named and named <= server_options() | of_tools, sorted(named - server_options() - of_tools)
 

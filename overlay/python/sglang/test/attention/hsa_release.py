@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
 try:  # since 0.5.17
-    from sglang.kernels.jit.utils.common import get_ci_test_range
+    from sglang.kernels.jit.utils import common as jit_utils
 except ModuleNotFoundError:
-    from sglang.jit_kernel.utils import (
-        get_ci_test_range,
-    )  # noqa: F401, of a test of a kernel
+    from sglang.jit_kernel import utils as jit_utils
 
 try:  # since 0.5.13
     from sglang.srt.model_executor import forward_context
 except ImportError:  # until 0.5.12 a batch names its backend
     forward_context = None
+
+get_ci_test_range = jit_utils.get_ci_test_range
 
 # The mode of a pass that writes the draft model's keys of verified tokens: of the accepted ones alone until 0.5.13, then of
 # all, which the releases before know, too.

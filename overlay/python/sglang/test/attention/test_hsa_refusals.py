@@ -252,12 +252,19 @@ def test_refused_models(model_path, feature):
         refusals.check(args, changed)
 
 
-def test_a_flag_of_the_configuration_asks_for_sinks(model_path):
-    """As that of IQuest Q1."""
+@pytest.mark.parametrize(
+    "name,values",
+    [
+        ("enable_sink_attention", (False, True)),
+        ("model_type", ("granitemoe", "granitemoe_swa")),
+    ],
+)
+def test_the_configuration_asks_for_sinks(model_path, name, values):
+    """As those of IQuest Q1 and Granite."""
     args = server_args(model_path)
     model = compat.model_config(args)
-    for asks in (False, True):
-        config = SimpleNamespace(architectures=["A"], enable_sink_attention=asks)
+    for asks, value in zip((False, True), values):
+        config = SimpleNamespace(architectures=["A"], **{name: value})
         assert (
             refusals.refuses_model(
                 args, SimpleNamespace(**{**vars(model), "hf_config": config})

@@ -57,6 +57,8 @@ LATER = _INDEXER | _IN_GRAPHS | {"q_scale_float"}
 SINK_MODELS = frozenset(
     {"GptOssForCausalLM", "MiMoV2ForCausalLM", "MiMoV2FlashForCausalLM", "MiMoV2MTP"}
 )
+# Model types that do, of classes that serve others, too.
+SINK_TYPES = frozenset({"granite_swa", "granitemoe_swa"})
 
 
 def unsupported(layer: RadixAttention) -> Optional[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Callable, Tuple
 
-from sglang.srt.layers.attention.hsa.layer_contract import SINK_MODELS
+from sglang.srt.layers.attention.hsa.layer_contract import SINK_MODELS, SINK_TYPES
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -84,6 +84,14 @@ def _has_block_sparse_layers(args: ServerArgs, model: ModelConfig) -> bool:
     )
 
 
+def _has_sinks(args: ServerArgs, model: ModelConfig) -> bool:
+    return (
+        _is_one_of(model, *SINK_MODELS)
+        or getattr(model.hf_config, "model_type", None) in SINK_TYPES
+        or bool(getattr(model.hf_config, "enable_sink_attention", False))
+    )
+
+
 _OTHER = "choose another --attention-backend"
 
 TRANSFORMERS_BACKEND = Refusal(
@@ -115,8 +123,7 @@ MODEL_REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "attention sinks",
         "a model whose attention has learned sinks",
-        lambda args, model: _is_one_of(model, *SINK_MODELS)
-        or bool(getattr(model.hf_config, "enable_sink_attention", False)),
+        _has_sinks,
         "a sink adds to the softmax's sum what is the logit of no key, and no HSA op does",
         _OTHER,
     ),
