@@ -85,10 +85,11 @@ def _judge_all(cases: list, device: str, args: argparse.Namespace) -> list:
             verdicts.append(verdict)
             hsa, other = verdict.hsa, verdict.peer
             distance = "" if verdict.distance is None else f"{verdict.distance:.1e}"
-            rows, pages = (hsa.rows_sparse, f"{hsa.pages_selected}/{hsa.pages_candidate}") if hsa.outputs else ("", "")
+            counts = hsa.counts
+            pages = f"{counts['pages_selected']}/{counts['pages_candidate']}" if counts else ""
             notes = [hsa.note] if hsa.note else []
             notes += [f"{peer}: {other.note}"] if other.note else []
-            print(row.format(case.name, hsa.status, other.status, distance, rows, pages, " | ".join(notes)).rstrip(), flush=True)
+            print(row.format(case.name, hsa.status, other.status, distance, counts.get("rows_sparse", ""), pages, " | ".join(notes)).rstrip(), flush=True)
     return verdicts
 
 
@@ -101,7 +102,7 @@ def _report(verdicts: list, folder: Path, lost: list[str]) -> int:
         print(f"{entry}: no case names this function of the kit")
     counts = Counter(verdict.hsa.status for verdict in verdicts)
     worse = [verdict.case.name for verdict in verdicts if verdict.worse]
-    rows = sum(verdict.hsa.rows_sparse for verdict in verdicts)
+    rows = sum(verdict.hsa.counts.get("rows_sparse", 0) for verdict in verdicts)
     print("hsa: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items())))
     print(f"{len(worse)} worse than the other backend, {rows} rows with pages to select")
     compared = any(verdict.peer.status == "passed" for verdict in verdicts)

@@ -7,8 +7,10 @@ The kit's own contexts are one or two pages long. The cases called long have mor
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, field
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from attention_kit_tool import entries
@@ -62,6 +64,23 @@ def all_cases() -> list[Case]:
 def dense_attention():
     """The kit's module of dense attention."""
     return import_module(f"{KIT}.attention_methods.dense_attention")
+
+
+def runner_mode(name: str):
+    """One of the kit's modules that run batches.
+
+    Each imports the kit's modules of all methods. Of those whose packages are not installed here a stand-in takes the place,
+    since dense attention uses none of them.
+    """
+    for method in entries.METHODS:
+        full_name = f"{KIT}.attention_methods.{method}_attention"
+        try:
+            import_module(full_name)
+        except Exception:
+            stand_in = ModuleType(full_name)
+            stand_in.__getattr__ = lambda _name: object
+            sys.modules[full_name] = stand_in
+    return import_module(f"{KIT}.runner_modes.{name}")
 
 
 def kit_cases() -> list[Case]:

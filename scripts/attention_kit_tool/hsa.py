@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kit's mock model runner lacks for HSA: a pool with page representations, its options, a registered layer."""
+"""What the kit's mock model runner lacks for HSA: a pool with page representations, its options, a layer in its model."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 from typing import Iterator
@@ -18,45 +19,54 @@ class Counted:
 
     made: list = dataclasses.field(default_factory=list)
 
-    def total(self, name: str) -> int:
-        return sum(counters.snapshot()[name] for counters in self.made)
+    def totals(self) -> Counter[str]:
+        """Counts by name; waits for the device."""
+        return sum((Counter(counters.snapshot()) for counters in self.made), Counter())
 
 
 @contextmanager
-def kit_with_hsa(case: Case, topk: int) -> Iterator[Counted]:
+def kit_with_hsa(case: Case, topk: int, device: str) -> Iterator[Counted]:
     """Inside, the kit builds backend ``hsa`` for a case with ``topk`` pages selected.
 
     The kit hands out slots itself, so its allocator stays: a page that no allocator has touched is of the pool's first
     version and without a representation, and HSA's passes make one, as for a page that came back from the host.
     """
     from sglang.srt.layers.attention.hsa import counters
-    from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
+    from sglang.srt.runtime_context import RuntimeContext
 
-    counted, module = Counted(), dense_attention()
-    make_counters = counters.HSACounters
+    counted, module, options = Counted(), dense_attention(), _options(case, topk, device)
+    make_counters, publish = counters.HSACounters, RuntimeContext.override_server_args
 
     def count(device):
         counted.made.append(make_counters(device))
         return counted.made[-1]
 
-    def options(runner) -> dict:
-        config = HSAConfig(
-            topk=topk,
-            page_size=runner.page_size,
-            layers="all",
-            window_size=case.draft_tokens,
-            sink_pages=0,
-            dense_backend="triton" if runner.device == "cuda" else "torch_native",
-        )
-        return {FIELD_PREFIX + name: value for name, value in dataclasses.asdict(config).items()}
+    def publish_with_hsa(context, **kit):
+        algorithm = "EAGLE" if kit["speculative_num_draft_tokens"] else None  # the kit leaves it out
+        return publish(context, **{**kit, **options, "speculative_algorithm": algorithm})
 
-    runner = _runner_class(module.MockModelRunner, options)
     with (
         mock.patch.object(counters, "HSACounters", count),
+        mock.patch.object(RuntimeContext, "override_server_args", publish_with_hsa),
         mock.patch.object(module, "MHATokenToKVPool", _make_pool),
-        mock.patch.object(module, "MockModelRunner", runner),
+        mock.patch.object(module, "MockModelRunner", _runner_class(module.MockModelRunner)),
     ):
         yield counted
+
+
+def _options(case: Case, topk: int, device: str) -> dict:
+    """HSA's server arguments: as few tokens as it allows are attended without being selected."""
+    from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
+
+    config = HSAConfig(
+        topk=topk,
+        page_size=case.batch.page_size,
+        layers="all",
+        window_size=case.draft_tokens,
+        sink_pages=0,
+        dense_backend="triton" if device == "cuda" else "torch_native",
+    )
+    return {FIELD_PREFIX + name: value for name, value in dataclasses.asdict(config).items()}
 
 
 def _make_pool(**kit):
@@ -77,20 +87,15 @@ def _make_pool(**kit):
     )
 
 
-def _runner_class(base: type, options) -> type:
-    """The kit's mock model runner, whose models have an attention layer and whose arguments have HSA's options."""
-    from sglang.srt.layers.attention.hsa import compat
+def _runner_class(base: type) -> type:
+    """The kit's mock model runner, with an attention layer in each of its models."""
     from sglang.srt.layers.radix_attention import RadixAttention
 
     class Runner(base):
         def __init__(self, *, case, head_dim, **kit):
-            self._make_layer = partial(
-                RadixAttention, case.num_heads, head_dim, head_dim**-0.5, case.num_kv_heads, layer_id=0
-            )  # fmt: skip
+            heads = case.num_heads, head_dim, head_dim**-0.5, case.num_kv_heads
+            self._make_layer = partial(RadixAttention, *heads, layer_id=0)
             super().__init__(case=case, head_dim=head_dim, **kit)
-            drafts = compat.arguments(self.server_args).speculative_num_draft_tokens
-            algorithm = "EAGLE" if drafts else None  # the kit leaves it out
-            compat.declare(self.server_args, speculative_algorithm=algorithm, **options(self))
 
         @property
         def model(self):

@@ -6,16 +6,16 @@ from __future__ import annotations
 import dataclasses
 import traceback
 import unittest
+from collections import Counter
 from contextlib import ExitStack
 from functools import partial
-from importlib import import_module
 from typing import Optional, TextIO
 from unittest import mock
 
 import torch
 
 from attention_kit_tool import entries
-from attention_kit_tool.cases import Case
+from attention_kit_tool.cases import Case, dense_attention, runner_mode
 from attention_kit_tool.hsa import kit_with_hsa
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -31,15 +31,13 @@ class Outcome:
 
     Attributes:
         outputs: what the kit compared with its reference, or with another run of the same backend.
-        rows_sparse, pages_candidate, pages_selected: HSA's counters.
+        counts: HSA's counters by name; empty unless it passed on HSA.
     """
 
     status: str
     note: str = ""
     outputs: list[torch.Tensor] = dataclasses.field(default_factory=list)
-    rows_sparse: int = 0
-    pages_candidate: int = 0
-    pages_selected: int = 0
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 @dataclasses.dataclass
@@ -91,30 +89,30 @@ def _run(case: Case, backend: str, device: str, topk: int, log: Optional[TextIO]
 
     with ExitStack() as stack:
         try:
-            counted = stack.enter_context(kit_with_hsa(case, topk)) if backend == "hsa" else None
+            counted = stack.enter_context(kit_with_hsa(case, topk, device)) if backend == "hsa" else None
             stack.enter_context(mock.patch.object(torch.testing, "assert_close", record))
             run = _entry(case, stack)
             run(unittest.TestCase(), dataclasses.replace(case.batch, backend=backend), device=device, **case.options)
-            if counted:
-                for name in ("rows_sparse", "pages_candidate", "pages_selected"):
-                    setattr(outcome, name, counted.total(name))
+            outcome.counts = counted.totals() if counted else Counter()
         except unittest.SkipTest as skip:
             outcome.status, outcome.note = SKIPPED, str(skip)
         except Exception as error:
             outcome.status, outcome.note = FAILED, _ends(error)
             if log:
                 print(f"== {case.name} on {backend}", traceback.format_exc(), sep="\n", file=log, flush=True)
-    if outcome.pages_selected != outcome.pages_candidate:
-        selected = f"{outcome.pages_selected} of {outcome.pages_candidate} pages"
-        outcome.status, outcome.note = FAILED, f"HSA selected {selected}, and it was to select all"
+    if outcome.counts:
+        selected, candidates = outcome.counts["pages_selected"], outcome.counts["pages_candidate"]
+        if selected != candidates:
+            outcome.status, outcome.note = FAILED, f"HSA selected {selected} of {candidates} pages, and was to select all"
     return outcome
 
 
 def _entry(case: Case, stack: ExitStack):
     """The kit's function, with slots in order where it needs them so."""
     name, function = case.entry.split(".")
-    folder = "attention_methods" if name == "dense_attention" else "runner_modes"
-    module = import_module(f"{entries.KIT}.{folder}.{name}")
+    if name == "dense_attention":
+        return getattr(dense_attention(), function)
+    module = runner_mode(name)
     if case.entry in entries.REWRITES_PREFIX:
         build = partial(module.build_dense_attention_fixture, loc_layout="contiguous")
         stack.enter_context(mock.patch.object(module, "build_dense_attention_fixture", build))
