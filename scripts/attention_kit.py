@@ -83,14 +83,17 @@ def _judge_all(cases: list, device: str, args: argparse.Namespace) -> list:
         for case in cases:
             verdict = judge(case, peer, device, args.topk, log)
             verdicts.append(verdict)
-            hsa, other = verdict.hsa, verdict.peer
-            distance = "" if verdict.distance is None else f"{verdict.distance:.1e}"
-            counts = hsa.counts
-            pages = f"{counts['pages_selected']}/{counts['pages_candidate']}" if counts else ""
-            notes = [hsa.note] if hsa.note else []
-            notes += [f"{peer}: {other.note}"] if other.note else []
-            print(row.format(case.name, hsa.status, other.status, distance, counts.get("rows_sparse", ""), pages, " | ".join(notes)).rstrip(), flush=True)
+            print(row.format(*_cells(verdict, peer)).rstrip(), flush=True)
     return verdicts
+
+
+def _cells(verdict, peer: str) -> tuple:
+    hsa, other, counts = verdict.hsa, verdict.peer, verdict.hsa.counts
+    distance = "" if verdict.distance is None else f"{verdict.distance:.1e}"
+    pages = f"{counts['pages_selected']}/{counts['pages_candidate']}" if counts else ""
+    notes = [hsa.note, other.note and f"{peer}: {other.note}"]
+    note = " | ".join(filter(None, notes))
+    return verdict.case.name, hsa.status, other.status, distance, counts.get("rows_sparse", ""), pages, note
 
 
 def _report(verdicts: list, folder: Path, lost: list[str]) -> int:
@@ -104,9 +107,9 @@ def _report(verdicts: list, folder: Path, lost: list[str]) -> int:
     worse = [verdict.case.name for verdict in verdicts if verdict.worse]
     rows = sum(verdict.hsa.counts.get("rows_sparse", 0) for verdict in verdicts)
     print("hsa: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items())))
-    print(f"{len(worse)} worse than the other backend, {rows} rows with pages to select")
-    compared = any(verdict.peer.status == "passed" for verdict in verdicts)
-    if not compared:
+    both = sum(verdict.hsa.status == verdict.peer.status == "failed" for verdict in verdicts)
+    print(f"{len(worse)} worse than the other backend, {both} failed on both, {rows} rows with pages to select")
+    if all(verdict.peer.status != "passed" for verdict in verdicts):
         return _refuse("no case passed on the other backend, so the comparison says nothing")
     return 1 if worse or lost or not rows else 0
 

@@ -77,10 +77,17 @@ def runner_mode(name: str):
         try:
             import_module(full_name)
         except Exception:
-            stand_in = ModuleType(full_name)
-            stand_in.__getattr__ = lambda _name: object
-            sys.modules[full_name] = stand_in
+            sys.modules[full_name] = _StandIn(full_name)
     return import_module(f"{KIT}.runner_modes.{name}")
+
+
+class _StandIn(ModuleType):
+    """A module that has every name."""
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):  # who inspects modules asks for these, and takes no for an answer
+            raise AttributeError(name)
+        return object
 
 
 def kit_cases() -> list[Case]:
@@ -113,7 +120,8 @@ def _long_cases() -> list[Case]:
     decode = _batch("long_gqa_decode_mixed", "DECODE", (4, 2), 16, (7, 63, 64, 65, 200, 400))
     decode_64 = _batch("long_mqa_decode_page64", "DECODE", (4, 1), 64, (127, 128, 129, 400))
     wide = dict(LONG, head_dim=128)
-    found = [Case(f"eager: {batch.name}", entries.ATTENTION, batch, LONG) for batch in (mixed, pages_of_64, decode, decode_64)]
+    batches = mixed, pages_of_64, decode, decode_64
+    found = [Case(f"eager: {batch.name}", entries.ATTENTION, batch, LONG) for batch in batches]
     found += [Case(f"eager: {batch.name} head_dim 128", entries.ATTENTION, batch, wide) for batch in (mixed, decode)]
     for layout, unfit in (("contiguous", ""), ("interleaved_pages", ""), ("non_monotonic_extend", SCATTERED)):
         options = dict(LONG, loc_layout=layout)

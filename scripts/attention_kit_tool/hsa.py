@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 from typing import Iterator
@@ -19,9 +18,12 @@ class Counted:
 
     made: list = dataclasses.field(default_factory=list)
 
-    def totals(self) -> Counter[str]:
+    def totals(self) -> dict[str, int]:
         """Counts by name; waits for the device."""
-        return sum((Counter(counters.snapshot()) for counters in self.made), Counter())
+        from sglang.srt.layers.attention.hsa.counters import COUNTERS
+
+        snapshots = [counters.snapshot() for counters in self.made]
+        return {name: sum(snapshot[name] for snapshot in snapshots) for name in COUNTERS}
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import traceback
 import unittest
-from collections import Counter
 from contextlib import ExitStack
 from functools import partial
 from typing import Optional, TextIO
@@ -37,7 +36,7 @@ class Outcome:
     status: str
     note: str = ""
     outputs: list[torch.Tensor] = dataclasses.field(default_factory=list)
-    counts: Counter[str] = dataclasses.field(default_factory=Counter)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -92,9 +91,10 @@ def _run(case: Case, backend: str, device: str, topk: int, log: Optional[TextIO]
         try:
             counted = stack.enter_context(kit_with_hsa(case, topk, device)) if backend == "hsa" else None
             stack.enter_context(mock.patch.object(torch.testing, "assert_close", record))
+            stack.enter_context(torch.no_grad())
             run = _entry(case, stack)
             run(unittest.TestCase(), dataclasses.replace(case.batch, backend=backend), device=device, **case.options)
-            outcome.counts = counted.totals() if counted else Counter()
+            outcome.counts = counted.totals() if counted else {}
         except unittest.SkipTest as skip:
             outcome.status, outcome.note = SKIPPED, str(skip)
         except Exception as error:
