@@ -7,15 +7,17 @@ import ast
 import sys
 from dataclasses import dataclass, field
 
-from .evaluate import Evaluator, Frame
-from .symbols import Class, Compiled, External, Function, Instance, Method, Registered
+from .evaluate import Evaluator
+from .symbols import Class, Compiled, External, Frame, Function, Instance, Method, Registered
 
 MAX_DEPTH = 16
 # Packages whose functions are no kernels: the interpreter's, and those that build, convert, log or measure.
 HOST_PACKAGES = frozenset(sys.stdlib_module_names) | frozenset(
     "einops huggingface_hub kernels msgspec numpy orjson packaging PIL prometheus_client psutil pydantic requests tqdm "
-    "transformers triton typing_extensions zmq".split()
+    "transformers typing_extensions zbal zmq".split()
 )
+# Languages that kernels are written in: what they decorate is a kernel, what it calls of them is not.
+LANGUAGES = frozenset("cutlass quack tilelang triton tvm_ffi".split())
 # Of torch the fused operators and the products and rankings that a plain implementation of attention is made of.
 TORCH_SPACES = ("torch.nn.functional.scaled_dot_product_attention", "torch.nn.attention.", "torch.ops.")
 TORCH_OPERATORS = frozenset(f"torch.{name}" for name in "baddbmm bmm einsum logsumexp matmul softmax topk".split())
@@ -120,8 +122,9 @@ class CallGraph:
             if kind and isinstance(function.owner, Function) and self._jit(function.owner):
                 return None  # the body of a kernel that was found already
             if kind:
-                kernel = Kernel(function.name, kind, function.module.path, function.line, False, function.end)
-                return Step(function.name, kernel.path, kernel.line, kernel=kernel)
+                name = function.qualname if function.name == "__call__" else function.name
+                kernel = Kernel(name, kind, function.module.path, function.line, False, function.end)
+                return Step(name, kernel.path, kernel.line, kernel=kernel)
             bound = self.evaluator.arguments(value, call, frame)
             steps = self._calls(self.evaluator.function(value, bound), depth + 1)
             if steps:
@@ -190,7 +193,7 @@ def _owner(function: Function) -> str:
 
 
 def _is_kernel(value: External) -> bool:
-    if "." not in value.name or value.root in HOST_PACKAGES:
+    if "." not in value.name or value.root in HOST_PACKAGES | LANGUAGES:
         return False
     if value.root == "torch":
         return value.name in TORCH_OPERATORS or value.name.startswith(TORCH_SPACES)

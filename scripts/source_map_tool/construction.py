@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import ast
 
-from .calls import HOST_PACKAGES, TORCH_SPACES
-from .evaluate import Evaluator, Frame
+from .calls import HOST_PACKAGES, LANGUAGES, TORCH_SPACES
+from .evaluate import Evaluator
 from .model import Held
-from .symbols import Class, Compiled, External, Function, Instance, Method, Registered, stored
+from .symbols import Class, Compiled, Entry, External, Frame, Function, Instance, Method, Registered, stored
 
 
 def held_by(evaluator: Evaluator, cls: Class, root: Class | None) -> list[Held]:
@@ -49,6 +49,8 @@ def _builds(expression: ast.expr) -> bool:
 
 
 def _held(name: str, value: object, init: Function, line: int) -> Held | None:
+    if isinstance(value, Entry):
+        value = value.value
     if isinstance(value, Method):
         value = value.function
     if isinstance(value, Function):
@@ -57,7 +59,7 @@ def _held(name: str, value: object, init: Function, line: int) -> Held | None:
         cls = value.cls
         return Held(name, cls.name, cls.module.path, cls.line, cls.end, "object")
     path = init.module.path
-    if isinstance(value, Registered) and value.built:
+    if isinstance(value, Registered) and value.built and not value.method:
         return Held(name, "another backend", path, line, line, "object")
     if isinstance(value, Compiled):
         return Held(name, ", ".join(value.files), path, line, line, "CUDA, compiled at run time")
@@ -70,4 +72,4 @@ def _runs(value: External) -> bool:
     """Whether an outside name can have a part in attention: no dtype, logger or path."""
     if value.root == "torch":
         return value.name.startswith(TORCH_SPACES)
-    return "." in value.name and value.root not in HOST_PACKAGES
+    return "." in value.name and value.root not in HOST_PACKAGES | LANGUAGES

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from .classes import Classes
 from .strings import written_text
 from .symbols import (
     FUNCTION_NODES,
@@ -18,58 +18,42 @@ from .symbols import (
     Bindings,
     Class,
     Compiled,
+    Entry,
     External,
+    Frame,
     Function,
     Instance,
     Method,
     Package,
     Registered,
     Super,
+    Values,
     bindings_of,
     import_source,
     is_callable,
     names_class,
     returns,
-    stored,
+    stored_on,
+    unique,
 )
 from .tree import Module, Tree
 
-Values = tuple  # of the classes of symbols.py, each once, in the order in which they were found
 MAX_DEPTH = 160  # nested evaluations
 CONTAINER_CALLS = ("list", "tuple", "dict", "set", "sorted", "reversed", "enumerate", "zip", "next", "iter")
 # Of a list of objects, not of the objects in it.
 CONTAINER_METHODS = ("append", "clear", "extend", "get", "index", "insert", "items", "keys", "pop", "update", "values")
 # Calls that return the function they are given, compiled or with some arguments filled in.
-WRAPPERS = ("functools", "torch", "triton")
+WRAPPERS = ("cutlass", "functools", "torch", "triton")
 MAX_BOUND = 4  # a parameter that can be more than this is unknown
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Where an expression is evaluated.
-
-    Attributes:
-        module: the file.
-        function: the function that holds the expression; None at the top of a file or class.
-        cls: the class of `self`, which may be derived from the one that defines the function.
-        bound: what is known of the arguments, as pairs of a parameter and its values.
-        declared: whether `self` is only declared to be of that class.
-    """
-
-    module: Module
-    function: Function | None = None
-    cls: Class | None = None
-    bound: tuple = ()
-    declared: bool = False
-
-
-class Evaluator:
+class Evaluator(Classes):
     def __init__(self, tree: Tree, registry: tuple[str, str] | None = None):
+        super().__init__()
         self.tree = tree
         self.registry = registry  # module and name of the table of backends
         self._tops: dict[Module, Bindings] = {}
         self._nodes: dict[int, Function | Class] = {}
-        self._mros: dict[Class, list[Class]] = {}
         self._memo: dict[tuple, Values] = {}
         self._active: set[tuple] = set()
         self._before: dict[tuple, Values] = {}
@@ -127,7 +111,7 @@ class Evaluator:
             for binding in bindings:
                 if binding.kind == "type":
                     found += self.of_type(binding.value, frame)
-        return _unique(found)
+        return unique(found)
 
     def functions(self, module: Module) -> list[Function]:
         """The functions and methods of a file, without those inside functions."""
@@ -192,66 +176,6 @@ class Evaluator:
             return self._bound_to(frame.cls.bindings[name], Frame(frame.module))
         return self.in_module(frame.module, name)
 
-    # Classes
-
-    def mro(self, cls: Class) -> list[Class]:
-        """The class and its bases within the tree, nearest first."""
-        if cls not in self._mros:
-            self._mros[cls] = [cls]
-            owner = cls.owner if isinstance(cls.owner, Function) else None
-            for base in cls.node.bases:
-                for value in self.eval(base, Frame(cls.module, owner)):
-                    if isinstance(value, Class) and value is not cls:
-                        self._mros[cls] += self.mro(value)
-            self._mros[cls] = list(dict.fromkeys(self._mros[cls]))
-        return self._mros[cls]
-
-    def find_method(self, cls: Class, name: str, after: Class | None = None) -> Function | None:
-        mro = self.mro(cls)
-        if after in mro:
-            mro = mro[mro.index(after) + 1 :]
-        return next((part.methods[name] for part in mro if name in part.methods), None)
-
-    def _assigns(self, cls: Class, name: str) -> bool:
-        """Whether an object of the class has an attribute of this name, which would hide a method."""
-        return any(name in stored(method) for part in self.mro(cls) for method in part.methods.values())
-
-    def _attribute_of(self, cls: Class, name: str, declared: bool) -> Values:
-        """What the methods of a class store in ``self.name``, or what the class declares."""
-        found: list = []
-        for part in () if declared else self.mro(cls):
-            for method in part.methods.values():
-                for value in stored(method).get(name, ()):
-                    found += self.eval(value, Frame(part.module, method, cls))
-        for part in self.mro(cls):
-            if not found and name in part.bindings:
-                found += self._bound_to(part.bindings[name], Frame(part.module))
-            if not found and name in part.fields:
-                found += self.of_type(part.fields[name], Frame(part.module))
-        return _unique(found)
-
-    def of_type(self, node: ast.expr | None, frame: Frame) -> Values:
-        """Objects that an annotation allows: `X`, `Optional[X]`, `List[X]`, `X | None`, `"X"`."""
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            try:
-                node = ast.parse(node.value, mode="eval").body
-            except SyntaxError:
-                return ()
-        if isinstance(node, ast.BinOp):
-            return _unique([*self.of_type(node.left, frame), *self.of_type(node.right, frame)])
-        if isinstance(node, ast.Subscript):
-            inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-            return _unique([value for item in inner for value in self.of_type(item, frame)])
-        if not isinstance(node, (ast.Name, ast.Attribute)):
-            return ()
-        found: list = []
-        for value in self.eval(node, frame):
-            if isinstance(value, Class):
-                found.append(Instance(value, declared=value.module is not frame.module))
-            elif isinstance(value, External) and names_class(value.name) and value.root not in ("typing", "torch"):
-                found.append(External(value.name, is_object=True))
-        return tuple(found)
-
     # Expressions
 
     def eval(self, node: ast.expr, frame: Frame) -> Values:
@@ -261,7 +185,7 @@ class Evaluator:
         if key in self._active or len(self._active) > MAX_DEPTH:
             return self._before.get(key, ())
         self._active.add(key)
-        values = _unique(self._eval(node, frame))
+        values = unique(self._eval(node, frame))
         self._active.discard(key)
         self._memo[key] = values
         return values
@@ -276,11 +200,13 @@ class Evaluator:
         if isinstance(node, ast.Call):
             return self._result(node, frame)
         if isinstance(node, ast.Subscript):
-            return self.eval(node.value, frame)
+            return _items(self.eval(node.value, frame), node.slice)
+        if isinstance(node, ast.Dict):
+            return [value for key, part in zip(node.keys, node.values) for value in self._entries(key, part, frame)]
         parts: list[ast.expr] = []
         if isinstance(node, ast.IfExp):
             parts = [node.body, node.orelse]
-        elif isinstance(node, (ast.BoolOp, ast.Dict)):
+        elif isinstance(node, ast.BoolOp):
             parts = node.values
         elif isinstance(node, (ast.List, ast.Tuple, ast.Set)):
             parts = node.elts
@@ -289,6 +215,11 @@ class Evaluator:
         elif isinstance(node, (ast.DictComp, ast.NamedExpr, ast.Starred, ast.Await)):
             parts = [node.value]
         return [value for part in parts for value in self.eval(part, frame)]
+
+    def _entries(self, key: ast.expr | None, part: ast.expr, frame: Frame) -> Iterable:
+        """The values that one line of a table gives, which is another table if there is no key (`**other`)."""
+        values = self.eval(part, frame)
+        return [Entry(key.value, value) for value in values] if isinstance(key, ast.Constant) else values
 
     def attribute(self, value: object, name: str, frame: Frame) -> Values:
         if isinstance(value, Package):
@@ -304,7 +235,12 @@ class Evaluator:
             if method.is_property:
                 return self.returned(Frame(method.module, method, value.cls, (), value.declared))
             return (Method(method, value.cls, not method.is_static, value.declared),)
+        if isinstance(value, Function):
+            found = [self.eval(part, Frame(value.module, value)) for part in stored_on(value).get(name, ())]
+            return unique(item for values in found for item in values)
         if isinstance(value, Class):
+            if applied := self.forward_applied(value, name):
+                return (Method(applied, value),)
             method = self.find_method(value, name)
             return (Method(method, value, method.is_class_method),) if method else self._attribute_of(value, name, True)
         if isinstance(value, External):
@@ -339,7 +275,8 @@ class Evaluator:
         if isinstance(value, External) and not value.is_object:
             if value.root in WRAPPERS and node.args:
                 inner = self.eval(node.args[0], frame)
-                callables = [item for item in inner if is_callable(item)]
+                compiles = value.root == "cutlass"  # objects, too
+                callables = [item for item in inner if is_callable(item) or compiles and isinstance(item, Instance)]
                 if callables:
                     return callables
             if names_class(value.name):
@@ -369,7 +306,7 @@ class Evaluator:
         found = [value for node in returns(function.node) for value in self.eval(node.value, frame)]
         found = found or self.of_type(function.node.returns, Frame(function.module))
         self._active.discard(key)
-        self._memo[key] = _unique(found)
+        self._memo[key] = unique(found)
         return self._memo[key]
 
     def arguments(self, value: Function | Method, node: ast.Call, frame: Frame) -> tuple:
@@ -390,5 +327,10 @@ class Evaluator:
         return tuple(found)
 
 
-def _unique(values: Iterable) -> Values:
-    return tuple(dict.fromkeys(values))
+def _items(values: Values, key: ast.expr) -> Iterable:
+    """What a subscript takes out of a container: of a table that is written out, the values under that key."""
+    for value in values:
+        if not isinstance(value, Entry):
+            yield value
+        elif not isinstance(key, ast.Constant) or key.value == value.key:
+            yield value.value

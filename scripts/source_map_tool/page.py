@@ -251,8 +251,17 @@ def _outside_calls(facts: ClassFacts) -> list[str]:
     lines = []
     for kernel in found:
         lines += [f"# {kernel.name}, {short(kernel.path)}:{kernel.line}"]
-        lines += textwrap.wrap(kernel.call, MAX_CODE, subsequent_indent="    ", break_long_words=False)
+        lines += _wrapped(kernel.call)
     return lines
+
+
+def _wrapped(call: str) -> list[str]:
+    """A call over several lines, none of which ends inside of a string."""
+    pieces = re.sub(r"(\"[^\"]*\"|'[^']*')", lambda found: found[0].replace(" ", "\0"), call)
+    lines = textwrap.wrap(
+        pieces, MAX_CODE, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    return [line.replace("\0", " ") for line in lines]
 
 
 def _also(title: str, places: list[Place]) -> list[str]:
@@ -270,14 +279,15 @@ def tree_text(paths: list[Step]) -> list[str]:
     expanded: set[tuple] = set()
 
     def write(step: Step, prefix: str, branch: str, here: str) -> None:
-        known = bool(step.calls) and (step.name, step.path, step.line) in expanded
+        same = (step.name, step.path, step.line, *step.kernels())  # a function can call what it is given
+        known = bool(step.calls) and same in expanded
         name = f"{step.name} <{step.kernel.kind}>" if step.kernel else step.name
         where = f":{step.line}" if step.path == here else f"{short(step.path)}:{step.line}"
         condition = f"  {_cut(step.condition, MAX_CONDITION)}" if step.condition else ""
         lines.append(f"{prefix}{branch}{name}  {where}{condition}{'  (see above)' if known else ''}")
         if known:
             return
-        expanded.add((step.name, step.path, step.line))
+        expanded.add(same)
         inner = prefix + {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
         for number, call in enumerate(step.calls):
             write(call, inner, "└─ " if number == len(step.calls) - 1 else "├─ ", step.path)

@@ -116,6 +116,14 @@ class External:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A value of a table written out as `{key: value}`, under a key that is written out as well."""
+
+    key: object
+    value: object
+
+
+@dataclass(frozen=True)
 class Compiled:
     """A module that is compiled from these CUDA files at run time, or one of its functions."""
 
@@ -140,10 +148,32 @@ class Binding:
 
 
 Bindings = dict[str, list[Binding]]
+Values = tuple  # of the classes of this file, each once, in the order in which they were found
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where an expression is evaluated.
+
+    Attributes:
+        module: the file.
+        function: the function that holds the expression; None at the top of a file or class.
+        cls: the class of `self`, which may be derived from the one that defines the function.
+        bound: what is known of the arguments, as pairs of a parameter and its values.
+        declared: whether `self` is only declared to be of that class.
+    """
+
+    module: Module
+    function: Function | None = None
+    cls: Class | None = None
+    bound: tuple = ()
+    declared: bool = False
 
 
 def is_callable(value: object) -> bool:
     """Whether a value is worth following through an argument."""
+    if isinstance(value, Entry):
+        return is_callable(value.value)
     if isinstance(value, External):
         if value.root == "torch":  # not its dtypes
             return value.name.startswith(("torch.nn.", "torch.ops."))
@@ -232,10 +262,21 @@ def returns(node: ast.FunctionDef) -> list[ast.Return]:
 
 def stored(method: Function) -> dict[str, list[ast.expr]]:
     """Expressions that a method stores in attributes of its first parameter, also by append, extend and subscript."""
-    if hasattr(method, "stored"):
-        return method.stored
+    if not hasattr(method, "stored"):
+        method.stored = _stores([method.node], method.params[0] if method.params else "")
+    return method.stored
+
+
+def stored_on(function: Function) -> dict[str, list[ast.expr]]:
+    """Expressions that a function, or its file at the top, stores in attributes of the function itself."""
+    if not hasattr(function, "stored_on"):
+        outside = [node for node in function.module.ast.body if isinstance(node, ast.Assign)]
+        function.stored_on = _stores([function.node, *outside], function.name)
+    return function.stored_on
+
+
+def _stores(nodes: list[ast.AST], own: str) -> dict[str, list[ast.expr]]:
     found: dict[str, list[ast.expr]] = {}
-    own = method.params[0] if method.params else ""
 
     def store(target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, (ast.Tuple, ast.List)):
@@ -248,7 +289,7 @@ def stored(method: Function) -> dict[str, list[ast.expr]]:
         if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == own:
             found.setdefault(target.attr, []).append(value)
 
-    for node in ast.walk(method.node):
+    for node in (part for outer in nodes for part in ast.walk(outer)):
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 store(target, node.value)
@@ -257,8 +298,11 @@ def stored(method: Function) -> dict[str, list[ast.expr]]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
             if node.func.attr in ("append", "extend"):
                 store(node.func.value, node.args[0])
-    method.stored = found
     return found
+
+
+def unique(values: Iterable) -> Values:
+    return tuple(dict.fromkeys(values))
 
 
 def _nested(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:

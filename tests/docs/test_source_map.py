@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import os
 import random
 import re
@@ -16,6 +15,7 @@ import mini_tree
 import pytest
 import source_map
 from overlay_tool.console import OverlayError
+from places import nodes, places, rows, sections, stands_there
 from source_map_tool import diff, page
 from source_map_tool.facts import read_map
 from source_map_tool.tree import open_tree
@@ -50,85 +50,6 @@ def patched(facts) -> str:
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory):
     return read_map(open_tree(str(mini_tree.write(tmp_path_factory.mktemp("mini"))), "mini"))
-
-
-def sections(text: str) -> dict[str, str]:
-    """The chapters of the page by the names of the backends that they are for."""
-    found: dict[str, str] = {}
-    for part in text.split("\n## ")[1:]:
-        head = part.split("\n", 3)[2]
-        if " · " in head:
-            for name in re.findall(r"`(\w+)`", head.split(" · ")[0]):
-                found[name] = found.get(name, "") + part
-    return found
-
-
-def places(section: str) -> list[tuple[str, str, int]]:
-    """(name, path, line) of the table rows and trees of a chapter."""
-    found = [(name, path, line) for name, path, line, _ in rows(section)]
-    here: dict[int, str] = {}
-    for block in re.findall(r"```text\n(.*?)```", section, re.DOTALL):
-        for row in block.splitlines():
-            depth, name, path, line = re.match(r"^([│├└─ ]*)(.+?)  (\S*?):(\d+)(?:  |$)", row).groups()
-            level = len(depth) // 3
-            here[level] = path or here[level - 1]
-            found.append((re.sub(r" <[^>]*>$", "", name), here[level], int(line)))
-    return found
-
-
-def rows(section: str) -> list[tuple[str, str, int, int]]:
-    """(name, path, line, last line or 0) of the tables of a chapter. The name is the last one before the place."""
-    found = []
-    for row in re.findall(r"^\| (.+) \|$", section, re.MULTILINE):
-        name = ""
-        for cell in row.split(" | "):
-            known = re.findall(r"[\[`]([\w/]+\.py):(\d+)(?:-(\d+))?[\]`]", cell)
-            found += [(name, path, int(line), int(last or 0)) for path, line, last in known]
-            if known:
-                break
-            name = cell.split("`")[1] if cell.startswith("`") else name
-    return found
-
-
-def stands_there(tree: Path, name: str, path: str, line: int) -> bool:
-    """Whether a definition of that name, or a call of it, is on that line. Knows nothing of the tool."""
-    file = tree / "python" / "sglang" / path
-    last = re.sub(r" \(.*\)$", "", name.removeprefix("another backend's ")).rsplit(".", 1)[-1]
-    last = "ATTENTION_BACKENDS" if name == "another backend" else last
-    for node in nodes(file):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.lineno == line and node.name == last:
-            return True
-        if isinstance(node, ast.Call) and node.lineno == line:
-            called = node.func.value if isinstance(node.func, ast.Subscript) else node.func
-            called_name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
-            if called_name == last or called_name in aliases(file, last):
-                return True
-            if any(isinstance(part, ast.Name) and part.id == last for part in node.args):  # compile(function)
-                return True
-    return False
-
-
-@functools.cache
-def nodes(file: Path) -> list[ast.AST]:
-    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8-sig"))))
-
-
-@functools.cache
-def aliases(file: Path, name: str) -> set[str]:
-    """Other names that a file gives to a function, over assignments and imports and arguments, to a few levels."""
-    found, size = {name}, 0
-    while size != len(found):
-        size = len(found)
-        for node in nodes(file):
-            if isinstance(node, ast.ImportFrom):
-                found |= {part.asname for part in node.names if part.asname and part.name in found}
-            elif isinstance(node, ast.Assign):
-                used = {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}
-                used |= {part.attr for part in ast.walk(node.value) if isinstance(part, ast.Attribute)}
-                if used & found:
-                    found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-                    found |= {target.attr for target in node.targets if isinstance(target, ast.Attribute)}
-    return found | ({"dense_forward"} if name in ("forward_decode", "forward_extend") else set())
 
 
 def test_page_is_current(patched):
