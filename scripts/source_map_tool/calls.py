@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass, field
 
 from .evaluate import Evaluator
-from .symbols import Class, Compiled, External, Frame, Function, Instance, Method, Registered
+from .symbols import FUNCTION_NODES, Class, Compiled, External, Frame, Function, Instance, Method, Registered
+from .tree import Module
 
 MAX_DEPTH = 16
 # Packages whose functions are no kernels: the interpreter's, and those that build, convert, log or measure.
@@ -84,7 +85,7 @@ class CallGraph:
         self._active.add((frame.function, frame.cls))
         before = self._cuts
         found: dict[tuple, Step] = {}
-        for call, condition in _call_sites(frame.function):
+        for call, condition in self._call_sites(frame.function):
             for value in self.evaluator.eval(call.func, frame):
                 step = self._step(value, call, frame, depth)
                 if step is None:
@@ -118,9 +119,7 @@ class CallGraph:
             function = value.function if isinstance(value, Method) else value
             if _is_inside(function, frame.function):
                 return None  # its body is read with that of the function around it
-            kind = self._jit(function)
-            if kind and isinstance(function.owner, Function) and self._jit(function.owner):
-                return None  # the body of a kernel that was found already
+            kind = self._jit(function.node, function.module)
             if kind:
                 name = function.qualname if function.name == "__call__" else function.name
                 kernel = Kernel(name, kind, function.module.path, function.line, False, function.end)
@@ -143,11 +142,11 @@ class CallGraph:
             return None
         return Step(kernel.name, path, line, kernel=kernel)
 
-    def _jit(self, function: Function) -> str:
+    def _jit(self, node: ast.FunctionDef, module: Module) -> str:
         """The compiler of a decorated kernel, or nothing."""
-        for decorator in function.node.decorator_list:
+        for decorator in node.decorator_list:
             target = decorator.func if isinstance(decorator, ast.Call) else decorator
-            for value in self.evaluator.eval(target, Frame(function.module)):
+            for value in self.evaluator.eval(target, Frame(module)):
                 if isinstance(value, External) and value.name.rsplit(".", 1)[-1] in JIT_NAMES:
                     if value.root not in ("torch", "numba", "jax"):
                         return {"triton": "Triton", "tilelang": "TileLang", "cutlass": "CuTe"}.get(
@@ -155,28 +154,32 @@ class CallGraph:
                         )
         return ""
 
+    def _call_sites(self, function: Function) -> list[tuple[ast.Call, str]]:
+        """Calls in the order of the source, each with the innermost condition that it stands under.
 
-def _call_sites(function: Function) -> list[tuple[ast.Call, str]]:
-    """Calls in the order of the source, each with the innermost condition that it stands under."""
-    module, found = function.module, []
+        Those of functions inside of it are its own, unless these are kernels.
+        """
+        module, found = function.module, []
 
-    def visit(node: ast.AST, condition: str) -> None:
-        if isinstance(node, ast.If):
-            visit(node.test, condition)
-            test = module.text_of(node.test)
-            for part in node.body:
-                visit(part, f"if {test}")
-            for part in node.orelse:
-                visit(part, f"unless {test}")
-            return
-        if isinstance(node, ast.Call):
-            found.append((node, condition))
-        for child in ast.iter_child_nodes(node):
-            visit(child, condition)
+        def visit(node: ast.AST, condition: str) -> None:
+            if isinstance(node, ast.If):
+                visit(node.test, condition)
+                test = module.text_of(node.test)
+                for part in node.body:
+                    visit(part, f"if {test}")
+                for part in node.orelse:
+                    visit(part, f"unless {test}")
+                return
+            if isinstance(node, FUNCTION_NODES) and self._jit(node, module):
+                return
+            if isinstance(node, ast.Call):
+                found.append((node, condition))
+            for child in ast.iter_child_nodes(node):
+                visit(child, condition)
 
-    for statement in function.node.body:
-        visit(statement, "")
-    return sorted(found, key=lambda item: (item[0].lineno, item[0].col_offset))
+        for statement in function.node.body:
+            visit(statement, "")
+        return sorted(found, key=lambda item: (item[0].lineno, item[0].col_offset))
 
 
 def _is_inside(function: Function, around: Function) -> bool:

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from overlay_tool.console import OverlayError
 
 from .calls import CallGraph
+from .conditions import grouped, leaves, negated
 from .construction import held_by
 from .evaluate import Evaluator
 from .model import Backend, Built, ClassFacts, Map, Outcomes, Place
+from .options import settings_and_defaults
+from .runners import decode_step, runner_calls
 from .symbols import Class, Function, Instance, Method, Registered
 from .tree import Module, Tree
 
 DECORATOR = "register_attention_backend"
-OPTIONS = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
 MAX_CALLERS = 6
 
 
@@ -42,7 +44,7 @@ def _read(evaluator: Evaluator, tree: Tree, table: Place) -> Map:
             facts = classes.get(built.cls) or classes.setdefault(built.cls, _class_facts(evaluator, graph, built.cls))
             if backend.name not in facts.backends:
                 facts.backends.append(backend.name)
-    settings, defaults = _settings(evaluator, tree)
+    settings, defaults = settings_and_defaults(evaluator, tree)
     return Map(
         tree.label,
         table,
@@ -53,7 +55,8 @@ def _read(evaluator: Evaluator, tree: Tree, table: Place) -> Map:
         defaults,
         _place(wrapper, wrapper.summary) if wrapper else None,
         wrapped,
-        _decode_step(evaluator, tree),
+        decode_step(evaluator, tree),
+        runner_calls(evaluator, tree),
         backends,
         sorted(classes.values(), key=lambda facts: (facts.backends[0], facts.place.path, facts.place.line)),
     )
@@ -107,14 +110,14 @@ def _outcomes(evaluator: Evaluator, function: Function) -> Outcomes:
         for node in body:
             if isinstance(node, ast.If):
                 test = function.module.text_of(node.test)
-                walk(node.body, (*conditions, _grouped(test)))
-                walk(node.orelse, (*conditions, _negated(test)))
-                if not node.orelse and _leaves(node.body) and not isinstance(node.body[-1], ast.Raise):
-                    conditions = (*conditions, _negated(test))
+                walk(node.body, (*conditions, grouped(test)))
+                walk(node.orelse, (*conditions, negated(test)))
+                if not node.orelse and leaves(node.body) and not isinstance(node.body[-1], ast.Raise):
+                    conditions = (*conditions, negated(test))
             elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 refuses.append((" and ".join(conditions) or "always", _message(function, node.exc.args)))
             elif isinstance(node, ast.Assert):
-                test = _negated(function.module.text_of(node.test))
+                test = negated(function.module.text_of(node.test))
                 condition = " and ".join((*conditions, test))
                 refuses.append((condition, _message(function, [node.msg] if node.msg else [])))
             elif isinstance(node, ast.Return) and node.value is not None:
@@ -128,17 +131,6 @@ def _outcomes(evaluator: Evaluator, function: Function) -> Outcomes:
 
     walk(function.node.body, ())
     return Outcomes(tuple(built), tuple(refuses))
-
-
-def _grouped(test: str) -> str:
-    """A condition that can be joined with others by `and`."""
-    return f"({test})" if " or " in test or " if " in test else test
-
-
-def _negated(test: str) -> str:
-    if test.startswith("not ") and " and " not in test and " or " not in test:
-        return test.removeprefix("not ")
-    return f"not {test}" if test.isidentifier() or test.replace(".", "").isidentifier() else f"not ({test})"
 
 
 def _message(function: Function, args: list[ast.expr]) -> str:
@@ -234,65 +226,6 @@ def _helpers(evaluator: Evaluator, chain: list[Function], wrapper: Function | No
     return list(found.values())
 
 
-def _settings(evaluator: Evaluator, tree: Tree) -> tuple[list[Place], list[Place]]:
-    """Where the options get a value by themselves, and what the functions that choose a default return."""
-    settings, choosers = [], {}
-    for module in tree.containing(*(f".{option} = " for option in OPTIONS)):
-        for function in evaluator.functions(module):
-            for node, conditions in _statements(function.node.body, module, ()):
-                target = node.targets[0] if isinstance(node, ast.Assign) else None
-                if isinstance(target, ast.Attribute) and target.attr in OPTIONS:
-                    value = module.text_of(node.value)
-                    settings.append(
-                        Place(f"{target.attr} = {value}", module.path, node.lineno, "".join(conditions[-1:]))
-                    )
-                    for part in ast.walk(node.value):
-                        if isinstance(part, ast.Call):
-                            for found in evaluator.eval(part.func, evaluator.function(function)):
-                                inner = found.function if isinstance(found, Method) else found
-                                if isinstance(inner, Function):
-                                    choosers[inner] = True
-    defaults = []
-    for function in choosers:
-        for node, conditions in _statements(function.node.body, function.module, ()):
-            if (
-                isinstance(node, ast.Return)
-                and isinstance(node.value, ast.Constant)
-                and isinstance(node.value.value, str)
-            ):
-                place = Place(
-                    node.value.value, function.module.path, node.lineno, " and ".join(map(_grouped, conditions))
-                )
-                defaults.append(place)
-    return settings, defaults
-
-
-def _statements(body: list[ast.stmt], module: Module, conditions: tuple[str, ...]) -> Iterator[tuple[ast.stmt, tuple]]:
-    """Statements with the conditions that they stand under, outermost first.
-
-    What follows a branch that always leaves the function is listed without its negation: read in order, it is implied.
-    """
-    for node in body:
-        yield node, conditions
-        if isinstance(node, ast.If):
-            test = module.text_of(node.test)
-            yield from _statements(node.body, module, (*conditions, test))
-            implied = conditions if _leaves(node.body) else (*conditions, _negated(test))
-            yield from _statements(node.orelse, module, implied)
-        else:
-            for name in ("body", "handlers", "orelse", "finalbody"):
-                for part in getattr(node, name, []):
-                    yield from _statements([part] if isinstance(part, ast.stmt) else part.body, module, conditions)
-
-
-def _leaves(body: list[ast.stmt]) -> bool:
-    """Whether every way through these statements returns or raises."""
-    last = body[-1] if body else None
-    return isinstance(last, (ast.Return, ast.Raise)) or (
-        isinstance(last, ast.If) and _leaves(last.body) and _leaves(last.orelse)
-    )
-
-
 def _class_facts(evaluator: Evaluator, graph: CallGraph, cls: Class) -> ClassFacts:
     mro = evaluator.mro(cls)
     root = next(
@@ -333,37 +266,3 @@ def _kind(name: str, root: Class | None) -> str:
     if name.startswith("forward"):
         return "forward"
     return "other" if root is not None and name in root.methods else ""
-
-
-def _decode_step(evaluator: Evaluator, tree: Tree) -> list[Place]:
-    """From the model runner to a backend's forward_decode, each with the line of the call that leads on."""
-    found = []
-    runner = _class_named(evaluator, tree, "ModelRunner")
-    layer = _class_named(evaluator, tree, "RadixAttention")
-    base = _class_named(evaluator, tree, "AttentionBackend")
-    graphs = _class_named(evaluator, tree, "CudaGraphRunner")
-    for cls, method, attribute, word in (
-        (runner, "forward_decode", "init_forward_metadata", "attn_backend"),
-        (runner, "forward_decode", "forward", "model"),
-        (graphs, "replay_prepare", "init_forward_metadata_replay_cuda_graph", "attn_backend"),
-        (graphs, "replay", "replay", "graph"),
-        (layer, "forward", "forward", "attn_backend"),
-        (base, "forward", "forward_decode", "self"),
-        (base, "forward", "forward_extend", "self"),
-    ):
-        function = evaluator.find_method(cls, method) if cls else None
-        calls = [node for node in ast.walk(function.node) if isinstance(node, ast.Call)] if function else []
-        for node in sorted(calls, key=lambda call: call.lineno):
-            if isinstance(node.func, ast.Attribute) and node.func.attr == attribute:
-                text = function.module.text_of(node.func)
-                if word in text:
-                    found.append(Place(function.qualname, function.module.path, function.line, f"{node.lineno} {text}"))
-    return found
-
-
-def _class_named(evaluator: Evaluator, tree: Tree, name: str) -> Class | None:
-    for module in tree.containing(f"class {name}(", f"class {name}:"):
-        for cls in evaluator.classes(module):
-            if cls.name == name:
-                return cls
-    return None

@@ -40,6 +40,17 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A line that gives an option a value by itself."""
+
+    text: str  # option = value
+    condition: str  # the innermost
+    function: str
+    path: str
+    line: int
+
+
+@dataclass(frozen=True)
 class Built:
     """A class that a factory returns an object of."""
 
@@ -100,10 +111,11 @@ class Map:
     lookups: list[Place]
     chain: list[Place]
     helpers: list[Place]
-    settings: list[Place]
+    settings: list[Setting]
     defaults: list[Place]
     wrapper: Place | None
     wrapped: Outcomes
     decode_step: list[Place]
+    runner_calls: list[Place]
     backends: list[Backend]
     classes: list[ClassFacts]

@@ -122,9 +122,9 @@ def _choice(facts: Map, links: Links) -> str:
             "Before and after that, these lines set one of the three options by themselves (innermost condition):",
             "",
         ]
-        lines += ["| sets | when | place |", "| --- | --- | --- |"]
+        lines += ["| sets | in | when | place |", "| --- | --- | --- | --- |"]
         lines += [
-            f"| {_code(item.name)} | {_condition(item.note)} | {links(item.path, item.line)} |"
+            f"| {_code(item.text)} | `{item.function}` | {_condition(item.condition)} | {links(item.path, item.line)} |"
             for item in facts.settings
         ]
         lines.append("")
@@ -170,30 +170,34 @@ def _decode_step(facts: Map, links: Links) -> str:
             [*lines, "The functions that lead to a backend were not found under their names in this tree.", ""]
         )
     lines += [EAGER_OR_GRAPH, ""]
-    lines += ["| function | calls | place |", "| --- | --- | --- |"]
-    for place in facts.decode_step:
-        call = place.note.split(" ", 1)
-        lines.append(f"| `{place.name}` | {_code(call[1])} | {links(place.path, int(call[0]))} |")
+    lines += _call_table(facts.decode_step, links)
     lines += ["", "```mermaid", "sequenceDiagram"]
+    replaying = [place.name.split(".")[0] for place in facts.decode_step if place.note.endswith(".replay")]
+    holders = dict(zip(replaying, [*replaying[1:], "Graph"]))
     seen: list[str] = []
     for place in facts.decode_step:
         owner = place.name.split(".")[0]
         called = place.note.split(" ", 1)[1]
         message = called.rsplit(".", 1)[-1]
         through = "AttentionBackend" if "attn_backend" in called else "RadixAttention"
-        target = {"replay": "Graph", "forward": through}.get(message, "Backend")
+        target = {"replay": holders.get(owner), "forward": through}.get(message, "Backend")
         if owner == "AttentionBackend":
             message += " (decode)" if message == "forward_decode" else " (prefill, verify)"
         seen.append(f"    {owner}->>{target}: {message}")
-    return "\n".join(
-        [
-            *lines,
-            *dict.fromkeys(seen),
-            "    Backend->>Kernel: launch, or capture into the graph (see the backend below)",
-            "```",
-            "",
-        ]
-    )
+    lines += [*dict.fromkeys(seen), "    Backend->>Kernel: launch, or capture into the graph (see the backend below)", "```", ""]
+    if facts.runner_calls:
+        lines += ["Everything in the engine that asks a backend for metadata or for what CUDA graphs need:", ""]
+        lines += [*_call_table(facts.runner_calls, links), ""]
+    return "\n".join(lines)
+
+
+def _call_table(places: list[Place], links: Links) -> list[str]:
+    """Functions and the calls in their notes, each with its line."""
+    lines = ["| function | calls | place |", "| --- | --- | --- |"]
+    for place in places:
+        line, call = place.note.split(" ", 1)
+        lines.append(f"| `{place.name}` | {_code(call)} | {links(place.path, int(line))} |")
+    return lines
 
 
 def _section(facts: ClassFacts, links: Links) -> str:

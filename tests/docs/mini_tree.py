@@ -75,6 +75,9 @@ class ModelRunner:
     def forward_decode(self, batch):
         self.attn_backend.init_forward_metadata(batch)
         return self.model.forward(batch)
+
+    def forward_extend(self, batch):
+        self.attn_backend.init_forward_metadata(batch)
 """
 
 ARGS = """\
@@ -93,6 +96,19 @@ class ServerArgs:
             return "beta"
         else:
             return "old_alpha"
+
+
+def overrides_of_a_model(args):
+    if args.is_small:
+        backend = "alpha"
+    else:
+        backend = "beta"
+    found = {"attention_backend": backend, "page_size": 1}
+    if args.is_odd:
+        found.update(decode_attention_backend="beta")
+    found["prefill_attention_backend"] = found.get("attention_backend")
+    report(attention_backend=args.attention_backend)
+    return found
 """
 
 BASE = """\
@@ -146,6 +162,50 @@ def helper(q):
 
 def unused(q):
     _decode_kernel[(2,)](q)
+"""
+
+THIN = """\
+import cutlass.cute as cute
+import torch
+
+
+class Fused:
+    @cute.jit
+    def __call__(self, q):
+        cute.copy(q)
+
+
+class Applied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q):
+        compiled(q)
+
+
+def compiled(q):
+    compiled.cache[q.dtype] = cute.compile(Fused(), q)
+    compiled.cache[q.dtype](q)
+
+
+compiled.cache = {}
+
+
+def _load():
+    from flashlib.fast import attend, plan
+
+    return {"attend": attend, "plan": plan}
+
+
+def _call(function, q):
+    return function(q)
+
+
+def thin_attend(q):
+    return _call(_load()["attend"], q)
+
+
+def thin_plan(q):
+    _call(_load()["plan"], q)
+    return Applied.apply(q)
 """
 
 NAMES = 'NAME = "slow_attention"\n'
@@ -251,6 +311,12 @@ class SplitBetaBackend(AttentionBackend):
         attend = kernels.helper if self.version == 2 else kernels.decode_fwd
         return attend(q)
 
+    def forward_extend(self, q, batch):
+        from sglang.kernels.thin import thin_attend, thin_plan
+
+        thin_plan(q)
+        return thin_attend(q)
+
 
 class HybridBackend(AttentionBackend):
     pass
@@ -264,6 +330,7 @@ class RadixAttention:
 
 FILES = {
     "__init__.py": "",
+    "kernels/thin.py": THIN,
     "srt/layers/attention/__init__.py": "",
     "srt/layers/attention/attention_registry.py": REGISTRY,
     "srt/layers/attention/base_attn_backend.py": BASE,
