@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tokenize
 from functools import cached_property
 from pathlib import Path
 
@@ -33,17 +34,17 @@ class Module:
         except SyntaxError as error:
             raise OverlayError(f"{self.path}:{error.lineno} is not valid Python here", "run a newer Python") from None
 
-    def text_of(self, node: ast.AST) -> str:
-        """The source of a node on one line; unlike `ast.unparse` the same under every Python."""
+    def text_of(self, node: ast.expr) -> str:
+        """The source of an expression on one line, without comments; unlike `ast.unparse` the same under every Python."""
         first, last = node.lineno - 1, node.end_lineno - 1
         lines = self._lines[first : last + 1]
         lines[-1] = lines[-1][: node.end_col_offset]
         lines[0] = lines[0][node.col_offset :]
-        text = " ".join(b"\n".join(lines).decode("utf-8").split())
+        text = " ".join(_without_comments(b"\n".join(lines).decode("utf-8")).split())
         return _CLOSING.sub(r"\1", _OPENING.sub(r"\1", text))
 
     def call_text(self, node: ast.Call) -> str:
-        """A call on one line, without the comments between its arguments."""
+        """A call on one line, without what stands between its arguments."""
         given = [self.text_of(part) for part in node.args]
         given += [(f"{part.arg}=" if part.arg else "**") + self.text_of(part.value) for part in node.keywords]
         return f"{self.text_of(node.func)}({', '.join(given)})"
@@ -103,6 +104,18 @@ class Tree:
     def _read(self, path: str) -> bytes:
         text = self._texts[path]
         return text if isinstance(text, bytes) else text.read_bytes()
+
+
+def _without_comments(text: str) -> str:
+    """The source of an expression; in parentheses its lines are those of one statement."""
+    if "#" not in text:
+        return text
+    lines = f"({text}\n)".splitlines(keepends=True)
+    for token in tokenize.generate_tokens(iter(list(lines)).__next__):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column] + "\n"
+    return "".join(lines)[1:-1]
 
 
 def open_tree(name: str, label: str | None = None) -> Tree:

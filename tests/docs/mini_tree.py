@@ -283,7 +283,11 @@ class AlphaBackend(AttentionBackend):
         return function(q)
 
     def forward_extend(self, q, batch):
-        return flashlib.prefill.trtllm_attend(q)
+        return flashlib.prefill.trtllm_attend(
+            q
+            if batch  # a comment inside of an argument
+            else "# no comment"
+        )
 
     def forward_mixed(self, q, batch):
         from sglang.srt.layers.attention.compiled import compiled_attend

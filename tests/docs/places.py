@@ -93,16 +93,22 @@ def mentioned(node: ast.AST) -> set[str]:
 
 @functools.cache
 def aliases(file: Path, name: str) -> set[str]:
-    """Other names that a file gives to a function, over assignments and imports, to a few levels."""
+    """Other names that a file gives to a function, over assignments and imports, to a few levels.
+
+    A variable that is set to what a function of the file returns is one, if that function returns one.
+    """
+    functions = [node for node in nodes(file) if isinstance(node, FUNCTIONS)]
     found, size = {name}, 0
     while size != len(found):
         size = len(found)
+        givers = {function.name for function in functions if returned_in(function) & found}
         for node in nodes(file):
             if isinstance(node, ast.ImportFrom):
                 found |= {part.asname for part in node.names if part.asname and part.name in found}
             elif isinstance(node, ast.Assign):
                 used = {name_of(part) for part in ast.walk(node.value)} - {None}
-                if used & found:
+                called = name_of(node.value.func) if isinstance(node.value, ast.Call) else None
+                if used & found or called in givers:
                     found |= {name_of(part) for target in node.targets for part in targets_of(target)} - {None}
     return found | ({"dense_forward"} if name in ("forward_decode", "forward_extend") else set())
 
@@ -133,5 +139,10 @@ def returned_by(tree: Path, file: Path, function: str | None) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module and function in [part.name for part in node.names]:
             file = tree / "python" / f"{node.module.replace('.', '/')}.py"
     bodies = [node for node in nodes(file) if isinstance(node, FUNCTIONS) and node.name == function]
-    values = [node.value for body in bodies for node in ast.walk(body) if isinstance(node, ast.Return) and node.value]
+    return {name for body in bodies for name in returned_in(body)}
+
+
+@functools.cache
+def returned_in(function: ast.FunctionDef) -> set[str]:
+    values = [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value]
     return {name for value in values for name in mentioned(value)}

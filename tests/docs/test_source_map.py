@@ -259,6 +259,6 @@ def test_the_file_of_a_compiled_kernel_is_spelled_out(patched):
     """A constant of another file inside an f-string; what is only known at run time stays a name."""
     files = re.findall(r"`\w+ \(([^()`]+\.cuh?)\)`", patched)
     package = ROOT / "sglang" / "python" / "sglang"
-    sources = package / ("kernels/jit/csrc" if source("kernels/jit/utils/compile.py") else "jit_kernel/csrc")
+    sources = next(path for name in ("kernels/jit", "jit_kernel") if (path := package / name / "csrc").is_dir())
     spelled = {file for names in files for file in names.split(", ")}
     assert spelled and all(list(sources.glob(re.sub(r"{\w+}", "*", file))) for file in spelled)
