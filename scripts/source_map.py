@@ -6,6 +6,7 @@
     source_map.py --check                  fail if it is not
     source_map.py --backend triton         print one backend in the terminal
     source_map.py --diff 0.5.9 0.5.11      what moved between two releases
+    source_map.py --releases 0.5.9 0.5.11  a short page of what became of backends; with --write docs/source_map_releases.md
     source_map.py --tree TREE ...          another tree than sglang/
 
 A tree is a folder, an archive, or a release, which is fetched through pip. Standard library only; nothing is imported
@@ -21,13 +22,14 @@ from pathlib import Path
 
 from overlay_tool import lock, manifest
 from overlay_tool.console import OverlayError
-from source_map_tool import diff, page
+from source_map_tool import diff, page, releases
 from source_map_tool.facts import read_map
 from source_map_tool.model import Map
 from source_map_tool.tree import Tree, open_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "attention_backend_source_map.md"
+RELEASES = PAGE.with_name("source_map_releases.md")
 UPSTREAM = "https://github.com/sgl-project/sglang/blob"
 
 
@@ -79,12 +81,15 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", metavar="TREE", help="folder, archive or release to read (default: sglang/)")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}, or the page of releases")
     choice.add_argument("--check", action="store_true", help="fail if that page does not match the tree")
     choice.add_argument("--backend", metavar="NAME", help="print one backend, by its name, class or file")
     choice.add_argument("--diff", nargs=2, metavar=("RELEASE_A", "RELEASE_B"), help="print what moved")
+    choice.add_argument("--releases", nargs="+", metavar="RELEASE", help="print what became of backends, in short")
     args = parser.parse_args()
-    if args.tree and (args.write or args.check or args.diff):
+    if args.write and (args.check or args.backend or args.diff):
+        parser.error("--write goes with --releases or alone")
+    if args.tree and (args.write or args.check or args.diff or args.releases):
         parser.error("--tree goes with --backend or alone; the page in docs/ is that of sglang/")
     return args
 
@@ -94,6 +99,10 @@ def main() -> int:
     if args.diff:
         old, new = (read_map(open_tree(name, name)) for name in args.diff)
         print(diff.compare(old, new), end="")
+        return 0
+    if args.releases:
+        made = releases.page([read_map(open_tree(name)) for name in args.releases])
+        RELEASES.write_text(made, encoding="utf-8") if args.write else print(made, end="")
         return 0
     tree = open_tree(args.tree) if args.tree else patched_tree()
     facts = read_map(tree)

@@ -14,6 +14,8 @@ def flatten(facts: Map) -> Facts:
     found: Facts = {f"registry {facts.registry.name}": (facts.registry.path, facts.registry.line)}
     for place in (*facts.chain, *facts.helpers, *([facts.wrapper] if facts.wrapper else [])):
         found[f"choice {place.name}"] = (place.path, place.line)
+    for place in facts.contract:
+        found[f"contract {place.name}"] = (place.path, place.line)
     for backend in facts.backends:
         place = (backend.factory.path, backend.factory.line)
         found[f"backend {backend.name}"] = place

@@ -14,7 +14,7 @@ from .construction import held_by
 from .evaluate import Evaluator
 from .model import Backend, Built, ClassFacts, Map, Outcomes, Place
 from .options import settings_and_defaults
-from .runners import decode_step, runner_calls
+from .runners import contract, decode_step, runner_calls
 from .symbols import Class, Function, Instance, Method, Registered
 from .tree import Module, Tree
 
@@ -57,6 +57,7 @@ def _read(evaluator: Evaluator, tree: Tree, table: Place) -> Map:
         wrapped,
         decode_step(evaluator, tree),
         runner_calls(evaluator, tree),
+        contract(evaluator, tree),
         backends,
         sorted(classes.values(), key=lambda facts: (facts.backends[0], facts.place.path, facts.place.line)),
     )

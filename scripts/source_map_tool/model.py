@@ -117,5 +117,6 @@ class Map:
     wrapped: Outcomes
     decode_step: list[Place]
     runner_calls: list[Place]
+    contract: list[Place]
     backends: list[Backend]
     classes: list[ClassFacts]

@@ -20,6 +20,7 @@ INTRO = """\
 
 `scripts/source_map.py --write` makes this page from the source of {label}; do not edit it. `--check`
 fails when the page is out of date, `--backend NAME` prints one backend in a terminal, `--diff A B` compares two releases.
+[What became of backends](source_map_releases.md) from release to release has a page of its own.
 
 How to read it: a **place** is a file with a line, or the first and the last, of the tree, below `python/sglang/`. A place is
 linked where the line is the same in the released files or in this repository's `overlay/`; a file that the series patches has

@@ -16,16 +16,23 @@ GRAPH_RUNNERS = ("CudaGraphRunner", "DecodeCudaGraphRunner", "FullCudaGraphBacke
 BEFORE_A_REPLAY = ("init_forward_metadata_replay_cuda_graph", "init_forward_metadata_out_graph")
 
 
+def contract(evaluator: Evaluator, tree: Tree) -> list[Place]:
+    """The methods of the base class of backends."""
+    base = class_named(evaluator, tree, "AttentionBackend")
+    methods = base.methods.values() if base else ()
+    return [Place(part.qualname, part.module.path, part.line, part.summary, part.end) for part in methods]
+
+
 def runner_calls(evaluator: Evaluator, tree: Tree) -> list[Place]:
     """Calls of what a backend has for metadata and CUDA graphs, other than by backends; the note is as below."""
-    base = class_named(evaluator, tree, "AttentionBackend")
-    contract = [name for name in base.methods if "metadata" in name or "graph" in name] if base else []
+    names = [place.name.split(".")[-1] for place in contract(evaluator, tree)]
+    names = [name for name in names if "metadata" in name or "graph" in name]
     found = []
-    for module in tree.containing(*(f".{name}(" for name in contract)):
+    for module in tree.containing(*(f".{name}(" for name in names)):
         for function in evaluator.functions(module):
             cls = function.method_of
             if cls is None or evaluator.find_method(cls, "init_forward_metadata") is None:
-                for name in contract:
+                for name in names:
                     found += _calls(function, name, "backend")
     return sorted(found, key=lambda place: (place.path, int(place.note.split()[0])))
 

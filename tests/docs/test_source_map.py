@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import source_map
+from overlay_tool import lock
 from places import nodes, places, rows, sections, stands_there
 from source_map_tool import page
 from source_map_tool.facts import read_map
@@ -56,6 +57,12 @@ def test_page_is_current(patched, facts):
     if f"from the source of {facts.label};" not in source_map.PAGE.read_text(encoding="utf-8"):
         pytest.skip("the page is that of another release")
     assert not source_map.check(patched), source_map.check(patched)
+
+
+def test_page_of_releases_names_those_of_the_lock():
+    releases = lock.load(ROOT).releases
+    written = source_map.RELEASES.read_text(encoding="utf-8")
+    assert f"--releases {' '.join(release.version for release in releases.values())} --write" in written
 
 
 def test_check_fails_when_a_line_moves(patched, tmp_path, monkeypatch):

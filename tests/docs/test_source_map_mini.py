@@ -13,7 +13,7 @@ import mini_tree
 import pytest
 from overlay_tool.console import OverlayError
 from places import places, sections, stands_there
-from source_map_tool import diff, page
+from source_map_tool import diff, page, releases
 from source_map_tool.facts import read_map
 from source_map_tool.tree import open_tree
 
@@ -145,6 +145,18 @@ def test_diff_says_what_moved(mini, tmp_path):
     )
     assert re.search(r"class SplitBetaBackend  \S+beta.py:10 -> 14", groups["on another line"])
     assert diff.compare(mini, mini).count(": 0\n") == 4
+
+
+def test_releases_side_by_side(mini, tmp_path):
+    later = read_map(open_tree(str(mini_tree.write(tmp_path, mini_tree.next_release())), "later"))
+    lines = releases.page([mini, later]).splitlines()
+    assert "| `old_alpha` | `AlphaBackend` | – |" in lines
+    assert "| `gamma` | – | `SplitBetaBackend`, `BetaBackend`, `AlphaBackend` |" in lines
+    assert "`AttentionBackend` has the same methods in each." in lines
+    assert "| names of `--attention-backend` | 3 | 3 |" in lines and "| classes behind them | 3 | 3 |" in lines
+    moved = "| `srt/layers/attention/kernels.py` | `srt/layers/attention/helpers.py` | 1 |"
+    assert moved in lines and "Every class comes to the same kernels." in lines
+    assert "No kernel went to another file." in releases.page([mini, mini])
 
 
 def test_output_is_the_same_in_every_process(tmp_path):
