@@ -90,6 +90,7 @@ def measure(engine, length: int, batch: int, args: argparse.Namespace) -> dict:
 
 def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
     import sglang as sgl
+    from sglang.test.attention.hsa_release import graphs_up_to, without_prefill_graphs
 
     tokens = max(length for length, _ in args.shapes) + args.steps[1] + 128
     requests = max(batch for _, batch in args.shapes)
@@ -103,10 +104,10 @@ def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
         skip_tokenizer_init=True,
         context_length=tokens,
         max_running_requests=requests,
-        cuda_graph_max_bs=requests,
+        **graphs_up_to(requests),
+        **without_prefill_graphs(),
         max_total_tokens=max(length * batch for length, batch in args.shapes) + 1024 * requests,
         chunked_prefill_size=8192,
-        disable_piecewise_cuda_graph=True,
         sampling_backend="pytorch",
         grammar_backend="none",
         log_level="error",
@@ -130,6 +131,8 @@ def main() -> None:
     import torch
     import triton
 
+    from sglang.version import __version__ as release
+
     args = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
         model = geometries.write_config(args.geometry, Path(folder))
@@ -138,6 +141,7 @@ def main() -> None:
     provenance = dict(
         command=" ".join(sys.argv),
         commit=commit,
+        release=release,
         gpu=torch.cuda.get_device_name(),
         torch=torch.__version__,
         triton=triton.__version__,

@@ -108,6 +108,13 @@ def without_graphs() -> dict:
     }
 
 
+def without_prefill_graphs() -> dict:
+    """The option of an engine that uses no CUDA graphs in prefill."""
+    if has_option("cuda_graph_backend_prefill"):
+        return {"cuda_graph_backend_prefill": "disabled"}
+    return {"disable_piecewise_cuda_graph": True}  # until 0.5.12
+
+
 def has_option(name: str) -> bool:
     """Whether the release's server has an option."""
     return name in option_names()
