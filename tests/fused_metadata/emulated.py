@@ -35,7 +35,9 @@ def emulated_module(kernel: Path = KERNEL):
         # The stand-in comes before the header of its name in the tree.
         includes = (SHIM, HEADERS, tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path())
         # FORTIFY's longjmp refuses to change stacks.
-        flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas")
+        flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+        if "namespace sglang" in (HEADERS / "sgl_kernel" / "utils.h").read_text():
+            flags.append("-DHELPERS_IN_SGLANG")
         subprocess.run(
             [compiler, *flags, *(f"-I{path}" for path in includes), source, tvm_ffi.libinfo.find_libtvm_ffi(), "-o", library],
             check=True,

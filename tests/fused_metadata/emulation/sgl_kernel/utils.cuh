@@ -42,6 +42,10 @@ T min(T a, T b) {
   return b < a ? b : a;
 }
 
+// Since 0.5.18 SGLang's helpers are in a namespace of its own (HELPERS_IN_SGLANG).
+namespace sglang {}
+using namespace sglang;
+
 namespace emulation {
 
 constexpr uint32_t kWarp = 32;
@@ -201,6 +205,10 @@ inline uint32_t __shfl_up_sync(uint32_t mask, uint32_t value, uint32_t distance)
   return emulation::current->received;
 }
 
+#ifdef HELPERS_IN_SGLANG
+namespace sglang {
+#endif
+
 namespace device {
 
 inline constexpr auto kWarpThreads = 32u;
@@ -239,3 +247,7 @@ struct LaunchKernel {
 };
 
 }  // namespace host
+
+#ifdef HELPERS_IN_SGLANG
+}  // namespace sglang
+#endif
