@@ -2,7 +2,7 @@
 import sys
 from pathlib import Path
 
-import pytest
+from elsewhere import skip_modules
 
 import sglang
 
@@ -11,12 +11,5 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from overlay_tool import lock  # noqa: E402, the line above makes it importable
 
 DEFAULT = lock.load(ROOT).default
-
-
-class Elsewhere(pytest.Module):
-    def collect(self):
-        pytest.skip(f"the pages are of {DEFAULT}", allow_module_level=True)
-
-
-def pytest_pycollect_makemodule(module_path, parent):
-    return None if DEFAULT == f"v{sglang.__version__}" else Elsewhere.from_parent(parent, path=module_path)
+if DEFAULT != f"v{sglang.__version__}":
+    pytest_pycollect_makemodule = skip_modules(f"the pages are of {DEFAULT}")
