@@ -108,7 +108,7 @@ class HSAAttnBackend(AttentionBackend):
             )
             if args.speculative_algorithm and not model_runner.is_draft_worker:
                 self.tree_mask = compat.unread_tree_mask(
-                    *self.req_to_token_pool.req_to_token.shape[:1],
+                    len(self.decode.req_to_token),
                     args.speculative_num_draft_tokens,
                     model_runner.device,
                 )
