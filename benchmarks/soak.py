@@ -127,6 +127,8 @@ class Soak:
                     self.check(number, last["output_ids"], whole=False)
                     return self.count("hung up")
         if "error" in last:
+            if "was aborted" not in str(last["error"]):
+                raise Failed(f"prompt {number}: a stream ended with {last['error']}")
             return self.count("aborted")
         self.settle(number, last)
 
