@@ -3,133 +3,18 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
-import world as worlds
+from contract_world import OURS, UPSTREAM, changed, check, line_of
 from overlay_tool import fetch, index, lock
 from overlay_tool.console import OverlayError
 from overlay_tool.tree import Entry
-from world import RELEASE, REPOSITORY, VERSION, tar_bytes, write, zip_bytes
+from world import RELEASE, REPOSITORY, commit, write, zip_bytes
 
 import overlay
 import overlay_contract
 
 PIP_DOWNLOAD = fetch._pip_download
 USERS_CACHE = fetch.cache_dir()
-
-UPSTREAM = {
-    "pool.py": """
-from abc import ABC, abstractmethod
-from typing import Optional
-from sglang.settings import Settings, settings
-
-class Pool(ABC):
-    def __init__(self, size: int, page_size: int, device: str = "cpu"):
-        self.size = size
-        self.page_size = page_size
-        self.settings: Settings = settings
-
-    @abstractmethod
-    def clear(self): ...
-
-    def alloc(self, need: int, priority: int = 0) -> Optional[list]:
-        return None
-
-    def free(self, indices, **kwargs): ...
-
-    @property
-    def parent(self) -> Optional["Pool"]:
-        return None
-
-class PagedPool(Pool):
-    def clear(self): ...
-
-    def page_of(self, slot: int) -> int:
-        return slot // self.page_size
-
-def make_pool(settings: Settings, size: int) -> PagedPool:
-    return PagedPool(size, settings.page_size)
-""",
-    "settings.py": """
-import dataclasses
-
-@dataclasses.dataclass
-class Settings:
-    page_size: int = 1
-    device: str = "cpu"
-
-    def is_cpu(self) -> bool:
-        return self.device == "cpu"
-
-class Mode:
-    def is_draft(self): ...
-
-settings = Settings()
-""",
-    "engine.py": """
-from sglang.pool import make_pool
-
-class Engine:
-    def run(self, pool):
-        pool.alloc(4, priority=1)
-        pool.free([1])
-""",
-    "open.py": """
-import torch
-
-class Layer(torch.nn.Module):
-    def forward(self, x): ...
-""",
-}
-
-OURS = """
-from __future__ import annotations
-from typing import TYPE_CHECKING
-from sglang.pool import PagedPool
-from sglang.settings import settings
-if TYPE_CHECKING:
-    from sglang.pool import Pool
-    from sglang.settings import Mode, Settings
-
-class OurPool(PagedPool):
-    def __init__(self, size, page_size, device="cpu"):
-        super().__init__(size, page_size, device)
-        self.ours = self.page_of(3)
-
-    def alloc(self, need, priority=0):
-        return super().alloc(need, priority)
-
-    def free(self, indices, **kwargs):
-        print(self.size + len(indices))
-
-def cost(pool: Pool, settings: Settings) -> int:
-    pages = pool.size // settings.page_size
-    return pages if settings.is_cpu() else pool.parent.page_size
-
-def device() -> str:
-    return settings.device
-"""
-
-
-def check(tmp_path, ours: str = OURS, upstream: dict[str, str] = UPSTREAM, argv=("--quiet",), **more: str) -> int:
-    """Runs the script on a repository with one overlay file, `ours.py`, and those in `more`."""
-    files = {f"sglang/{path}": Entry(text.encode()) for path, text in upstream.items()}
-    files |= {"sglang/__init__.py": Entry(b""), "PKG-INFO": Entry(f"Name: sglang\nVersion: {VERSION}\n".encode())}
-    archive = tar_bytes(files)
-    digest = hashlib.sha256(archive).hexdigest()
-    release = lock.Release(
-        name=RELEASE, version=VERSION, tag=RELEASE, repository="", sources="", python=">=3.10", torch="",
-        archives={worlds.ARCHIVE: digest}, identity={"python/sglang/__init__.py": Entry(b"").blob},
-    )  # fmt: skip
-    write(tmp_path, {
-        "upstream.lock": lock.dump(lock.Lock(RELEASE, {RELEASE: release})).encode(),
-        f"patches/{RELEASE}/series": b"",
-        "overlay/python/sglang/ours.py": ours.encode(),
-        **{f"overlay/python/sglang/{name}.py": text.encode() for name, text in more.items()},
-        f"cache/{digest}/{worlds.ARCHIVE}": archive,
-    })
-    return overlay_contract.main(list(argv), tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -148,19 +33,6 @@ def missing(tmp_path, capfd):
         return [line.removeprefix(f"{RELEASE}: overlay/python/sglang/") for line in lines]
 
     return run
-
-
-def changed(path: str, *edits: tuple[str, str], **more: str) -> dict[str, str]:
-    text = UPSTREAM[path]
-    for old, new in edits:
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    return {**UPSTREAM, path: text, **more}
-
-
-def line_of(text: str, source: str = OURS) -> int:
-    (found,) = [number for number, line in enumerate(source.splitlines(), 1) if text in line]
-    return found
 
 
 def test_all_is_there(missing):
@@ -392,7 +264,7 @@ def read(settings: Settings):
     assert overlay.main(["checkout", str(dev)], tmp_path) == 0
     text = "from sglang.ours import OurSettings\n" + UPSTREAM["settings.py"].replace("class Settings:", "class Settings(OurSettings):\n    hsa: int = 1")
     write(dev, {"python/sglang/settings.py": text.encode()})
-    worlds.commit(dev, "[Core] Add")
+    commit(dev, "[Core] Add")
     assert overlay.main(["refresh", str(dev)], tmp_path) == 0
     assert overlay_contract.main(["--quiet"], tmp_path) == 0
     # A release that has no series yet is to get the same from the one that will be made for it; what is gone is gone.
