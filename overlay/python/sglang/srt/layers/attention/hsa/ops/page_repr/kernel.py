@@ -170,8 +170,11 @@ def _write_pages_kernel(
     page = tl.load(page_table + b * stride_table + tl.load(entry + 1)).to(tl.int64)
     completed_now = tl.load(entry + 2) != 0
     version = tl.load(page_version + page)
+    # Programs of other sequences that share the page may stamp it meanwhile. An atomic is asked by one thread, so that all
+    # warps take the same branch; each of them would load for itself.
+    stamp = tl.atomic_add(stamps + page, tl.full((), 0, tl.int64))
     # A page without a version belongs to a later batch: this row's request has ended.
-    if (version >= 0) & (completed_now | (tl.load(stamps + page) != version)):
+    if (version >= 0) & (completed_now | (stamp != version)):
         for g in range(KV_HEADS):
             store_representation(
                 k_buffer + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
