@@ -5,6 +5,7 @@ the attention's share of the matrix products that a large one was measured to re
 Checks selection and output of some rows against the torch references first. Ends in one JSON line.
 
     python benchmarks/bench_extend_kernels.py --prefixes 0 57344 --agreement 0 0.9
+    python benchmarks/bench_extend_kernels.py --prefixes 65536 --sequences 32 --new 130
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ from sglang.srt.layers.attention.hsa.selector import HSASelector
 PAGE, WINDOW, SINKS, TOPK = 64, 512, 1, 32
 LAYOUT = dict(page_size=PAGE, window_size=WINDOW, sink_pages=SINKS)
 CHECKED_ROWS = 16
+SHAPES = ((16, 2, 64), (32, 8, 128), (16, 16, 64))
+
+
+def shape_of(text: str) -> tuple[int, int, int]:
+    heads, kv_heads, dim = map(int, text.split(","))
+    return heads, kv_heads, dim
 
 
 def milliseconds(launch, repeats: int) -> tuple[float, float]:
@@ -53,7 +60,7 @@ def milliseconds(launch, repeats: int) -> tuple[float, float]:
 
 
 def rows_of(lists: PageLists, row: int, kv_heads: int) -> torch.Tensor:
-    """Physical pages of one packed query of the only sequence ``[H_kv, TOPK]`` int32, -1 padded."""
+    """Physical pages of one packed query of the first sequence ``[H_kv, TOPK]`` int32, -1 padded."""
     runs = lists.lengths.shape[2]
     tile, inside = divmod(row, runs * lists.list_rows)
     run, bit = divmod(inside, lists.list_rows)
@@ -65,13 +72,14 @@ def rows_of(lists: PageLists, row: int, kv_heads: int) -> torch.Tensor:
     return out
 
 
-def check(q, cache, table, lists, out, prefix, params) -> tuple[float, float]:
-    """(largest relative error of the output, share of equal selections) of some rows."""
+def check(q, cache, table, lists, out, prefix, new, params) -> tuple[float, float]:
+    """(largest relative error of the output, share of equal selections) of some rows of the first sequence."""
     k, v, cu_seqlens_q = cache.keys, cache.values, torch.tensor([0, 1])
+    table = table[:1]
     errors, equal = [], []
     valid = torch.ones_like(table, dtype=torch.bool)
     selector = HSASelector(params, cache.channels)
-    for row in torch.linspace(0, len(q) - 1, CHECKED_ROWS).long().tolist():
+    for row in torch.linspace(0, new - 1, CHECKED_ROWS).long().tolist():
         length = torch.tensor([prefix + row + 1], device="cuda")
         one = q[row : row + 1]
         local = extend_local_fwd(one, k, v, table, cu_seqlens_q, length, params)
@@ -87,6 +95,7 @@ def check(q, cache, table, lists, out, prefix, params) -> tuple[float, float]:
 
 def bench(
     prefix: int,
+    sequences: int,
     new: int,
     heads: int,
     kv_heads: int,
@@ -99,22 +108,27 @@ def bench(
 ) -> dict:
     torch.manual_seed(0)
     bf16 = dict(device="cuda", dtype=torch.bfloat16)
-    pages = (prefix + new) // PAGE
+    shared, own = prefix // PAGE, -(-(prefix % PAGE + new) // PAGE)
+    pages = shared + sequences * own
     k, v = (torch.randn((pages + 1) * PAGE, kv_heads, dim, **bf16) for _ in range(2))
-    table = (torch.randperm(pages, device="cuda") + 1).int().view(1, -1)
+    order = (torch.randperm(pages, device="cuda") + 1).int()
+    # The sequences share the pages of their prefix.
+    table = torch.cat([order[:shared].expand(sequences, -1), order[shared:].view(sequences, own)], dim=1)
     config = HSAConfig(topk=TOPK, chunk_repr=kind, selection_strategy=strategy, **LAYOUT)
     params = AttentionParams(config, dim**-0.5)
+    rows = sequences * new
     version = torch.ones(pages + 1, dtype=torch.int64, device="cuda")
     cache = LayerCache(
         k, v, empty_representations(k, params), torch.zeros_like(version), version, kept_channels(params, dim)
     )
     # Queries that share a direction with their neighbours choose alike; agreement 0 is independent noise.
-    shared = torch.randn(-(-new // PAGE), heads, dim, device="cuda").repeat_interleave(PAGE, 0)[:new]
-    noise = torch.randn(new, heads, dim, device="cuda")
-    q = (agreement * shared + (1 - agreement**2) ** 0.5 * noise).mul(4).to(torch.bfloat16)
+    alike = torch.randn(-(-rows // PAGE), heads, dim, device="cuda").repeat_interleave(PAGE, 0)[:rows]
+    noise = torch.randn(rows, heads, dim, device="cuda")
+    q = (agreement * alike + (1 - agreement**2) ** 0.5 * noise).mul(4).to(torch.bfloat16)
     counters = HSACounters("cuda")
     group, op = heads // kv_heads, extend_op(config)
-    plan = plan_extend([prefix], [new], tiling=choose_tiling(group, dim, config), config=config, device="cuda")
+    tiling = choose_tiling(group, dim, config)
+    plan = plan_extend([prefix] * sequences, [new] * sequences, tiling=tiling, config=config, device="cuda")
     lists = PageLists.empty(plan, kv_heads, TOPK)
     workspace = extend_workspace(config)(plan, kv_heads, TOPK, num_processors("cuda"))
     out = torch.empty_like(q)
@@ -139,18 +153,19 @@ def bench(
         attend()
 
     layer()
-    error, equal = check(q, cache, table, lists, out, prefix, params)
+    error, equal = check(q, cache, table, lists, out, prefix, new, params)
     if not (error < 2e-2 and equal > 0.9 and counters.snapshot()["pages_selected"]):
-        raise SystemExit(f"bench_extend_kernels: wrong result at {prefix=} {new=}: {error=} {equal=}")
+        raise SystemExit(f"bench_extend_kernels: wrong result at {prefix=} {sequences=} {new=}: {error=} {equal=}")
     snapshot = counters.snapshot()
     write_ms, _ = milliseconds(write, repeats)
     select_ms, select_spread = milliseconds(select, repeats)
     attend_ms, attend_spread = milliseconds(attend, repeats)
     chosen = snapshot["pages_selected"]
     listed = int(lists.lengths.sum())
-    flops = 4 * group * dim * (chosen * PAGE + new * kv_heads * (WINDOW + 2 * PAGE))
+    flops = 4 * group * dim * (chosen * PAGE + rows * kv_heads * (WINDOW + 2 * PAGE))
     return dict(
-        prefix=prefix, new=new, heads=heads, kv_heads=kv_heads, dim=dim, agreement=agreement, kind=kind, strategy=strategy,
+        prefix=prefix, sequences=sequences, new=new, heads=heads, kv_heads=kv_heads, dim=dim, agreement=agreement, kind=kind,
+        strategy=strategy,
         error=round(error, 5), equal=round(equal, 3), rows_sparse=snapshot["rows_sparse"], pages_selected=chosen,
         listed_per_selected=round(listed / max(chosen, 1), 3), write_ms=round(write_ms, 4), select_ms=round(select_ms, 4),
         select_spread_ms=round(select_spread, 4), attend_ms=round(attend_ms, 4),
@@ -164,19 +179,21 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prefixes", nargs="+", type=int, default=[0, 24576, 57344, 122880, 516096])
-    parser.add_argument("--new", type=int, default=8192, help="tokens of the chunk (default: %(default)s)")
+    parser.add_argument("--sequences", type=int, default=1, help="that share the prefix (default: %(default)s)")
+    parser.add_argument("--new", type=int, default=8192, help="tokens of each sequence (default: %(default)s)")
     parser.add_argument("--agreement", nargs="+", type=float, default=[0.0, 0.9])
     parser.add_argument("--kinds", nargs="+", default=[HSAConfig.chunk_repr], choices=KINDS)
     parser.add_argument("--strategy", default=HSAConfig.selection_strategy, choices=SELECTION_STRATEGIES)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--shapes", nargs="+", type=shape_of, default=SHAPES, help="query heads,KV heads,dimensions")
     args = cuda_only.parse_args(parser)
     peak = measure_peaks(torch.device("cuda"), torch.bfloat16)["flops"]
     rows = []
-    for heads, kv_heads, dim in ((16, 2, 64), (32, 8, 128), (16, 16, 64)):
+    for heads, kv_heads, dim in args.shapes:
         for prefix in args.prefixes:
             for agreement in args.agreement:
                 for kind in args.kinds:
-                    shape = prefix, args.new, heads, kv_heads, dim, agreement
+                    shape = prefix, args.sequences, args.new, heads, kv_heads, dim, agreement
                     rows.append(bench(*shape, kind, args.strategy, args.repeats, peak))
                     print(rows[-1], flush=True)
     provenance = dict(gpu=torch.cuda.get_device_name(), torch=torch.__version__, triton=triton.__version__)

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
+from sglang.srt.layers.attention.hsa.ops.extend.plan import (
+    SLOW_ROWS,
+    choose_tiling,
+    plan_extend,
+)
 from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
 from sglang.srt.layers.attention.hsa.ops.select import extend_kernel, slow_extend
 from sglang.srt.layers.attention.hsa.params import LayerCache
@@ -94,10 +98,22 @@ def test_selection_among_many_pages(topk, dtype):
             assert pages_of_row(lists, plan, row, g) == expected[row, g].tolist()
 
 
-@pytest.mark.parametrize("strategy", ["group", "head"])
-def test_slow_selection_in_turns(strategy, monkeypatch):
+@pytest.mark.parametrize(
+    "strategy,items,expanded,groups",
+    [
+        ("group", 1, 10**6, 1),
+        ("head", 1, 1, 4),
+        ("head", 5, 60, 3),
+        ("group", 10**6, 60, 3),
+    ],
+)
+def test_slow_selection_in_turns(strategy, items, expanded, groups, monkeypatch):
     """Tiles that share little scratch, sequences with and without candidates, and pages without a valid stamp."""
-    monkeypatch.setattr(slow_extend, "SCRATCH_BYTES", 1)
+    width = slow_extend.LANES.value
+    monkeypatch.setattr(
+        slow_extend, "SCRATCH_BYTES", items * SLOW_ROWS // 4 * width * 4
+    )
+    monkeypatch.setattr(slow_extend, "EXPANDED_PAGES", expanded)
     torch.manual_seed(0)
     page, heads, kv_heads, dim, topk = 16, 6, 2, 16, 3
     params = make_params(
@@ -121,7 +137,9 @@ def test_slow_selection_in_turns(strategy, monkeypatch):
     plan = plan_extend(prefixes, news, tiling=tiling, config=config, device=DEVICE)
     lists = extend_kernel.PageLists.empty(plan, kv_heads, topk)
     workspace = slow_extend.SlowSelectWorkspace(plan, kv_heads, topk, 1)
-    assert workspace.items == 1
+    every = len(plan.tiles) * kv_heads
+    assert workspace.items == min(items, every)
+    assert len(workspace.groups) == groups
     workspace.keys.zero_()
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
     tensors = batch.k_buffer, batch.v_buffer, reprs, stamp, version, channels

@@ -270,9 +270,9 @@ def test_select_pages_extend(record, kind, strategy, dtype, heads, head_dim):
     ],
 )
 def test_select_slow_pages_extend(record, strategy, dtype, heads, head_dim):
-    expand = record(slow_extend, "_expand_slow_kernel")
-    score = record(slow_extend, "_score_slow_kernel")
-    rank = record(slow_extend, "_rank_slow_kernel")
+    expand = record(slow_extend, "expand_slow_kernel")
+    score = record(slow_extend, "score_slow_kernel")
+    rank = record(slow_extend, "rank_slow_kernel")
     p = plan(heads // HKV, head_dim, strategy, "slow_keys")
     slow_extend.select_slow_pages_extend(
         torch.empty(p.rows, heads, head_dim, dtype=dtype),

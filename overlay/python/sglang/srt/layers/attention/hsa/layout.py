@@ -23,18 +23,19 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import numpy as np
 import torch
 
-IntOrTensor = TypeVar("IntOrTensor", int, torch.Tensor)
+IntOrTensor = TypeVar("IntOrTensor", int, torch.Tensor, np.ndarray)
 
 
 def window_start_page(
     position: IntOrTensor, window_size: int, page_size: int, dense_below: int = 0
 ) -> IntOrTensor:
-    """First page of the window of a query at ``position`` (an int or an integer tensor)."""
+    """First page of the window of a query at ``position`` (an int, an integer tensor or array)."""
     page = (position - max(window_size, 1) + 1) // page_size
     page = page * (position >= dense_below)
-    return page.clamp(min=0) if isinstance(page, torch.Tensor) else max(page, 0)
+    return max(page, 0) if isinstance(page, int) else page.clip(min=0)
 
 
 def num_candidate_pages(
@@ -47,4 +48,4 @@ def num_candidate_pages(
     """Number of candidate pages of a query at ``position``; they are pages sink_pages, sink_pages + 1, ..."""
     pages = window_start_page(position, window_size, page_size, dense_below)
     pages = pages - sink_pages
-    return pages.clamp(min=0) if isinstance(pages, torch.Tensor) else max(pages, 0)
+    return max(pages, 0) if isinstance(pages, int) else pages.clip(min=0)
