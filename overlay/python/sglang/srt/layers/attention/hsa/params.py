@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Dict, NamedTuple, Optional
 import torch
 
 from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
 from sglang.srt.layers.attention.hsa.page_repr import KINDS, PageRepr
 
 if TYPE_CHECKING:
@@ -102,6 +103,13 @@ class AttentionParams:
     @property
     def keys_per_page(self) -> int:
         return self.page_size - self.mask_last_slot
+
+    def max_candidates(self, max_pages: int) -> int:
+        """Candidates of the last query of a sequence of so many pages."""
+        last = max_pages * self.page_size - 1
+        return num_candidate_pages(
+            last, self.window_size, self.page_size, self.sink_pages, self.dense_below
+        )
 
     @property
     def layout(self) -> Dict[str, int]:

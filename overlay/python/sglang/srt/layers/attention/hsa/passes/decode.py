@@ -155,7 +155,8 @@ class DecodeState:
 
     def _make_buffers(self, rows: int) -> DecodeBuffers:
         size, device = self.size._replace(rows=rows), self.req_to_token.device
-        shape = (len(self.steps), rows, size.max_pages)
+        width = triton.cdiv(size.max_pages, 16) * 16
+        shape = (len(self.steps), rows, width)
         return DecodeBuffers(
             torch.zeros(shape[:2], dtype=torch.int32, device=device),
             torch.zeros(shape, dtype=torch.int32, device=device),

@@ -15,6 +15,7 @@ import triton.language as tl
 from sglang.srt.layers.attention.hsa.ops.common import decode_row, programs_per_row
 from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
     rank_and_count,
+    ranking_warps,
     ranking_widths,
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_scores import (
@@ -153,8 +154,9 @@ class SelectPagesWorkspace:
     ):
         self.max_pages = max_pages
         rows = max_rows * num_kv_heads
+        width = triton.cdiv(max_pages, 16) * 16  # so that rows begin at whole words
         self.scores = torch.empty(
-            (rows * group, max_pages), dtype=torch.float32, device=device
+            (rows * group, width), dtype=torch.float32, device=device
         )
         self.norms = torch.empty(
             max_programs * group, dtype=torch.float32, device=device
@@ -207,8 +209,8 @@ def select_pages_decode(
     rows = batch * num_kv_heads
     programs = programs_per_row(processors, rows, MAX_PROGRAMS_PER_ROW)
     topk = out.shape[-1]
-    widths = ranking_widths(workspace.max_pages)
-    warps = 4 if widths[-1] <= 4096 else 8
+    widths = ranking_widths(params.max_candidates(workspace.max_pages))
+    warps = ranking_warps(widths)
     _select_pages_kernel[(rows, programs)](
         q,
         reprs,

@@ -15,13 +15,22 @@ from sglang.srt.layers.attention.hsa.ops.common import (
 from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import ordered_keys
 
 # A row is ranked in registers, in the least of these numbers of them that its pages fit into.
-WIDTHS = (256, 1024, 2048, 4096)
+WIDTHS = (256, 1024, 2048, 4096, 8192)
+KEYS_PER_THREAD = 32  # more do not fit into the registers of the widest row
+EARLY: tl.constexpr = tl.constexpr(
+    4096
+)  # widest row that has registers for its pages while it is ranked
 
 
-def ranking_widths(max_pages: int) -> tuple[int, ...]:
-    """Numbers of pages that rankings are compiled for, ascending; the last takes a sequence of ``max_pages``."""
-    widest = triton.next_power_of_2(max_pages)
+def ranking_widths(candidates: int) -> tuple[int, ...]:
+    """Numbers of pages that rankings are compiled for, ascending; the last takes as many candidates of a row."""
+    widest = triton.next_power_of_2(max(candidates, 1))
     return (*(width for width in WIDTHS if width < widest), widest)
+
+
+def ranking_warps(widths: tuple[int, ...]) -> int:
+    """Warps of a program that ranks rows of these widths."""
+    return max(4, widths[-1] // (32 * KEYS_PER_THREAD))
 
 
 @triton.jit
@@ -79,7 +88,8 @@ def _store_best(
     score = tl.load(
         scores_row + index, mask=live, other=float("-inf"), cache_modifier=".cg"
     )
-    page = tl.load(table_row + index, mask=live, other=0)
+    if WIDTH <= EARLY:
+        page = tl.load(table_row + index, mask=live, other=0)
     key = ordered_keys(score)
     high = tl.max(key, axis=0, keep_dims=True)
     low = tl.zeros_like(high)
@@ -92,8 +102,10 @@ def _store_best(
         tie = key == threshold
         room = TOPK - _count(key, threshold + 1)
         chosen = chosen & ((key != threshold) | (tl.cumsum(tie.to(tl.int32)) <= room))
-    chosen = chosen & (score > float("-inf"))
+    chosen = chosen & (key > 0)
     rank = tl.cumsum(chosen.to(tl.int32)) - 1
+    if WIDTH > EARLY:
+        page = tl.load(table_row + index, mask=chosen, other=0)
     tl.store(out_row + rank, page, mask=chosen)
     found = tl.sum(chosen.to(tl.int32))
     slot = tl.arange(0, TOPK_BLOCK)

@@ -23,6 +23,7 @@ from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
     rank_and_count,
+    ranking_warps,
     ranking_widths,
 )
 from sglang.srt.layers.attention.hsa.ops.select.slow_codes import (
@@ -185,7 +186,7 @@ def select_slow_pages_decode(
         num_warps=1,
     )
     topk = out.shape[-1]
-    widths = ranking_widths(workspace.max_pages)
+    widths = ranking_widths(params.max_candidates(workspace.max_pages))
     _rank_slow_decode_kernel[(rows,)](
         page_table,
         seq_lens,
@@ -200,6 +201,6 @@ def select_slow_pages_decode(
         TOPK=topk,
         TOPK_BLOCK=triton.next_power_of_2(topk),
         WIDTHS=widths,
-        num_warps=4 if widths[-1] <= 4096 else 8,
+        num_warps=ranking_warps(widths),
     )
     return out
