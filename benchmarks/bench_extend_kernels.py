@@ -27,6 +27,7 @@ from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_
 from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_hsa_fwd, extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.merge.reference import merge_state
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
+from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.ops.select.by_kind import extend_op, extend_workspace
 from sglang.srt.layers.attention.hsa.ops.select.page_lists import PageLists
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
@@ -129,8 +130,9 @@ def bench(
     group, op = heads // kv_heads, extend_op(config)
     tiling = choose_tiling(group, dim, config)
     plan = plan_extend([prefix] * sequences, [new] * sequences, tiling=tiling, config=config, device="cuda")
-    lists = PageLists.empty(plan, kv_heads, TOPK)
-    workspace = extend_workspace(config)(plan, kv_heads, TOPK, num_processors("cuda"))
+    scratch = Scratch("cuda")
+    lists = PageLists.empty(plan, kv_heads, TOPK, scratch)
+    workspace = extend_workspace(config)(plan, kv_heads, TOPK, num_processors("cuda"), scratch)
     out = torch.empty_like(q)
     local_lse = q.new_empty(q.shape[:2], dtype=torch.float32) if strategy == "softmax_head" else None
 

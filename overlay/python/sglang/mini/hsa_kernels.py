@@ -9,6 +9,7 @@ from sglang.mini.kv_cache import CacheState
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
+from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 from sglang.srt.layers.attention.hsa.passes.decode import decode_attention
 from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize
@@ -20,6 +21,7 @@ class HSAKernels:
 
     def __init__(self, config: HSAConfig, counters: HSACounters):
         self.config, self.counters = config, counters
+        self.scratch = None  # of passes over prompts
         self.decode = None  # static buffers, made for the cache of the first decode
         self.begun = None  # the spans of the pass whose layers share what _begin made
 
@@ -35,7 +37,11 @@ class HSAKernels:
                 config=config,
                 device=device,
             )
-            self.tiles = TileAttention.of(plan, sizes[1], config, self.counters)
+            if self.scratch is None:
+                self.scratch = Scratch(device)
+            self.tiles = TileAttention.of(
+                plan, sizes[1], config, self.counters, self.scratch
+            )
         else:
             if self.decode is None:
                 rows, pages = len(kv.req_to_token), kv.pages_for(kv.max_tokens)

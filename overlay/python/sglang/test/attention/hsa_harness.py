@@ -169,6 +169,7 @@ class Harness:
             server_args=SimpleNamespace(
                 speculative_algorithm=num_draft_tokens and "EAGLE",
                 speculative_num_draft_tokens=num_draft_tokens,
+                chunked_prefill_size=64,
                 **fields,
             ),
             device=device,

@@ -11,6 +11,7 @@ from sglang.srt.layers.attention.hsa.ops.extend.plan import (
     plan_extend,
 )
 from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
+from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.ops.select import extend_kernel, slow_extend
 from sglang.srt.layers.attention.hsa.params import LayerCache
 from sglang.srt.layers.attention.hsa.selector import HSASelector
@@ -82,9 +83,11 @@ def test_selection_among_many_pages(topk, dtype):
     stamp = version.clone()
     stamp[torch.randint(1, pages, (100,))] = 0
     table = (torch.randperm(pages + 1) + 1).int().to(DEVICE).view(1, -1)
-    lists = extend_kernel.PageLists.empty(plan, heads, topk)
+    lists = extend_kernel.PageLists.empty(plan, heads, topk, Scratch(DEVICE))
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
-    workspace = extend_kernel.ExtendSelectWorkspace(plan, heads, topk, 1)
+    workspace = extend_kernel.ExtendSelectWorkspace(
+        plan, heads, topk, 1, Scratch(DEVICE)
+    )
     cache = LayerCache(q, q, repr_buffer, stamp, version)
     extend_kernel.select_pages_extend(
         q, cache, table, plan, lists, workspace, counters, params
@@ -135,8 +138,10 @@ def test_slow_selection_in_turns(strategy, items, expanded, groups, monkeypatch)
     config = params.config
     tiling = choose_tiling(heads // kv_heads, dim, config)
     plan = plan_extend(prefixes, news, tiling=tiling, config=config, device=DEVICE)
-    lists = extend_kernel.PageLists.empty(plan, kv_heads, topk)
-    workspace = slow_extend.SlowSelectWorkspace(plan, kv_heads, topk, 1)
+    lists = extend_kernel.PageLists.empty(plan, kv_heads, topk, Scratch(DEVICE))
+    workspace = slow_extend.SlowSelectWorkspace(
+        plan, kv_heads, topk, 1, Scratch(DEVICE)
+    )
     every = len(plan.tiles) * kv_heads
     assert workspace.items == min(items, every)
     assert len(workspace.groups) == groups

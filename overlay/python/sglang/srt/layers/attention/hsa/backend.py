@@ -13,10 +13,13 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa import counters as hsa_counters
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
+from sglang.srt.layers.attention.hsa.ops.common import shared_bytes
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling
+from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
+from sglang.srt.layers.attention.hsa.ops.select.by_kind import check_device
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
 from sglang.srt.layers.attention.hsa.passes.decode import DecodeState
-from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass
+from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass, reserve_scratch
 from sglang.srt.layers.attention.hsa.passes.reference import ReferencePass
 from sglang.srt.layers.attention.hsa.selection_watch import SelectionWatch
 from sglang.srt.layers.radix_attention import RadixAttention
@@ -91,6 +94,28 @@ class HSAAttnBackend(AttentionBackend):
             first = layers[self.pool.hsa_layer_ids[0]]
             group = first.tp_q_head_num // self.pool.head_num
             self.tiling = choose_tiling(group, self.pool.head_dim, self.config)
+            check_device(
+                self.config,
+                self.tiling,
+                group,
+                self.pool.head_dim,
+                shared_bytes(model_runner.device),
+            )
+            self.scratch = Scratch(model_runner.device)
+        if "extend" in self.kernels:
+            chunk = args.chunked_prefill_size
+            reserve_scratch(
+                self.scratch,
+                self.pool,
+                self.config,
+                self.tiling,
+                self.counters,
+                self.req_to_token_pool.req_to_token.shape[1],
+                chunk if chunk and chunk > 0 else args.max_prefill_tokens,
+            )
+            logger.info(
+                f"HSA reserved {self.scratch.nbytes() >> 20} MB of scratch for prompts."
+            )
         if "decode" in self.kernels:
             self.decode = DecodeState(
                 self.pool,
@@ -160,6 +185,7 @@ class HSAAttnBackend(AttentionBackend):
                 self.config,
                 self.tiling,
                 self.counters,
+                self.scratch,
             )
         return ReferencePass(
             forward_batch, self.pool, req_to_token, self.config, self.counters

@@ -16,6 +16,7 @@ import triton
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
+from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes.base import (
     AttentionPass,
@@ -31,6 +32,35 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
+def reserve_scratch(
+    scratch: Scratch,
+    pool: PageReprMixin,
+    config: HSAConfig,
+    tiling: Tiling,
+    counters: HSACounters,
+    context: int,
+    chunk: int,
+) -> None:
+    """Take what the last chunk of the longest prompt needs, so that memory is short at start-up or never.
+
+    Args:
+        context: most tokens of a request; chunk: most new tokens of a pass.
+    """
+    new = min(chunk, context)
+    plan = plan_extend(
+        [context - new],
+        [new],
+        tiling=tiling,
+        config=config,
+        device=scratch.device,
+        dense_below=config.dense_below,
+    )
+    tiles = TileAttention.of(plan, pool.head_num, config, counters, scratch)
+    if pool.repr_kind.slow and tiles.workspace:
+        queries = torch.bfloat16 if pool.dtype.itemsize == 1 else pool.dtype
+        tiles.workspace.expand_for(config.page_size, pool.head_dim, queries)
+
+
 class ExtendPass(AttentionPass):
     """New tokens of some sequences, whose lengths the host knows.
 
@@ -41,6 +71,7 @@ class ExtendPass(AttentionPass):
         config: resolved options.
         tiling: of the kernels.
         counters: counts are added to it on the device.
+        scratch: that the passes of a backend take turns with.
     """
 
     def __init__(
@@ -51,8 +82,10 @@ class ExtendPass(AttentionPass):
         config: HSAConfig,
         tiling: Tiling,
         counters: HSACounters,
+        scratch: Scratch,
     ):
         self.pool, self.config, self.counters = pool, config, counters
+        self.scratch = scratch
         self.layers = pool.hsa_layers
         self.dense_below = prefill_dense_below(forward_batch, config)
         device = forward_batch.seq_lens.device
@@ -88,7 +121,7 @@ class ExtendPass(AttentionPass):
     def tiles(self) -> TileAttention:
         """Lists and scratch of the launches; a pass that goes to the dense backend needs none."""
         return TileAttention.of(
-            self.plan, self.pool.head_num, self.config, self.counters
+            self.plan, self.pool.head_num, self.config, self.counters, self.scratch
         )
 
     def write_representations(self, layer: RadixAttention) -> None:

@@ -13,6 +13,7 @@ from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.common import num_processors
 from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.ops.select.by_kind import (
     ExtendWorkspace,
     extend_op,
@@ -43,14 +44,15 @@ class TileAttention:
         num_kv_heads: int,
         config: HSAConfig,
         counters: HSACounters,
+        scratch: Scratch,
     ) -> TileAttention:
-        """For a plan, with fresh lists and scratch."""
+        """For a plan; its lists and all else are in the scratch."""
         if not plan.max_candidates:
             return cls(counters, plan)
         workspace = extend_workspace(config)(
-            plan, num_kv_heads, config.topk, num_processors(plan.tiles.device)
+            plan, num_kv_heads, config.topk, num_processors(scratch.device), scratch
         )
-        lists = PageLists.empty(plan, num_kv_heads, config.topk)
+        lists = PageLists.empty(plan, num_kv_heads, config.topk, scratch)
         return cls(counters, plan, lists, workspace)
 
     def launch(

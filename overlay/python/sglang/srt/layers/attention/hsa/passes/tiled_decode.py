@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan, Tiling
+from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize
 from sglang.srt.layers.attention.hsa.passes.tile_attention import TileAttention
@@ -48,6 +49,7 @@ class TiledDecode:
             size.num_kv_heads,
             config,
             counters,
+            Scratch(device),  # its own, as CUDA graphs hold the addresses
         )
         self.step = self.whole
 

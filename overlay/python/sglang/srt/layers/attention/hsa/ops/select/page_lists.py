@@ -9,6 +9,7 @@ import torch
 import triton
 
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import (
     LANES,
     WIDTHS,
@@ -37,17 +38,18 @@ class PageLists:
     list_rows: int
 
     @classmethod
-    def empty(cls, plan: ExtendPlan, num_kv_heads: int, topk: int) -> PageLists:
+    def empty(
+        cls, plan: ExtendPlan, num_kv_heads: int, topk: int, scratch: Scratch
+    ) -> PageLists:
         """Lists for the tiles of a plan, not yet written."""
         tile_rows, list_rows = plan.tiling
         width = min(min(list_rows, plan.max_rows) * topk, plan.max_candidates)
         width = triton.cdiv(width, 16) * 16  # one compiled variant for all widths
-        device = plan.tiles.device
         shape = (len(plan.tiles), num_kv_heads, tile_rows // list_rows)
         return cls(
-            torch.empty((*shape, width), dtype=torch.int32, device=device),
-            torch.empty((*shape, width), dtype=torch.int32, device=device),
-            torch.empty(shape, dtype=torch.int32, device=device),
+            scratch.take("list_pages", (*shape, width), torch.int32),
+            scratch.take("list_rows", (*shape, width), torch.int32),
+            scratch.take("list_lengths", shape, torch.int32),
             list_rows,
         )
 
@@ -60,22 +62,29 @@ class ExtendSelectWorkspace:
         num_kv_heads: KV heads on this rank.
         topk: pages that a row selects.
         processors: multiprocessors. Each runs two programs at most; the tiles of all heads take turns.
+        scratch: that the tensors are taken from.
     """
 
-    def __init__(self, plan: ExtendPlan, num_kv_heads: int, topk: int, processors: int):
-        tile_rows, device = plan.tiling.tile_rows, plan.tiles.device
+    def __init__(
+        self,
+        plan: ExtendPlan,
+        num_kv_heads: int,
+        topk: int,
+        processors: int,
+        scratch: Scratch,
+    ):
+        tile_rows = plan.tiling.tile_rows
         self.processors = processors
         self.programs = min(len(plan.tiles) * num_kv_heads, 2 * processors)
         rows = self.programs * tile_rows
         step = max(PAGES_PER_STEP, LANES.value)
 
-        def scratch(*shape: int) -> torch.Tensor:
-            return torch.empty(shape, dtype=torch.uint32, device=device)
+        def take(name: str, *shape: int) -> torch.Tensor:
+            return scratch.take(name, shape, torch.uint32)
 
-        self.ranks = torch.empty(rows * 3, dtype=torch.int32, device=device)
-        self.keys = scratch(rows, triton.cdiv(plan.max_candidates, step) * step)
+        self.ranks = scratch.take("ranks", (rows * 3,), torch.int32)
+        self.keys = take("keys", rows, triton.cdiv(plan.max_candidates, step) * step)
         sieved = plan.max_candidates > WIDTHS[-1]
-        self.peaks = scratch(rows * sieved, num_peaks(topk))
-        self.kept = scratch(
-            self.programs * sieved, rows_at_a_time(tile_rows)[-1] * WIDTHS[-1]
-        )
+        self.peaks = take("peaks", rows * sieved, num_peaks(topk))
+        kept = rows_at_a_time(tile_rows)[-1] * WIDTHS[-1]
+        self.kept = take("kept", self.programs * sieved, kept)

@@ -10,6 +10,7 @@ import triton
 
 from sglang.srt.layers.attention.hsa.ops.common import dot_precision
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan, to_device
+from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import (
     LANES,
     WIDTHS,
@@ -30,6 +31,7 @@ SCRATCH_BYTES = 128 << 20  # of scores
 EXPANDED_PAGES = 1 << 15  # of all KV heads together whose keys wait at once
 PAGES = 16  # whose scores are stored together
 PROGRAMS = 16  # of scores on a multiprocessor, in turns
+MIN_HALF = 16  # of a product's inner dimension
 MIN_PAGES = 128  # of a program, which first loads its queries
 
 
@@ -78,35 +80,49 @@ class SlowSelectWorkspace:
         expanded: keys of the kept channels of one group, sized by the first layer that selects.
     """
 
-    def __init__(self, plan: ExtendPlan, num_kv_heads: int, topk: int, processors: int):
-        tile_rows, device = plan.tiling.tile_rows, plan.tiles.device
+    def __init__(
+        self,
+        plan: ExtendPlan,
+        num_kv_heads: int,
+        topk: int,
+        processors: int,
+        scratch: Scratch,
+    ):
+        tile_rows = plan.tiling.tile_rows
         candidates = [count for count, _ in plan.sequences]
         self.groups, places = group_sequences(
             candidates,
             [tiles * num_kv_heads for _, tiles in plan.sequences],
             EXPANDED_PAGES // num_kv_heads,
         )
-        self.spans = to_device(list(zip(places, candidates)), device)
+        self.spans = to_device(list(zip(places, candidates)), scratch.device)
         self.pages = max(place + count for place, count in zip(places, candidates))
+        self.scratch, self.kv_heads = scratch, num_kv_heads
         self.expanded: Optional[torch.Tensor] = None
-        self.bias = torch.empty(self.pages, dtype=torch.float32, device=device)
+        self.bias = scratch.take("bias", (self.pages,), torch.float32)
         width = triton.cdiv(plan.max_candidates, LANES.value) * LANES.value
         items = len(plan.tiles) * num_kv_heads
         self.items = min(items, max(1, SCRATCH_BYTES // (tile_rows * width * 4)))
         self.processors = processors
         self.programs = min(self.items, 2 * processors)
 
-        def scratch(*shape: int) -> torch.Tensor:
-            return torch.empty(shape, dtype=torch.uint32, device=device)
+        def take(name: str, *shape: int) -> torch.Tensor:
+            return scratch.take(name, shape, torch.uint32)
 
         rows = self.programs * tile_rows
-        self.ranks = torch.empty(rows * 3, dtype=torch.int32, device=device)
-        self.keys = scratch(self.items * tile_rows, width)
+        self.ranks = scratch.take("ranks", (rows * 3,), torch.int32)
+        self.keys = take("keys", self.items * tile_rows, width)
         sieved = plan.max_candidates > WIDTHS[-1]
-        self.peaks = scratch(rows * sieved, num_peaks(topk))
-        self.kept = scratch(
-            self.programs * sieved, rows_at_a_time(tile_rows)[-1] * WIDTHS[-1]
-        )
+        self.peaks = take("peaks", rows * sieved, num_peaks(topk))
+        kept = rows_at_a_time(tile_rows)[-1] * WIDTHS[-1]
+        self.kept = take("kept", self.programs * sieved, kept)
+
+    def expand_for(self, page_size: int, head_dim: int, dtype: torch.dtype) -> None:
+        """Make ``expanded`` for heads of so many dimensions."""
+        if self.expanded is None:
+            channels = max(num_channels(head_dim), 2 * MIN_HALF)
+            shape = (self.pages, self.kv_heads, page_size, channels)
+            self.expanded = self.scratch.take("expanded", shape, dtype)
 
 
 def select_slow_pages_extend(
@@ -152,18 +168,11 @@ class _Launches:
         self.kv_heads = cache.reprs.shape[1]
         self.group = num_heads // self.kv_heads
         half = num_channels(head_dim) // 2
-        self.halves = dict(HALF=half, BLOCK_HALF=max(half, 16))
+        self.halves = dict(HALF=half, BLOCK_HALF=max(half, MIN_HALF))
         self.layout = dict(
             KV_HEADS=self.kv_heads, ROWS=plan.tiling.tile_rows, **params.layout
         )
-        if workspace.expanded is None:
-            shape = (
-                workspace.pages,
-                self.kv_heads,
-                params.page_size,
-                2 * max(half, 16),
-            )
-            workspace.expanded = q.new_empty(shape)
+        workspace.expand_for(params.page_size, head_dim, q.dtype)
 
     def expand(self, group: Group) -> None:
         """Keys of the group's candidate pages."""
