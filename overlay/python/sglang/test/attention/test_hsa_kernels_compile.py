@@ -6,90 +6,31 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from sglang.srt.layers.attention.hsa.ops.decode import kernel as decode
 from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
-from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_repr import kernel as page_repr
 from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
+from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.ops.select import (
     decode_kernel,
     extend_kernel,
     slow_decode,
     slow_extend,
 )
-from sglang.srt.layers.attention.hsa.page_repr import KINDS, num_channels
-from sglang.srt.layers.attention.hsa.params import LayerCache
-from sglang.test.attention.hsa_fixtures import make_params
+from sglang.test.attention.hsa_compile import (
+    HKV,
+    HQ,
+    TABLE,
+    B,
+    cache,
+    params,
+    plan,
+    record,
+    select_slow_decode,
+)
 
-HOPPER = GPUTarget("cuda", 90, 32)
-SHARED_BYTES = 227 * 1024  # of a program on Hopper
-TYPES = {
-    torch.uint8: "*u8",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.float32: "*fp32",
-    torch.float8_e4m3fn: "*fp8e4nv",
-    torch.float8_e5m2: "*fp8e5",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-    torch.uint32: "*u32",
-    torch.uint64: "*u64",
-}
-
-
-class Recorder:
-    """Stands for a kernel: compiles for Hopper what a launch would compile for the present device."""
-
-    def __init__(self, kernel):
-        self.kernel, self.compiled = kernel, []
-
-    def __getitem__(self, grid):
-        return self._launch
-
-    def _launch(self, *args, **constants):
-        options = {
-            k: constants.pop(k)
-            for k in ("num_warps", "num_stages", "maxnreg")
-            if k in constants
-        }
-        signature, constexprs, attrs = {}, {}, {}
-        for param, value in zip(self.kernel.params, args):
-            signature[param.name] = self._type(value)
-            if value is None:
-                constexprs[(param.num,)] = None
-            elif isinstance(value, torch.Tensor) or (
-                isinstance(value, int)
-                and value % 16 == 0
-                and not param.do_not_specialize
-            ):
-                attrs[(param.num,)] = [["tt.divisibility", 16]]
-        for param in self.kernel.params[len(args) :]:
-            signature[param.name] = "constexpr"
-            constexprs[(param.num,)] = constants[param.name]
-        source = ASTSource(self.kernel, signature, constexprs, attrs)
-        compiled = triton.compile(source, target=HOPPER, options=options)
-        assert compiled.metadata.shared <= SHARED_BYTES
-        self.compiled.append(compiled.asm["ptx"])
-
-    @staticmethod
-    def _type(value):
-        if isinstance(value, torch.Tensor):
-            return TYPES[value.dtype]
-        return {int: "i32", float: "fp32", type(None): "constexpr"}[type(value)]
-
-
-@pytest.fixture
-def record(monkeypatch):
-    def install(module, name):
-        recorder = Recorder(getattr(module, name))
-        monkeypatch.setattr(module, name, recorder)
-        return recorder
-
-    return install
+__all__ = ["record"]  # a fixture
 
 
 def test_kernels_call_nothing_of_the_host():
@@ -109,35 +50,6 @@ def test_kernels_call_nothing_of_the_host():
                     if isinstance(n, ast.Name) and n.id in ("triton", "torch")
                 ]
     assert kernels > 20 and not found
-
-
-B, HQ, HKV = 3, 8, 2
-
-
-def cache(kind, head_dim, dtype, keys=None):
-    """Nine pages of 64 whose keys are in ``keys``, by default ``dtype``, and the kept channels of four layers."""
-    entry = KINDS[kind]
-    shape = 9, HKV, entry.repr_dim(head_dim, 64)
-    kv = torch.empty(640, HKV, head_dim, dtype=keys or dtype)
-    versions = torch.zeros(9, dtype=torch.int64)
-    kept = torch.zeros(4, num_channels(head_dim), dtype=torch.int32)
-    return LayerCache(
-        kv,
-        kv,
-        torch.empty(shape, dtype=entry.storage_dtype(dtype)),
-        versions if entry.stored else None,
-        versions,
-        kept if entry.slow else None,
-    )
-
-
-def params(kind="mean", strategy="group", cap=0.0, masked=False, weights="mass"):
-    return make_params(
-        0.1, cap, masked, chunk_repr=kind, selection_strategy=strategy, weight_mode=weights
-    )  # fmt: skip
-
-
-TABLE = torch.zeros(2, 80, dtype=torch.int32)
 
 
 @pytest.mark.parametrize(
@@ -179,20 +91,7 @@ def test_select_pages_decode(record, kind, strategy, max_pages):
 def test_select_slow_pages_decode(record, strategy, dtype, heads, head_dim, max_pages):
     score = record(slow_decode, "_score_slow_decode_kernel")
     rank = record(slow_decode, "_rank_slow_decode_kernel")
-    layer = cache("slow_keys", head_dim, dtype)
-    if dtype == torch.float16:  # as in the mini engine, which keeps no versions
-        layer = layer._replace(stamps=None, versions=None)
-    slow_decode.select_slow_pages_decode(
-        torch.empty(B, heads, head_dim, dtype=dtype),
-        layer,
-        torch.zeros(B, max_pages, dtype=torch.int32),
-        torch.ones(B, dtype=torch.int64),
-        torch.empty(B, HKV, 32, dtype=torch.int32),
-        decode_kernel.SelectPagesWorkspace(B, HKV, max_pages, "cpu"),
-        torch.zeros(6, dtype=torch.int64),
-        params("slow_keys", strategy),
-        processors=132,
-    )
+    select_slow_decode(heads, head_dim, dtype, max_pages, strategy)
     assert dtype == torch.float32 or "mma" in score.compiled[0]
     assert "atom" in rank.compiled[0]
 
@@ -226,12 +125,6 @@ def test_decode(record, dtype, head_dim, cap, masked):
     assert dtype == torch.float32 or "mma" in recorder.compiled[0]
 
 
-def plan(group, head_dim, strategy="group", kind="mean"):
-    config = params(kind, strategy).config
-    tiling = choose_tiling(group, head_dim, config)
-    return plan_extend([0, 5000], [700, 1], tiling=tiling, config=config, device="cpu")
-
-
 @pytest.mark.parametrize(
     "kind,strategy,dtype,heads,head_dim",
     [
@@ -252,8 +145,8 @@ def test_select_pages_extend(record, kind, strategy, dtype, heads, head_dim):
         cache(kind, head_dim, dtype),
         TABLE,
         p,
-        extend_kernel.PageLists.empty(p, HKV, 32),
-        extend_kernel.ExtendSelectWorkspace(p, HKV, 32, 4),
+        extend_kernel.PageLists.empty(p, HKV, 32, Scratch("cpu")),
+        extend_kernel.ExtendSelectWorkspace(p, HKV, 32, 4, Scratch("cpu")),
         torch.zeros(6, dtype=torch.int64),
         params(kind, strategy),
         local_lse=torch.empty(p.rows, heads) if strategy == "softmax_head" else None,
@@ -279,8 +172,8 @@ def test_select_slow_pages_extend(record, strategy, dtype, heads, head_dim):
         cache("slow_keys", head_dim, dtype),
         TABLE,
         p,
-        extend_kernel.PageLists.empty(p, HKV, 32),
-        slow_extend.SlowSelectWorkspace(p, HKV, 32, 4),
+        extend_kernel.PageLists.empty(p, HKV, 32, Scratch("cpu")),
+        slow_extend.SlowSelectWorkspace(p, HKV, 32, 4, Scratch("cpu")),
         torch.zeros(6, dtype=torch.int64),
         params("slow_keys", strategy),
     )
@@ -308,7 +201,7 @@ def test_extend(record, dtype, head_dim, heads, cap, masked, by_score):
     extend.extend_hsa(
         q,
         cache("mean_std", head_dim, wide, keys=dtype),
-        extend_kernel.PageLists.empty(p, HKV, 32),
+        extend_kernel.PageLists.empty(p, HKV, 32, Scratch("cpu")),
         TABLE,
         p,
         torch.empty_like(q),

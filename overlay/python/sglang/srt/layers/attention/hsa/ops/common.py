@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +19,8 @@ PAGES_SELECTED: tl.constexpr = tl.constexpr(INDEX["pages_selected"])
 REPRS_WRITTEN: tl.constexpr = tl.constexpr(INDEX["reprs_written"])
 REPRS_HEALED: tl.constexpr = tl.constexpr(INDEX["reprs_healed"])
 
+HOPPER_SHARED_BYTES = 227 << 10
+OTHER_SHARED_BYTES = 32 << 10
 INTERPRETED = 4  # lets several programs share a row under the Triton interpreter
 
 
@@ -25,6 +29,19 @@ def num_processors(device: torch.device | str) -> int:
     if torch.device(device).type != "cuda":
         return INTERPRETED
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.lru_cache(maxsize=None)
+def shared_bytes(device: torch.device | str) -> int:
+    """Shared memory that a program may take; elsewhere than on a CUDA device Hopper's."""
+    if torch.device(device).type != "cuda":
+        return HOPPER_SHARED_BYTES
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def stages_that_fit(step_bytes: int, most: int, shared: int) -> int:
+    """Steps of so many bytes whose loads are in flight at once, at most ``most``; the rest is for what else a program keeps."""
+    return max(1, min(most, (shared - OTHER_SHARED_BYTES) // step_bytes))
 
 
 def programs_per_row(processors: int, rows: int, limit: int) -> int:

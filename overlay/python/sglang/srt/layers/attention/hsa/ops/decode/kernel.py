@@ -15,14 +15,14 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     decode_row,
     dot_precision,
     running_max,
+    shared_bytes,
     soft_cap,
+    stages_that_fit,
 )
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 MAX_SPLITS = 16
-# Pages in flight, as far as they fit into the shared memory that the pipeline may take.
-MAX_STAGES = 3
-SHARED_BYTES = 200_000
+MAX_STAGES = 3  # pages in flight, as far as they fit into shared memory
 
 
 @triton.jit
@@ -309,6 +309,6 @@ def decode_hsa(
         MASK_LAST=params.mask_last_slot,
         PRECISION=dot_precision(q.dtype),
         num_warps=4,
-        num_stages=max(1, min(MAX_STAGES, SHARED_BYTES // page_bytes)),
+        num_stages=stages_that_fit(page_bytes, MAX_STAGES, shared_bytes(q.device)),
     )
     return out

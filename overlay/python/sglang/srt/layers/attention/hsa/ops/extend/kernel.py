@@ -16,7 +16,9 @@ import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.common import (
     dot_precision,
+    shared_bytes,
     soft_cap,
+    stages_that_fit,
     window_start,
 )
 from sglang.srt.layers.attention.hsa.ops.extend.attention_step import (
@@ -31,7 +33,6 @@ from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 KEYS_PER_STEP = 64
 MAX_STAGES = 3
-SHARED_BYTES = 200_000
 # Heads of up to FOUR_DIM dimensions in 16 bits need few enough registers for four programs on a multiprocessor.
 FOUR_DIM, FOUR_REGISTERS = 64, 128
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -266,7 +267,7 @@ def extend_hsa(
     rows = max(16, list_rows * group_block)  # tl.dot needs 16
     keys = KEYS_PER_STEP if reprs is None else params.page_size
     step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
-    stages = max(1, min(MAX_STAGES, SHARED_BYTES // step_bytes))
+    stages = stages_that_fit(step_bytes, MAX_STAGES, shared_bytes(q.device))
     four = max(head_dim, v_dim) <= FOUR_DIM and q.element_size() == 2 and reprs is None
     _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](
         q,

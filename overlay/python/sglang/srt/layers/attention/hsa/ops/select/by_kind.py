@@ -5,9 +5,16 @@ from __future__ import annotations
 
 from typing import Callable, Type, Union
 
+import triton
+
 from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling
 from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import select_pages_decode
-from sglang.srt.layers.attention.hsa.ops.select.extend_kernel import select_pages_extend
+from sglang.srt.layers.attention.hsa.ops.select.extend_kernel import (
+    feature_rows,
+    pages_per_step,
+    select_pages_extend,
+)
 from sglang.srt.layers.attention.hsa.ops.select.page_lists import ExtendSelectWorkspace
 from sglang.srt.layers.attention.hsa.ops.select.slow_decode import (
     select_slow_pages_decode,
@@ -33,6 +40,15 @@ def extend_op(config: HSAConfig) -> Callable:
     if KINDS[config.chunk_repr].slow:
         return select_slow_pages_extend
     return select_pages_extend
+
+
+def check_device(
+    config: HSAConfig, tiling: Tiling, group: int, head_dim: int, shared: int
+) -> None:
+    """Raise ValueError if ``extend_op`` needs more than the ``shared`` bytes of shared memory that a program may take."""
+    if not KINDS[config.chunk_repr].slow:
+        rows = tiling.tile_rows * feature_rows(group, config.selection_strategy)
+        pages_per_step(rows, triton.next_power_of_2(head_dim), shared)
 
 
 def extend_workspace(config: HSAConfig) -> Type[ExtendWorkspace]:

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang.srt.layers.attention.hsa.ops.common import shared_bytes
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
 from sglang.srt.layers.attention.hsa.ops.select.extend_lists import (
@@ -35,7 +36,8 @@ from sglang.srt.layers.attention.hsa.ops.select.page_lists import (
 )
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
-SHARED_BYTES = 230_000  # for features and the pages in flight
+MIN_PAGES = 16  # of a matrix product
+BARRIERS = 2 << 10  # bytes of shared memory for what is neither features nor pages
 
 
 @triton.jit(do_not_specialize=["items"])
@@ -180,6 +182,34 @@ def _select_pages_extend_kernel(
         )  # fmt: skip
 
 
+def pages_per_step(rows: int, block_d: int, shared: int) -> tuple[int, bool]:
+    """(pages that a matrix product takes, whether two programs share a multiprocessor: one scores while the other ranks).
+
+    Args:
+        rows: feature rows of a tile.
+        shared: bytes that a program may take.
+
+    Raises:
+        ValueError: for a device whose shared memory does not hold the features.
+    """
+    # Three terms of either half of the features, and two halves of each page's representation.
+    features = 3 * 2 * rows * block_d * 2
+    pages, room = PAGES_PER_STEP, shared - BARRIERS
+    while pages >= MIN_PAGES and features + 4 * pages * block_d > room:
+        pages //= 2
+    if pages < MIN_PAGES:
+        raise ValueError(
+            f"--hsa-chunk-repr: selection for heads of {block_d} dimensions needs more shared memory than the "
+            f"{shared >> 10} KB that this device has; use slow_keys."
+        )
+    return pages, features + 4 * PAGES_PER_STEP * block_d <= room // 2
+
+
+def feature_rows(group: int, strategy: str) -> int:
+    """Feature rows of a token."""
+    return 1 if strategy == "group" else triton.next_power_of_2(group)
+
+
 def select_pages_extend(
     q: torch.Tensor,
     cache: LayerCache,
@@ -212,15 +242,10 @@ def select_pages_extend(
     group = num_heads // num_kv_heads
     items = len(plan.tiles) * num_kv_heads
     block_d = triton.next_power_of_2(head_dim)
-    # Feature rows of a token.
-    block_h = 1 if strategy == "group" else triton.next_power_of_2(group)
-    # Three terms of either half of the features, and two halves of each page's representation.
-    features = 3 * 2 * plan.tiling.tile_rows * block_h * block_d * 2
-    pages, step = PAGES_PER_STEP, 2 * PAGES_PER_STEP * block_d * 2
-    # Two programs on a multiprocessor: one scores while the other ranks.
-    two = features + step <= SHARED_BYTES // 2
-    while features + step > SHARED_BYTES:
-        pages, step = pages // 2, step // 2
+    block_h = feature_rows(group, strategy)
+    pages, two = pages_per_step(
+        plan.tiling.tile_rows * block_h, block_d, shared_bytes(q.device)
+    )
     programs = min(items, workspace.programs)
     if not two:
         programs = min(programs, workspace.processors)
