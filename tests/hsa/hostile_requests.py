@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
@@ -21,6 +22,8 @@ HUGE = 1 << 70
 STRUCT = hasattr(SamplingParams, "__struct_fields__")
 # Whether a chat with a picture is refused where the model has no eyes, as in v0.5.17, instead of read without it.
 REFUSES_PICTURES = hasattr(OpenAIServingChat, "_validate_media_content")
+# Whether /generate compares bodies with a schema, as in v0.5.23, for which true is no token id.
+SCHEMATA = importlib.util.find_spec("sglang.srt.entrypoints.api_contract") is not None
 SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
 
 
@@ -55,7 +58,7 @@ PROMPTS = {
     "a bad id beside a good prompt": generate(400, input_ids=[PROMPT, [5, 100_000]]),
     "an id that is text": generate(400, input_ids=[5, "x"]),
     "an id that is a fraction": generate(400, input_ids=[5, 1.5]),
-    "an id that is true": generate(200, input_ids=[5, True]),
+    "an id that is true": generate(400 if SCHEMATA else 200, input_ids=[5, True]),
     "an id that is nothing": generate(400, input_ids=[5, None]),
     "ids nested too deep": generate(400, input_ids=[[[5]]]),
     "ids that are a number": generate(400, input_ids=5),
@@ -112,6 +115,8 @@ SAMPLING = {
     "a negative number of copies": generate(400, {"n": -1}),
     "copies in text": generate(400, {"n": "2"}),
     "two copies": generate(200, {"n": 2}),
+    "beams in text": generate(400, {"beam_width": "x"}),
+    "a beam and a half": generate(400, {"beam_width": 1.5}),
     "a seed past 64 bits": generate(400, {"sampling_seed": HUGE, "temperature": 1}),
     "a seed in text": generate(400, {"sampling_seed": "x", "temperature": 1}),
     "a parameter that nobody knows": generate(400, {"no_such_parameter": 1}),
