@@ -201,16 +201,27 @@ class Soak:
 
     # The run
 
+    def loads(self) -> tuple[int, int]:
+        """(requests that run or wait, tokens that are held)"""
+        try:
+            found = [(load["num_reqs"], load["num_tokens"]) for load in self.server.get("/get_load")]
+        except ServingError as error:
+            if error.status != 404:
+                raise
+            loads = self.server.get("/v1/loads")["loads"]  # v0.5.23
+            found = [(load["num_running_reqs"] + load["num_waiting_reqs"], load["num_total_tokens"]) for load in loads]
+        requests, tokens = zip(*found)
+        return sum(requests), sum(tokens)
+
     def idle(self) -> None:
         """Wait until no request runs, then empty the cache; raise Failed if tokens stay."""
         deadline = time.monotonic() + 300
-        while any(load["num_reqs"] for load in self.server.get("/get_load")):
+        while self.loads()[0]:
             if time.monotonic() > deadline:
                 raise Failed("requests run that nobody waits for")
             time.sleep(0.2)
         self.server.post_quietly("/flush_cache", {})
-        held = [load["num_tokens"] for load in self.server.get("/get_load")]
-        if any(held):
+        if held := self.loads()[1]:
             raise Failed(f"{held} tokens are held by no request")
 
     def run(self, seconds: float) -> None:

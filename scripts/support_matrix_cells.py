@@ -61,6 +61,12 @@ CELLS = (
     ),
     Cell(
         "KV cache dtype",
+        "fp8 on a CPU, v0.5.23",
+        printed="--attention-backend hsa does not support a … KV cache on a CPU with this release of SGLang, which leaves it "
+        "to intel_amx; leave --kv-cache-dtype at auto.",
+    ),
+    Cell(
+        "KV cache dtype",
         "another, from the checkpoint",
         printed="--attention-backend hsa does not support a … KV cache, which the checkpoint asks for; add "
         "--kv-cache-dtype bf16.",

@@ -53,6 +53,17 @@ def send(url, body):
         return error.code, error.read().decode()
 
 
+def requests_of(url):
+    """How many requests the server has, running or waiting."""
+    try:
+        return sum(load["num_reqs"] for load in json.loads(get(url + "/get_load")))
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+    loads = json.loads(get(url + "/v1/loads"))["loads"]  # v0.5.23
+    return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads)
+
+
 @contextlib.contextmanager
 def serving(log, **options):
     """The URL of a server that is healthy. ``options`` are its flags, True for those without a value; ``log`` a Path."""

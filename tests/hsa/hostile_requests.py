@@ -7,9 +7,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 VOCABULARY = 512
@@ -21,6 +23,10 @@ HUGE = 1 << 70
 STRUCT = hasattr(SamplingParams, "__struct_fields__")
 # Whether a chat with a picture is refused where the model has no eyes, as in v0.5.17, instead of read without it.
 REFUSES_PICTURES = hasattr(OpenAIServingChat, "_validate_media_content")
+# Whether /generate compares bodies with a schema, as in v0.5.23, for which true is no token id.
+SCHEMATA = importlib.util.find_spec("sglang.srt.entrypoints.api_contract") is not None
+# Whether a request may bring tensors that replace embeddings, as in v0.5.17.
+OVERRIDES = hasattr(GenerateReqInput, "positional_embed_overrides")
 SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
 
 
@@ -55,7 +61,7 @@ PROMPTS = {
     "a bad id beside a good prompt": generate(400, input_ids=[PROMPT, [5, 100_000]]),
     "an id that is text": generate(400, input_ids=[5, "x"]),
     "an id that is a fraction": generate(400, input_ids=[5, 1.5]),
-    "an id that is true": generate(200, input_ids=[5, True]),
+    "an id that is true": generate(400 if SCHEMATA else 200, input_ids=[5, True]),
     "an id that is nothing": generate(400, input_ids=[5, None]),
     "ids nested too deep": generate(400, input_ids=[[[5]]]),
     "ids that are a number": generate(400, input_ids=5),
@@ -64,6 +70,7 @@ PROMPTS = {
     "a text that is a number": generate(400, input_ids=None, text=7),
     "an emoji, a null byte and a lone surrogate": generate(200, input_ids=None, text="a\U0001f600\x00b"),
     "embeddings as a prompt": generate(400, input_ids=None, input_embeds=[[0.0] * 64] * 4),
+    "an object instead of tensors": generate(400 if OVERRIDES else 200, positional_embed_overrides={"a": 1}),
     "an image for a model without eyes": generate(200, input_ids=None, text="one", image_data="http://127.0.0.1:9/x.png"),
     "one token": generate(200, input_ids=[5]),
     "exactly one page": generate(200, input_ids=[100] * 64),
@@ -112,9 +119,16 @@ SAMPLING = {
     "a negative number of copies": generate(400, {"n": -1}),
     "copies in text": generate(400, {"n": "2"}),
     "two copies": generate(200, {"n": 2}),
+    "beams in text": generate(400, {"beam_width": "x"}),
+    "a beam and a half": generate(400, {"beam_width": 1.5}),
     "a seed past 64 bits": generate(400, {"sampling_seed": HUGE, "temperature": 1}),
     "a seed in text": generate(400, {"sampling_seed": "x", "temperature": 1}),
     "a parameter that nobody knows": generate(400, {"no_such_parameter": 1}),
+    "special tokens in text": generate(400, {"skip_special_tokens": "x"}),
+    "spaces that are a list": generate(400, {"spaces_between_special_tokens": [1]}),
+    "an end that is ignored in text": generate(400, {"ignore_eos": "x"}),
+    "a stop that is trimmed three times": generate(400, {"no_stop_trim": 3}),
+    "parameters that say they were checked": generate(400, {"is_normalized": True, "logit_bias": {"5": "x"}}),
     "parameters that are text": generate(400, sampling_params="x"),
     "parameters for one of two": generate(400, input_ids=[PROMPT, PROMPT], sampling_params=[{"max_new_tokens": 1}]),
     "no parameters for one": generate(400, sampling_params=[]),

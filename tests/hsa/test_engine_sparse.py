@@ -10,6 +10,7 @@ from hf_oracle import greedy
 from tiny_models import build, hf_greedy, prompt_ids
 
 from sglang.test.attention.hsa_oracle import Options
+from sglang.test.attention.hsa_release import replicas_have_cores
 
 NEW = 48
 LENGTHS = (700, 1500, 130, 64, 1, 333)
@@ -88,7 +89,10 @@ def test_two_tensor_parallel_ranks(run_engine, path, prompts, expected):
 
 def test_two_replicas(run_engine, path, prompts, expected):
     """Data parallel: each replica is an engine of its own."""
-    tokens, _, counts = run_alone_and_batched(run_engine, path, prompts, dp_size=2)
+    cores = sorted(os.sched_getaffinity(0))
+    # Since v0.5.23 SGLang wants to be told the cores of replicas, too.
+    variables = dict(SGLANG_CPU_OMP_THREADS_BIND=f"{cores[0]}|{cores[-1]}") if replicas_have_cores() else {}
+    tokens, _, counts = run_alone_and_batched(partial(run_engine, **variables), path, prompts, dp_size=2)
     assert tokens == [expected] * 3
     assert 0 < counts["pages_selected"] < counts["pages_candidate"] and counts["reprs_healed"] == 0
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from tiny_models import build, prompt_ids
 
+from sglang.srt.layers.attention.hsa.compat import cpu_has_fp8_caches
+
 CLIENT = Path(__file__).parent / "storage_client.py"
 SPARSE = dict(
     attention_backend="hsa", hsa_topk=2, hsa_window_size=128, hsa_layers="all", hsa_prefill="sparse", hsa_strict=True, chunked_prefill_size=128
@@ -98,7 +100,11 @@ def test_flush_under_load(drive, alone):
     assert False in result["answers"], "no flush met a running request"
 
 
-@pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2"])
+fp8 = pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2"])
+
+
+@fp8
+@pytest.mark.skipif(not cpu_has_fp8_caches(), reason="the release leaves fp8 on a CPU to intel_amx")
 def test_fp8_cache_gives_each_request_its_own_answer(drive, dtype):
     """Chunked, shared and retracted, as alone."""
     (single, together), _ = drive(
@@ -106,6 +112,13 @@ def test_fp8_cache_gives_each_request_its_own_answer(drive, dtype):
     )
     assert_same(together, single)
     assert max(r["cached"] for r in together) >= 128
+
+
+@fp8
+@pytest.mark.skipif(cpu_has_fp8_caches(), reason="the release has fp8 caches on a CPU")
+def test_an_fp8_cache_is_refused_where_the_release_has_none(drive, dtype):
+    with pytest.raises(AssertionError, match="does not support a torch.float8_.* KV cache on a CPU with this release"):
+        drive(dict(max_total_tokens=2048, kv_cache_dtype=dtype), [("alone", {})])
 
 
 def test_two_thousand_short_requests_leave_nothing_behind(drive):

@@ -5,7 +5,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from scheduler_release import control_mixin, make_weight_updater
+from scheduler_release import asks_before_it_loads_weights, control_mixin, make_weight_updater, weight_worker
 
 from sglang.srt.constants import GPU_MEMORY_ALL_TYPES
 from sglang.srt.managers import io_struct
@@ -19,18 +19,16 @@ class World:
     def __init__(self, idle=True):
         self.calls = []
         self.updater = make_weight_updater(
-            is_fully_idle=lambda: idle,
+            is_fully_idle=lambda **_: idle,
             flush_cache=lambda **_: idle,
             memory_saver_adapter=SimpleNamespace(
                 pause=lambda tag: self.calls.append(("pause", tag)),
                 resume=lambda tag: self.calls.append(("resume", tag)),
             ),
-            tp_worker=SimpleNamespace(
-                **{f"update_weights_from_{source}": self.load for source in ("disk", "distributed", "tensor", "ipc")}
-            ),
+            tp_worker=weight_worker(self.load),
         )
 
-    def load(self, _):
+    def load(self, _=None):
         self.calls.append("load")
         return True, "loaded"
 
@@ -45,7 +43,9 @@ class World:
         return self.updater.resume_memory_occupation(io_struct.ResumeMemoryOccupationReqInput(tags=tags)).message
 
     def update(self, source, flush_cache):
-        options = dict(flush_cache=flush_cache, torch_empty_cache=True, disable_draft_model=False)
+        named = ("model_path", "names", "dtypes", "shapes", "group_name", "load_format", "weight_version")
+        options = dict(flush_cache=flush_cache, torch_empty_cache=True, disable_draft_model=False, selector="all")
+        options.update(recapture_cuda_graph=False, serialized_named_tensors=None, **dict.fromkeys(named))
         return getattr(self.updater, f"update_weights_from_{source}")(SimpleNamespace(**options))
 
 
@@ -55,7 +55,11 @@ def no_device(monkeypatch):
     monkeypatch.setattr("torch.distributed.barrier", lambda group: None)
 
 
-@pytest.mark.parametrize("source", ("disk", "distributed", "tensor", "ipc"))
+sources = pytest.mark.parametrize("source", ("disk", "distributed", "tensor", "ipc"))
+
+
+@sources
+@pytest.mark.skipif(not asks_before_it_loads_weights(), reason="the release loads them first")
 def test_new_weights_wait_for_running_requests(source):
     """Before anything is loaded, unless they may keep their KV."""
     world = World(idle=False)
@@ -63,6 +67,16 @@ def test_new_weights_wait_for_running_requests(source):
     assert not refused.success and "Requests are running" in refused.message and not world.calls
     assert world.update(source, flush_cache=False).success and World().update(source, flush_cache=True).success
     assert world.calls == ["load"]
+
+
+@sources
+@pytest.mark.skipif(asks_before_it_loads_weights(), reason="the release asks first")
+def test_the_caller_hears_that_running_requests_keep_the_cache(source):
+    """The weights are new, and what the old ones left in the cache is flushed later."""
+    world = World(idle=False)
+    answer = world.update(source, flush_cache=True)
+    assert not answer.success and "the cache was not flushed" in answer.message and world.calls == ["load"]
+    assert world.update(source, flush_cache=False).success and World().update(source, flush_cache=True).success
 
 
 def test_released_and_resumed():

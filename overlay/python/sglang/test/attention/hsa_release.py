@@ -115,6 +115,14 @@ def without_prefill_graphs() -> dict:
     return {"disable_piecewise_cuda_graph": True}  # until 0.5.12
 
 
+def replicas_have_cores() -> bool:
+    """Whether replicas on a CPU are bound to cores as the ranks of one engine are: since 0.5.23."""
+    from sglang.srt.utils import numa_utils
+
+    bind = getattr(numa_utils, "init_threads_binding", None)
+    return bind is not None and "world_size" in inspect.signature(bind).parameters
+
+
 def has_option(name: str) -> bool:
     """Whether the release's server has an option."""
     return name in option_names()

@@ -102,15 +102,19 @@ def test_the_references_take_any_head_dimension(arguments, where):
 
 @pytest.mark.parametrize("asked,checkpoint", [("fp8_e5m2", None), ("auto", "FP8")])
 def test_eight_bits_on_a_cpu_are_refused_beside_dense_layers(
-    arguments, asked, checkpoint
+    monkeypatch, arguments, asked, checkpoint
 ):
     """Whoever asks for them."""
     vars(arguments).update(kv_cache_dtype=asked, hsa_chunk_repr="mean")
+    monkeypatch.setattr(model_layers.compat, "cpu_has_fp8_caches", lambda: True)
     model = Model()
     model.quant_config = SimpleNamespace(kv_cache_quant_algo=checkpoint)
     assert model_layers.check_model(model, config()) is model
     with pytest.raises(ValueError, match="float8_.* on a CPU unless every layer"):
         model_layers.check_model(model, config(num_hidden_layers=2))
+    monkeypatch.setattr(model_layers.compat, "cpu_has_fp8_caches", lambda: False)
+    with pytest.raises(ValueError, match="float8_.* on a CPU with this release"):
+        model_layers.check_model(model, config())
     arguments.kv_cache_dtype = "bf16"
     assert model_layers.check_model(model, config(num_hidden_layers=2)) is model
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sglang.srt.environ import envs
+from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.compat import swa_allocator_class
 from sglang.srt.mem_cache import hsa_pool_setup
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
@@ -239,6 +240,7 @@ def test_the_backend_reads_full_attention_layers_of_hybrid_memory():
 
 def test_class_choice_covers_hybrid_memory(monkeypatch):
     monkeypatch.setattr(hsa_pool_setup, "hsa_layer_ids", lambda runner: (1, 3))
+    monkeypatch.setattr(compat, "cpu_has_fp8_caches", lambda: True)
     runner = SimpleNamespace(
         server_args=SimpleNamespace(attention_backend="hsa", hsa_chunk_repr="mean"),
         kv_cache_dtype=torch.float8_e5m2, dtype=torch.bfloat16, device="cuda", is_draft_worker=False,

@@ -208,6 +208,15 @@ def swa_allocator_class() -> type:
     return SWATokenToKVPoolAllocator
 
 
+def cpu_has_fp8_caches() -> bool:
+    """Whether any backend may keep fp8 on a CPU: in 0.5.23 that is intel_amx alone."""
+    try:  # since 0.5.16
+        from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
+    except ModuleNotFoundError:
+        return True
+    return not hasattr(KVCacheConfigurator, "_build_mha_quant_method")
+
+
 def let_canary_watch(pool_class: type) -> None:
     """Let ``--kv-canary`` check the keys and values of a pool class as those of an ordinary pool."""
     try:  # since 0.5.13

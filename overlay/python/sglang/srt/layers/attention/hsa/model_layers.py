@@ -87,8 +87,15 @@ def check_cache(dtype: torch.dtype, device: str, dense_layers: bool) -> None:
             f"--attention-backend hsa does not support a {dtype} KV cache, which the checkpoint "
             "asks for; add --kv-cache-dtype bf16."
         )
+    if device != "cpu" or dtype.itemsize > 1:
+        return
+    if not compat.cpu_has_fp8_caches():
+        raise ValueError(
+            f"--attention-backend hsa does not support a {dtype} KV cache on a CPU with this release of SGLang, "
+            "which leaves it to intel_amx; leave --kv-cache-dtype at auto."
+        )
     # torch cannot index an 8-bit cache on a CPU, and torch_native does.
-    if device == "cpu" and dtype.itemsize == 1 and dense_layers:
+    if dense_layers:
         raise ValueError(
             f"--attention-backend hsa does not support a {dtype} KV cache on a CPU "
             "unless every layer uses HSA; add --hsa-layers all or leave --kv-cache-dtype at auto."
