@@ -4,17 +4,43 @@
 from array import array
 from types import SimpleNamespace
 
+import torch
+
 from sglang.srt.managers import schedule_batch
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 
 try:  # v0.5.17
     from sglang.srt.managers.scheduler_components.new_token_ratio_tracker import NewTokenRatioTracker
 except ModuleNotFoundError:  # in v0.5.10rc0 the scheduler is one class with mixins
     NewTokenRatioTracker = None
 
+try:
+    from sglang.srt.mem_cache.chunk_cache import ChunkCache
+except ModuleNotFoundError:  # in v0.5.23 it is a radix cache that keeps nothing
+    ChunkCache = None
+
 try:  # v0.5.17
     from sglang.srt.mem_cache.allocator.hisparse import HiSparseTokenToKVPoolAllocator
 except ModuleNotFoundError:  # v0.5.10rc0
     from sglang.srt.mem_cache.hisparse_memory_pool import HiSparseTokenToKVPoolAllocator  # noqa: F401
+
+try:  # in v0.5.23 host memory is handed out in pages
+    from sglang.srt.mem_cache.pool_host.hisparse import HiSparseHostPoolMixin as HostPages
+except ModuleNotFoundError:
+
+    class HostPages:
+        """Nothing: host memory is handed out in tokens."""
+
+
+class TorchWithoutPinning:
+    """torch, for a module that pins memory, which needs a CUDA device."""
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    @staticmethod
+    def tensor(*given, pin_memory=False, **options):
+        return torch.tensor(*given, **options)
 
 
 def token_ids(ids):
@@ -22,10 +48,45 @@ def token_ids(ids):
     return array("q", ids) if hasattr(schedule_batch, "array") else list(ids)
 
 
-def extend_length(req):
-    """Tokens of a request that the batch which was made last computes."""
-    length = getattr(req, "extend_input_len", None)
-    return req.extend_range.length if length is None else length
+def publish(args):
+    """Make these arguments those of this process, a scheduler of one rank."""
+    try:
+        from sglang.srt.runtime_context import SpawnRanks, publish
+    except ImportError:  # v0.5.17
+        from sglang.srt.server_args import set_global_server_args_for_scheduler
+
+        set_global_server_args_for_scheduler(args)
+    else:
+        publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0))
+
+
+def cache_of_nothing(**params):
+    """The cache of a server without a radix cache."""
+    if ChunkCache is not None:
+        return ChunkCache(CacheInitParams(disable=True, **params))
+    from sglang.srt.mem_cache.unified_cache.components import ComponentType
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+    return UnifiedRadixCache(CacheInitParams(disable=True, tree_components=(ComponentType.FULL,), **params))
+
+
+def row(req):
+    """A request's row of the page table."""
+    return req.kv.req_pool_idx if hasattr(req, "kv") else req.req_pool_idx
+
+
+def extend_lengths(batch):
+    """Tokens of each request that a batch computes which is no decode step."""
+    if hasattr(batch.reqs[0], "extend_end"):  # in v0.5.23 the requests know it only of their prompts
+        return batch.extend_lens
+    if hasattr(batch.reqs[0], "extend_range"):
+        return [req.extend_range.length for req in batch.reqs]
+    return [req.extend_input_len for req in batch.reqs]
+
+
+def decodes_past_the_end(scheduler):
+    """Steps that a request decodes in beyond its last: overlapping steps begin before results are seen."""
+    return int(scheduler.enable_overlap and not getattr(scheduler, "enable_skip_finishing_decode", False))  # v0.5.23
 
 
 def consume_inputs(batch):
@@ -45,11 +106,11 @@ def equip(scheduler, send, receive):
         num_retracted_reqs=0, num_generated_tokens=0, forward_ct_decode=0, last_gen_throughput=0.0,
         enable_metrics=False, current_scheduler_metrics_enabled=False,
         report_prefill_stats=nothing, report_decode_stats=nothing, log_batch_result_stats=nothing,
-        update_device_timer=nothing,
+        update_device_timer=nothing, record_scheduler_active=nothing, record_scheduler_idle=nothing,
     )  # fmt: skip
     values = dict(
         ps=SimpleNamespace(pp_size=1, tp_size=1, dp_size=1), draft_worker=None, model_worker=None,
-        tp_worker=SimpleNamespace(model_runner=SimpleNamespace(prefill_aware_swa=False)),
+        tp_worker=SimpleNamespace(model_runner=SimpleNamespace(prefill_aware_swa=False, attn_backend=None)),
         decode_offload_manager=None, metrics_collector=None, min_free_slots_delayer=None, lora_drainer=None,
         enable_fpm=False, enable_overlap_mlx=False, enable_unified_memory=False, abort_on_priority_when_disabled=False,
         return_health_check_ipcs=[], metrics_reporter=reports,
@@ -58,14 +119,27 @@ def equip(scheduler, send, receive):
         output_streamer=SimpleNamespace(stream_output=nothing),
         request_receiver=SimpleNamespace(recv_requests=receive),
         kv_events_publisher=SimpleNamespace(publish_kv_events=nothing),
-        load_inquirer=SimpleNamespace(_get_num_pending_tokens=lambda chunk_deduct=0: 0),
-        dp_attn_adapter=SimpleNamespace(maybe_prepare_mlp_sync_batch=lambda batch, need_sync=None: batch),
+        load_inquirer=SimpleNamespace(_get_num_pending_tokens=lambda chunk_deduct=0: 0, get_loads=nothing),
+        dp_attn_adapter=SimpleNamespace(
+            maybe_prepare_mlp_sync_batch=lambda batch, need_sync=None: batch, maybe_convert_decode_to_extend=lambda batch: batch
+        ),
         ngram_embedding_manager=SimpleNamespace(prepare_for_forward=lambda batch, chunked_req=None: batch),
         publish_load_snapshot=nothing, on_idle=nothing, _record_step_counters=nothing, _apply_war_barrier=nothing,
     )  # fmt: skip
+    if hasattr(scheduler, "init_beam_coordinator"):  # v0.5.23
+        future_map = scheduler.spec_algorithm.create_future_map(
+            scheduler.device, scheduler.req_to_token_pool, needs_cpu_seq_lens=True, needs_confidence_relay=False
+        )
+        values.update(
+            future_map=future_map, enable_lmcache=False, external_corpus_manager=None, enable_session_radix_cache=False,
+            processed_tokens_counter=0, ingest_requests=receive, mm_receiver=None, enable_unified_cache_external_linker=False,
+            enable_pdmux=False, scheduler_stage_metrics=None, dynamic_chunk_sizer=None, _pause_started_at=None,
+            _pause_intervals=[], rust_server=None, load_publisher=SimpleNamespace(publish_load_stat=nothing),
+        )  # fmt: skip
     for name, value in values.items():
         setattr(scheduler, name, value)
-    scheduler.model_config._resolved_model_impl, scheduler.model_config.think_end_ids = "sglang", None
+    config = scheduler.model_config
+    config._resolved_model_impl, config.think_end_ids, config.self_opened_think_start_ids = "sglang", None, None
     scheduler.init_batch_result_processor()
 
 

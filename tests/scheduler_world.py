@@ -21,11 +21,9 @@ from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
-from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.chunk_cache import ChunkCache
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.sampling.sampling_params import SamplingParams
-from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+from sglang.srt.server_args import ServerArgs
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.test.attention.hsa_release import change
 
@@ -43,8 +41,10 @@ class DevicePool:
     """KV of the device: one int64 mark per slot, the same for every layer."""
 
     layer_num, page_size, kv_cache_dim = 2, PAGE, 1
+    start_layer, end_layer, host_capacity_tokens = 0, layer_num, None
 
     def __init__(self, size):
+        self.size = size
         self.kv = torch.full((size + PAGE,), -1, dtype=torch.int64)
         self.kv_buffer = [self.kv.view(-1, 1)] * self.layer_num
 
@@ -54,13 +54,23 @@ class DevicePool:
     def _translate_loc_to_hisparse_device(self, indices):
         return self.full_to_hisparse_device_index_mapping[indices]
 
+    # v0.5.23
+    translate_loc_from_full_to_hisparse_device = _translate_loc_to_hisparse_device
 
-class HostPool:
+    def translate_loc_from_full_to_compressed(self, indices):
+        return indices
+
+    def get_device_pool_infos(self):
+        return [SimpleNamespace(buffer_info=self)]
+
+
+class HostPool(release.HostPages):
     """KV of the host, with a free list that refuses to take a slot back twice."""
 
-    token_stride_size = 8
+    token_stride_size, page_size = 8, PAGE
 
-    def __init__(self, device_pool, host_size=4096, **_):
+    def __init__(self, device_pool=None, host_size=4096, buffer_info=None, **_):
+        device_pool = device_pool or buffer_info
         self.size = host_size or 4096
         self.kv = torch.full((self.size,), -1, dtype=torch.int64)
         self.kv_buffer = [self.kv] * device_pool.layer_num
@@ -121,6 +131,7 @@ def make_coordinator(monkeypatch, req_pool, allocator, engine=None):
     """The real coordinator, on the CPU."""
     engine = engine or CopyEngine()
     monkeypatch.setattr(coordinator_module, "device_module", engine)
+    monkeypatch.setattr(coordinator_module, "torch", release.TorchWithoutPinning())
     monkeypatch.setattr(coordinator_module, "MLATokenToKVPoolHost", HostPool)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 1)
     return coordinator_module.HiSparseCoordinator(
@@ -169,25 +180,22 @@ class World:
             attention_backend="torch_native",  # page tables are written by torch, not by Triton
             pp_max_micro_batch_size=slots,
         )
-        set_global_server_args_for_scheduler(args)
+        if hisparse:
+            change(args, enable_hisparse=True)
+        release.publish(args)
         self.engine = CopyEngine()
         self.req_pool, self.allocator, self.device_pool = make_pools(slots, tokens, hisparse)
         self.coordinator = (
             make_coordinator(monkeypatch, self.req_pool, self.allocator, self.engine) if hisparse else None
         )
         self.sent, self.trace, self.script, self.steps = [], [], {}, 0  # script: step -> what the client does then
-        self.requests = {}
+        self.requests, self.weights = {}, 0  # KV that other weights wrote has other marks
         self.scheduler = self._scheduler(scheduler_class, args, hisparse, overlap, slots)
 
     def _scheduler(self, scheduler_class, args, hisparse, overlap, slots):
         s = object.__new__(scheduler_class)
-        cache = ChunkCache(
-            CacheInitParams(
-                disable=True,
-                req_to_token_pool=self.req_pool,
-                token_to_kv_pool_allocator=self.allocator,
-                page_size=PAGE,
-            )
+        cache = release.cache_of_nothing(
+            req_to_token_pool=self.req_pool, token_to_kv_pool_allocator=self.allocator, page_size=PAGE
         )
         model_config = SimpleNamespace(
             vocab_size=100, is_encoder_decoder=False, is_matryoshka=False, hidden_size=8, is_multimodal=False
@@ -230,9 +238,8 @@ class World:
 
     # -- the model
 
-    @staticmethod
-    def mark(req, position):
-        return int(req.rid[1:]) * 1000 + position
+    def mark(self, req, position):
+        return self.weights * 10**6 + int(req.rid[1:]) * 1000 + position
 
     @staticmethod
     def token(req, length):
@@ -250,7 +257,7 @@ class World:
         rids = [r.rid for r in batch.reqs]
         self.trace.append(("decode" if decode else "extend", tuple(rids), tuple(batch.seq_lens.tolist())))
         assert len(set(rids)) == len(rids), f"a request runs twice in one batch: {rids}"
-        rows = [r.req_pool_idx for r in batch.reqs]
+        rows = [release.row(r) for r in batch.reqs]
         assert batch.req_pool_indices.tolist() == rows and len(batch.seq_lens) == len(rows), f"strange rows: {rids}"
         if self.coordinator is None:
             self.check_kv(batch)
@@ -260,11 +267,8 @@ class World:
             positions = [(r, n - 1) for r, n in zip(batch.reqs, batch.seq_lens.tolist())]
         else:
             assert [p + n for p, n in zip(batch.prefix_lens, batch.extend_lens)] == batch.seq_lens.tolist()
-            positions = [
-                (r, p)
-                for r, n in zip(batch.reqs, batch.seq_lens.tolist())
-                for p in range(n - release.extend_length(r), n)
-            ]
+            lengths = zip(batch.reqs, batch.seq_lens.tolist(), release.extend_lengths(batch))
+            positions = [(r, p) for r, n, new in lengths for p in range(n - new, n)]
         locs = self.device_locs(batch.out_cache_loc)
         assert len(locs) == len(positions) and len(set(locs.tolist())) == len(positions)
         assert locs.min() > 0, "a token is written to the padding slot"
@@ -276,16 +280,17 @@ class World:
             logits_output=None,
             next_token_ids=tokens,
             can_run_cuda_graph=False,
-            extend_input_len_per_req=[release.extend_length(r) for r in batch.reqs],
+            extend_input_len_per_req=[1] * len(batch.reqs) if decode else release.extend_lengths(batch),
             extend_logprob_start_len_per_req=[0] * len(batch.reqs),
         )
 
     def check_kv(self, batch):
         """What stands before the new tokens of each request is there and its own."""
         decode = batch.forward_mode.is_decode()
-        for req, length in zip(batch.reqs, batch.seq_lens.tolist()):
-            before = length - (1 if decode else release.extend_length(req))
-            have = self.device_pool.kv[self.req_pool.req_to_token[req.req_pool_idx, :before].long()]
+        computed = [1] * len(batch.reqs) if decode else release.extend_lengths(batch)
+        for req, length, new in zip(batch.reqs, batch.seq_lens.tolist(), computed):
+            before = length - new
+            have = self.device_pool.kv[self.req_pool.req_to_token[release.row(req), :before].long()]
             expected = torch.tensor([self.mark(req, p) for p in range(before)], dtype=torch.int64)
             assert torch.equal(have, expected), (req.rid, length, have, expected)
 
@@ -324,7 +329,7 @@ class World:
     def go_on(self):
         self.scheduler._engine_paused = False
 
-    def receive(self):
+    def receive(self, **_):
         step, self.steps = self.steps, self.steps + 1
         if step == self.limit:
             raise Done
