@@ -3,9 +3,9 @@
 
 from array import array
 from types import SimpleNamespace
+from unittest import mock
 
-import torch
-
+from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.managers import schedule_batch
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 
@@ -23,24 +23,6 @@ try:  # v0.5.17
     from sglang.srt.mem_cache.allocator.hisparse import HiSparseTokenToKVPoolAllocator
 except ModuleNotFoundError:  # v0.5.10rc0
     from sglang.srt.mem_cache.hisparse_memory_pool import HiSparseTokenToKVPoolAllocator  # noqa: F401
-
-try:  # in v0.5.23 host memory is handed out in pages
-    from sglang.srt.mem_cache.pool_host.hisparse import HiSparseHostPoolMixin as HostPages
-except ModuleNotFoundError:
-
-    class HostPages:
-        """Nothing: host memory is handed out in tokens."""
-
-
-class TorchWithoutPinning:
-    """torch, for a module that pins memory, which needs a CUDA device."""
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-    @staticmethod
-    def tensor(*given, pin_memory=False, **options):
-        return torch.tensor(*given, **options)
 
 
 def token_ids(ids):
@@ -72,7 +54,7 @@ def cache_of_nothing(**params):
 
 def row(req):
     """A request's row of the page table."""
-    return req.kv.req_pool_idx if hasattr(req, "kv") else req.req_pool_idx
+    return req.req_pool_idx if hasattr(req, "req_pool_idx") else req.kv.req_pool_idx  # v0.5.23
 
 
 def extend_lengths(batch):
@@ -82,11 +64,6 @@ def extend_lengths(batch):
     if hasattr(batch.reqs[0], "extend_range"):
         return [req.extend_range.length for req in batch.reqs]
     return [req.extend_input_len for req in batch.reqs]
-
-
-def decodes_past_the_end(scheduler):
-    """Steps that a request decodes in beyond its last: overlapping steps begin before results are seen."""
-    return int(scheduler.enable_overlap and not getattr(scheduler, "enable_skip_finishing_decode", False))  # v0.5.23
 
 
 def consume_inputs(batch):
@@ -132,10 +109,10 @@ def equip(scheduler, send, receive):
         )
         values.update(
             future_map=future_map, enable_lmcache=False, external_corpus_manager=None, enable_session_radix_cache=False,
-            processed_tokens_counter=0, ingest_requests=receive, mm_receiver=None, enable_unified_cache_external_linker=False,
-            enable_pdmux=False, scheduler_stage_metrics=None, dynamic_chunk_sizer=None, _pause_started_at=None,
-            _pause_intervals=[], rust_server=None, load_publisher=SimpleNamespace(publish_load_stat=nothing),
-        )  # fmt: skip
+            processed_tokens_counter=0, ingest_requests=receive, mm_receiver=None, enable_unified_cache_external_linker=False, enable_pdmux=False, scheduler_stage_metrics=None, dynamic_chunk_sizer=None,
+            _pause_started_at=None, _pause_intervals=[], rust_server=None,
+            load_publisher=SimpleNamespace(publish_load_stat=nothing),
+        )
     for name, value in values.items():
         setattr(scheduler, name, value)
     config = scheduler.model_config
@@ -157,6 +134,8 @@ def bare_manager(send=nothing, **server_args):
     # v0.5.17
     manager._dispatch_to_scheduler, manager._async_dispatch_to_scheduler = send, send_later
     manager._config_updates, manager.weight_version = [], "1"
+    # v0.5.23
+    manager.config_value, manager.enable_lora = {"weight_version": "1"}.get, False
     manager.child_rid_to_logical_rid, manager.logical_rid_to_child_rids = {}, {}
     manager.incremental_streaming_output = server_args.get("incremental_streaming_output", False)
     return manager
@@ -171,6 +150,30 @@ def control_mixin():
     return mixin
 
 
+def weight_worker(load):
+    """A worker that calls ``load`` when it gets new weights."""
+    runner = SimpleNamespace(
+        weight_updater=SimpleNamespace(
+            receive_weights_from_distributed=nothing, load_weights_from_distributed=load,
+            update_weights_from_disk=lambda *_, **__: load(), update_weights_from_ipc=load,
+            update_weights_from_tensor=lambda **_: load(), begin_weight_update=nothing,
+        )
+    )  # fmt: skip
+    return SimpleNamespace(
+        model_runner=runner, weight_update_runners=lambda: [("target", runner)], deserialize_own_rank=nothing,  # v0.5.23
+        **{f"update_weights_from_{source}": load for source in ("disk", "distributed", "tensor", "ipc")},
+    )  # fmt: skip
+
+
+def asks_before_it_loads_weights():
+    """Whether running requests keep new weights from being loaded. In v0.5.23 they keep the cache from being flushed."""
+    try:
+        from sglang.srt.managers.scheduler_components.weight_updater import _WeightUpdateSession  # noqa: F401
+    except ImportError:
+        return True
+    return False
+
+
 def make_weight_updater(**parts):
     """The part of a scheduler that takes new weights, and releases and resumes memory."""
     parts = {**dict.fromkeys(("tp_worker", "draft_worker", "tp_cpu_group", "memory_saver_adapter")), **parts}
@@ -182,4 +185,14 @@ def make_weight_updater(**parts):
         updater = SchedulerUpdateWeightsMixin()
         vars(updater).update(parts, offload_tags=set())
         return updater
-    return SchedulerWeightUpdaterManager(**parts)
+    group = parts.pop("tp_cpu_group")
+    with mock.patch(f"{SchedulerWeightUpdaterManager.__module__}.get_parallel", create=True) as parallel:
+        parallel.return_value.tp_group.cpu_group = group
+        if asks_before_it_loads_weights():
+            return SchedulerWeightUpdaterManager(tp_cpu_group=group, **parts)
+        scheduler = SimpleNamespace(
+            record_weight_version_change=nothing, disaggregation_mode=DisaggregationMode.NULL, _engine_paused=False
+        )
+        updater = SchedulerWeightUpdaterManager(scheduler=scheduler, **parts)
+        updater.begin_weight_update(SimpleNamespace(selector="all"))
+    return updater

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import scheduler_release as release
 import torch
+from scheduler_hisparse import HostPages, TorchWithoutPinning
 from scheduler_release import HiSparseTokenToKVPoolAllocator
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
@@ -64,7 +65,7 @@ class DevicePool:
         return [SimpleNamespace(buffer_info=self)]
 
 
-class HostPool(release.HostPages):
+class HostPool(HostPages):
     """KV of the host, with a free list that refuses to take a slot back twice."""
 
     token_stride_size, page_size = 8, PAGE
@@ -131,7 +132,7 @@ def make_coordinator(monkeypatch, req_pool, allocator, engine=None):
     """The real coordinator, on the CPU."""
     engine = engine or CopyEngine()
     monkeypatch.setattr(coordinator_module, "device_module", engine)
-    monkeypatch.setattr(coordinator_module, "torch", release.TorchWithoutPinning())
+    monkeypatch.setattr(coordinator_module, "torch", TorchWithoutPinning())
     monkeypatch.setattr(coordinator_module, "MLATokenToKVPoolHost", HostPool)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 1)
     return coordinator_module.HiSparseCoordinator(
@@ -175,13 +176,12 @@ class World:
         change(
             args,
             chunked_prefill_size=chunk,
+            enable_hisparse=hisparse,
             page_size=PAGE,
             enable_mixed_chunk=mixed,
             attention_backend="torch_native",  # page tables are written by torch, not by Triton
             pp_max_micro_batch_size=slots,
         )
-        if hisparse:
-            change(args, enable_hisparse=True)
         release.publish(args)
         self.engine = CopyEngine()
         self.req_pool, self.allocator, self.device_pool = make_pools(slots, tokens, hisparse)
@@ -329,7 +329,7 @@ class World:
     def go_on(self):
         self.scheduler._engine_paused = False
 
-    def receive(self, **_):
+    def receive(self):
         step, self.steps = self.steps, self.steps + 1
         if step == self.limit:
             raise Done

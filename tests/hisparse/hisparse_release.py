@@ -53,3 +53,8 @@ def retracts_when_paused(world):
     """Whether a pause in mode retract has left nothing that a flush would clear under it."""
     idle = world.scheduler.is_fully_idle
     return not world.coordinator.has_ongoing_staging() if OLDEST else idle(ignore_waiting=True)
+
+
+def decodes_past_the_end(world):
+    """Steps that a request decodes in beyond its last: overlapping steps begin before results are seen."""
+    return int(world.scheduler.enable_overlap and OLDEST)

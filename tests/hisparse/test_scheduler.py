@@ -2,8 +2,7 @@
 """HiSparse in the real scheduler: from prefill to decode through staging, alone and under load."""
 
 import pytest
-from hisparse_release import retracts_when_paused
-from scheduler_release import decodes_past_the_end
+from hisparse_release import decodes_past_the_end, retracts_when_paused
 from scheduler_world import BUFFER, PAGE, World, loops, random_traffic
 
 
@@ -28,7 +27,7 @@ def test_a_request_decodes_only_after_staging(make, overlap):
     world.run(30)
     assert world.trace[0] == ("extend", ("r1",), (BUFFER + 5,))
     # One decode step per remaining token; the overlap loop may launch one more before it sees the end.
-    assert [kind for kind, *_ in world.trace[1:]] == ["decode"] * (3 + decodes_past_the_end(world.scheduler))
+    assert [kind for kind, *_ in world.trace[1:]] == ["decode"] * (3 + decodes_past_the_end(world))
     assert req.finished() and len(req.output_ids) == 4
     world.assert_nothing_leaked()
 
