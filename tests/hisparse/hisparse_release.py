@@ -16,8 +16,8 @@ OLDEST = RELEASE == "v0.5.10rc0"
 # From the repository's root, as the series and the lock name it.
 KERNEL = f"python/sglang/{KERNELS[RELEASE]}" if RELEASE else None
 
-# What the series of v0.5.10rc0 changes and v0.5.23 has in other words.
-oldest = pytest.mark.skipif(not OLDEST, reason="a patch of v0.5.10rc0 alone: later releases have it in words of their own")
+# What the series of v0.5.10rc0 changes, and that of v0.5.23 leaves as upstream has it.
+oldest = pytest.mark.skipif(not OLDEST, reason="of the patches of v0.5.10rc0 alone, see docs/hisparse.md")
 
 
 def as_prefilled(req, length):
