@@ -51,7 +51,8 @@ def kernel_text(source: Path) -> str:
     kernel = text.index("__global__ void load_cache_to_device_buffer_kernel(")
     text = text[begin : text.index("\n}\n", kernel) + 3]
     # Between them, a kernel that copies DeepSeek V4's pages.
-    text = re.sub(r"template <int BLOCK_SIZE>\n__global__ .*?\n}\n\ntemplate <int BLOCK_SIZE>\nvoid .*?\n}\n", "", text, flags=re.S)
+    pages = r"template <int BLOCK_SIZE>\n__global__ .*?\n}\n\ntemplate <int BLOCK_SIZE>\nvoid .*?\n}\n"
+    text = re.sub(pages, "", text, flags=re.S)
     text, found = re.subn(r"extern __shared__ .*char smem_raw\[\];", "char* smem_raw = emulation::shared();", text)
     assert found == 1, "the kernel has its shared memory elsewhere"
     for statement, meaning in PTX:

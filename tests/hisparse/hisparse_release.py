@@ -37,7 +37,7 @@ def grow(req):
 
 
 def staged(coordinator):
-    return [act.req for act in coordinator.ack_staging_queue]
+    return coordinator.staging_reqs() if OLDEST else [act.req for act in coordinator.ack_staging_queue]
 
 
 def prompt(length):
