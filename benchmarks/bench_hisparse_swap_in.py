@@ -23,11 +23,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "hisparse"))
 
-from pin import pin_file  # noqa: E402, the line above makes it importable
+from hisparse_release import KERNEL  # noqa: E402, the line above makes it importable
+from pin import pin_file  # noqa: E402
 from swap_in import call, compile_kernel, draw_top_k, make_state  # noqa: E402
 
 ITEM_BYTES, CONTEXT, STEPS = 1152, 65536, 8
-KERNEL = "python/sglang/jit_kernel/csrc/hisparse.cuh"
 
 
 class Contestant:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import scheduler_release as release
 import torch
+from scheduler_hisparse import HostPages, TorchWithoutPinning
 from scheduler_release import HiSparseTokenToKVPoolAllocator
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
@@ -41,8 +42,10 @@ class DevicePool:
     """KV of the device: one int64 mark per slot, the same for every layer."""
 
     layer_num, page_size, kv_cache_dim = 2, PAGE, 1
+    start_layer, end_layer, host_capacity_tokens = 0, layer_num, None
 
     def __init__(self, size):
+        self.size = size
         self.kv = torch.full((size + PAGE,), -1, dtype=torch.int64)
         self.kv_buffer = [self.kv.view(-1, 1)] * self.layer_num
 
@@ -52,13 +55,23 @@ class DevicePool:
     def _translate_loc_to_hisparse_device(self, indices):
         return self.full_to_hisparse_device_index_mapping[indices]
 
+    # v0.5.23
+    translate_loc_from_full_to_hisparse_device = _translate_loc_to_hisparse_device
 
-class HostPool:
+    def translate_loc_from_full_to_compressed(self, indices):
+        return indices
+
+    def get_device_pool_infos(self):
+        return [SimpleNamespace(buffer_info=self)]
+
+
+class HostPool(HostPages):
     """KV of the host, with a free list that refuses to take a slot back twice."""
 
-    token_stride_size = 8
+    token_stride_size, page_size = 8, PAGE
 
-    def __init__(self, device_pool, host_size=4096, **_):
+    def __init__(self, device_pool=None, host_size=4096, buffer_info=None, **_):
+        device_pool = device_pool or buffer_info
         self.size = host_size or 4096
         self.kv = torch.full((self.size,), -1, dtype=torch.int64)
         self.kv_buffer = [self.kv] * device_pool.layer_num
@@ -119,6 +132,7 @@ def make_coordinator(monkeypatch, req_pool, allocator, engine=None):
     """The real coordinator, on the CPU."""
     engine = engine or CopyEngine()
     monkeypatch.setattr(coordinator_module, "device_module", engine)
+    monkeypatch.setattr(coordinator_module, "torch", TorchWithoutPinning())
     monkeypatch.setattr(coordinator_module, "MLATokenToKVPoolHost", HostPool)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 1)
     return coordinator_module.HiSparseCoordinator(
@@ -162,6 +176,7 @@ class World:
         change(
             args,
             chunked_prefill_size=chunk,
+            enable_hisparse=hisparse,
             page_size=PAGE,
             enable_mixed_chunk=mixed,
             attention_backend="torch_native",  # page tables are written by torch, not by Triton
@@ -174,7 +189,7 @@ class World:
             make_coordinator(monkeypatch, self.req_pool, self.allocator, self.engine) if hisparse else None
         )
         self.sent, self.trace, self.script, self.steps = [], [], {}, 0  # script: step -> what the client does then
-        self.requests = {}
+        self.requests, self.weights = {}, 0  # KV that other weights wrote has other marks
         self.scheduler = self._scheduler(scheduler_class, args, hisparse, overlap, slots)
 
     def _scheduler(self, scheduler_class, args, hisparse, overlap, slots):
@@ -223,9 +238,8 @@ class World:
 
     # -- the model
 
-    @staticmethod
-    def mark(req, position):
-        return int(req.rid[1:]) * 1000 + position
+    def mark(self, req, position):
+        return self.weights * 10**6 + int(req.rid[1:]) * 1000 + position
 
     @staticmethod
     def token(req, length):

@@ -7,11 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hisparse_release import KERNELS, OLDEST, PACKAGE, RELEASE
 
-import sglang
-
-PACKAGE = Path(sglang.__file__).parent
-KERNEL = PACKAGE / "jit_kernel" / "csrc" / "hisparse.cuh"
+KERNEL = PACKAGE / KERNELS[RELEASE] if RELEASE else None
 HEADERS = PACKAGE / "kernels" / "jit" / "include"  # since 0.5.17
 if not HEADERS.exists():
     HEADERS = PACKAGE / "jit_kernel" / "include"
@@ -43,6 +41,13 @@ def compile_sm90(folder: Path, source: str, *more: str, kernel: Path = KERNEL) -
 
 
 def launcher(top_k: int, buffer: int, threads: int = 1024, mla: bool = True) -> str:
-    """C++ that instantiates the launcher, hence the kernels for int32 and int64."""
+    """C++ that instantiates the launcher, hence its kernels: ``KERNELS_PER_LAUNCHER``."""
     arguments = f"{threads}, {top_k}, {buffer}, {str(mla).lower()}"
-    return f"void* use_{top_k}_{buffer}_{threads}_{mla} = (void*)&load_cache_to_device_buffer<{arguments}>;"
+    namespace = ""
+    if not OLDEST:  # no page layout of DeepSeek V4, tokens instead of blocks, no plan of misses, copies
+        namespace, arguments = "sglang::", f"{arguments}, false, 1, false, false, false"
+    return f"void* use_{top_k}_{buffer}_{threads}_{mla} = (void*)&{namespace}load_cache_to_device_buffer<{arguments}>;"
+
+
+# For int32 and int64 lengths; in v0.5.23 for int32 and int64 rows, too.
+KERNELS_PER_LAUNCHER = 2 if OLDEST else 4

@@ -3,13 +3,15 @@
 
 A request owns ``buffer`` slots on the device plus one for its newest token. Given the top-k tokens of a step, those in a slot
 are hits; each miss, in the order of the top-k, takes the least recently used slot without a hit and is copied from the host.
-Afterwards the order of use is: all slots without a hit, in their old order, then the hits in theirs.
+Afterwards the order of use is: all slots without a hit, in their old order, then the hits in theirs. In v0.5.23 the slots that
+were taken come after those that were not.
 """
 
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from hisparse_release import OLDEST
 
 PAGE = 64
 
@@ -115,19 +117,30 @@ def swap_in_oracle(state, top_k_tokens, top_k, buffer, real_reqs=None):
                 tokens[row, slot] = token
                 kv[locs[row, slot]] = host[host_locs[row, token]]
             out[i, k] = locs[row, slot_of[token]]
-        lru[row] = np.array(free + hit_slots, dtype=np.int16)
+        taken = 0 if OLDEST else misses
+        lru[row] = np.array(free[taken:] + free[:taken] + hit_slots, dtype=np.int16)
     return torch.from_numpy(out)
+
+
+def ops():
+    """The release's module of the wrapper, and what compiles it."""
+    if OLDEST:
+        from sglang.jit_kernel import hisparse, utils
+    else:
+        from sglang.kernels.jit import utils
+        from sglang.kernels.ops.kvcache import hisparse
+    return hisparse, utils
 
 
 def compile_kernel(top_k, buffer, *, item_bytes=64, block_size=1024, source=None):
     """The module of one pair of sizes; ``source`` is the path of another hisparse.cuh, e.g. the unpatched one."""
-    from sglang.jit_kernel import hisparse
-    from sglang.jit_kernel.utils import load_jit, make_cpp_args
-
+    hisparse, utils = ops()
     if source is None:
         return hisparse._jit_sparse_module(item_bytes, block_size, top_k, buffer, is_mla=True)
-    args = make_cpp_args(block_size, top_k, buffer, True)
-    return load_jit(
+    # In v0.5.23: no page layout of DeepSeek V4, tokens instead of blocks, no plan of misses, copies.
+    more = () if OLDEST else (False, 1, False, False, False)
+    args = utils.make_cpp_args(block_size, top_k, buffer, True, *more)
+    return utils.load_jit(
         "sparse_cache_other",
         *args,
         cuda_files=[str(source)],
@@ -138,10 +151,36 @@ def compile_kernel(top_k, buffer, *, item_bytes=64, block_size=1024, source=None
 def call(module, state, top_k_tokens, out, real_reqs):
     """One call; ``out`` is [bs, top_k] int32 and ``real_reqs`` [1] int32, both on the device."""
     empty = torch.empty(0)
+    plan = () if OLDEST else (empty, empty, empty)
     module.load_cache_to_device_buffer(
         top_k_tokens, state.device_buffer_tokens, state.host_cache_locs, state.device_buffer_locs, state.host_cache, empty,
         state.device_buffer, empty, out, state.req_pool_indices, state.seq_lens, state.lru_slots, real_reqs, 1,
-        state.host_cache.shape[1],
-    )
+        state.host_cache.shape[1], *plan,
+    )  # fmt: skip
     return out
 
+
+def lengths_for(top_k, buffer, bs):
+    """Around each bound of the kernel, and long ones."""
+    edges = [1, top_k - 1, top_k, top_k + 1, buffer - 1, buffer, buffer + 1, buffer + 2, buffer + 777, 2 * buffer + 63]
+    return [max(1, edges[i % len(edges)]) for i in range(bs)]
+
+
+def run_steps(module, cpu, top_k, buffer, seed, steps=3, real_reqs=None, others=(), device="cuda"):
+    """Steps of decoding; after each, all state equals the oracle's. ``others``: (module, state) that must agree bit for bit."""
+    gpu, rng, previous = cpu.copy(device), np.random.default_rng(seed), None
+    bs, lengths = len(cpu.seq_lens), cpu.seq_lens.tolist()
+    real = torch.tensor([bs if real_reqs is None else real_reqs], dtype=torch.int32, device=device)
+    for _ in range(steps):
+        previous = draw_top_k(lengths, top_k, rng, previous, keep=0.7)
+        chosen = torch.from_numpy(previous).to(device, copy=True)
+        out = call(module, gpu, chosen, torch.full_like(chosen, -1), real)
+        expected = swap_in_oracle(cpu, previous, top_k, buffer, real_reqs)
+        assert torch.equal(out.cpu(), expected)
+        for name in ("device_buffer_tokens", "lru_slots", "device_buffer"):
+            assert torch.equal(getattr(gpu, name).cpu(), getattr(cpu, name)), name
+        for other, state in others:
+            again = call(other, state, chosen, torch.full_like(chosen, -1), real)
+            assert torch.equal(again, out)
+            for name in ("device_buffer_tokens", "lru_slots", "device_buffer"):
+                assert torch.equal(getattr(gpu, name), getattr(state, name)), name

@@ -4,7 +4,9 @@
 from types import SimpleNamespace
 
 import pytest
+import scheduler_release as release
 import torch
+from hisparse_release import OLDEST, all_lengths, as_prefilled, grow, oldest, prompt, staged
 from scheduler_world import BUFFER, PAGE, TOP_K, CopyEngine, make_coordinator, make_pools
 
 from sglang.srt.managers import hisparse_coordinator as module
@@ -32,15 +34,14 @@ def coordinator(monkeypatch, pools, engine):
 def prefilled(pools, length, rid="r1"):
     """A request whose prompt of that length is on the device, marked 0, 1, 2, ..."""
     req_pool, allocator, device = pools
-    req = Req(rid, "", list(range(length)), SamplingParams(max_new_tokens=8), vocab_size=100)
-    req.fill_ids = list(range(length))
+    req = Req(rid, "", prompt(length), SamplingParams(max_new_tokens=8), vocab_size=100)
     (slot,) = req_pool.alloc([req])
     one = torch.tensor([length])
     locs = allocator.alloc_extend(
         torch.tensor([0]), torch.tensor([0]), one, one, torch.tensor([-1]), extend_num_tokens=length
     )
     req_pool.req_to_token[slot, :length] = locs.to(torch.int32)
-    req.kv_allocated_len = req.kv_committed_len = length
+    as_prefilled(req, length)
     device.kv[allocator.full_to_hisparse_device_index_mapping[locs]] = torch.arange(length)
     return req
 
@@ -68,11 +69,11 @@ def test_the_flag_has_its_own_name():
 def test_staging_copies_the_prompt_and_keeps_a_bounded_buffer(pools, coordinator, length):
     req = prefilled(pools, length)
     coordinator.admit_request_into_staging(req)
-    assert req.hisparse_staging and coordinator.has_ongoing_staging() and coordinator.staging_reqs() == [req]
+    assert req.hisparse_staging and coordinator.has_ongoing_staging() and staged(coordinator) == [req]
     assert coordinator.collect_ready_reqs() == [req]
-    assert not req.hisparse_staging and not coordinator.has_ongoing_staging() and coordinator.staging_reqs() == []
+    assert not req.hisparse_staging and not coordinator.has_ongoing_staging() and staged(coordinator) == []
 
-    slot = req.req_pool_idx
+    slot = release.row(req)
     host = coordinator.req_to_host_pool[slot, :length]
     assert torch.equal(coordinator.mem_pool_host.kv[host], torch.arange(length))
     held = int(coordinator.req_device_buffer_size[slot])
@@ -111,13 +112,13 @@ def test_everything_comes_back(pools, coordinator, engine, length, staged):
         assert coordinator.collect_ready_reqs() == []
     else:
         stage(coordinator, req)
-        coordinator.lru_slots[:, req.req_pool_idx] = coordinator.lru_slots[:, req.req_pool_idx].flip(-1)
+        coordinator.lru_slots[:, release.row(req)] = coordinator.lru_slots[:, release.row(req)].flip(-1)
     coordinator.retract_req(req)
-    pools[1].free(pools[0].req_to_token[req.req_pool_idx, :length].long())
+    pools[1].free(pools[0].req_to_token[release.row(req), :length].long())
     assert free_of(pools, coordinator) == before and not req.hisparse_staging
     after = (coordinator.req_to_device_buffer, coordinator.req_to_host_pool, coordinator.lru_slots)
     assert all(torch.equal(a, b) for a, b in zip(state, after))
-    assert coordinator.ack_staging_queue == [] and coordinator._skip_first_backup[req.req_pool_idx] is False
+    assert coordinator.ack_staging_queue == [] and coordinator._skip_first_backup[release.row(req)] is False
 
 
 def test_retracting_a_request_that_never_left_prefill_touches_nothing(pools, coordinator):
@@ -125,19 +126,21 @@ def test_retracting_a_request_that_never_left_prefill_touches_nothing(pools, coo
     before = free_of(pools, coordinator)
     req = prefilled(pools, 9)
     coordinator.retract_req(req)
-    pools[1].free(pools[0].req_to_token[req.req_pool_idx, :9].long())
+    pools[1].free(pools[0].req_to_token[release.row(req), :9].long())
     assert free_of(pools, coordinator) == before
 
 
 def test_a_full_host_is_an_error_that_says_so(pools, coordinator):
     coordinator.mem_pool_host.free_slots = coordinator.mem_pool_host.free_slots[:3]
-    with pytest.raises(RuntimeError, match="host mem pool alloc failed for 9 tokens"):
+    failed = "host mem pool alloc failed for " + ("9 tokens" if OLDEST else "3 pages")
+    with pytest.raises(RuntimeError, match=failed):
         coordinator.admit_request_into_staging(prefilled(pools, 9))
 
 
 # -- dtypes of sequence lengths
 
 DTYPES = (torch.int32, torch.int64)
+LENGTHS = "seq_lens" if OLDEST else "compressed_seq_lens"
 OTHERS = (torch.int16, torch.uint8, torch.float32, torch.bool)
 
 
@@ -152,7 +155,7 @@ def calls(monkeypatch):
 def swap_in(coordinator, **change):
     given = dict(
         req_pool_indices=torch.tensor([1, 0]),
-        seq_lens=torch.tensor([20, 5]),
+        **{LENGTHS: torch.tensor([20, 5])},
         top_k_result=torch.zeros(2, TOP_K, dtype=torch.int32),
         layer_id=1,
     )
@@ -162,11 +165,12 @@ def swap_in(coordinator, **change):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_lengths_reach_the_kernel_as_they_are(coordinator, calls, dtype):
     lengths = torch.tensor([20, 5], dtype=dtype)
-    out = swap_in(coordinator, seq_lens=lengths)
+    out = swap_in(coordinator, **{LENGTHS: lengths})
     assert calls[0]["seq_lens"] is lengths
     assert out.shape == (2, TOP_K) and out.dtype == torch.int32 and (out == -1).all()
 
 
+@oldest
 @pytest.mark.parametrize("dtype", OTHERS, ids=str)
 def test_other_lengths_are_refused_by_name(coordinator, calls, dtype):
     with pytest.raises(ValueError, match=f"seq_lens dtype {dtype} is not int32 or int64"):
@@ -174,6 +178,7 @@ def test_other_lengths_are_refused_by_name(coordinator, calls, dtype):
     assert not calls
 
 
+@oldest
 @pytest.mark.parametrize("name, value", (
     ("req_pool_indices", torch.tensor([1, 0], dtype=torch.int32)),
     ("top_k_result", torch.zeros(2, TOP_K, dtype=torch.int64)),
@@ -191,7 +196,7 @@ def test_decode_steps_with_every_pair_of_dtypes(pools, coordinator, device_dtype
     for req in reqs:
         coordinator.admit_request_into_staging(req)
     coordinator.collect_ready_reqs()
-    rows = torch.tensor([r.req_pool_idx for r in reqs])
+    rows = torch.tensor([release.row(r) for r in reqs])
     lengths = torch.tensor([2, BUFFER, 17])
     for _ in range(2 * BUFFER):
         last = pools[0].req_to_token[rows, lengths - 1].long()
@@ -199,16 +204,18 @@ def test_decode_steps_with_every_pair_of_dtypes(pools, coordinator, device_dtype
         out = pools[1].alloc_decode(lengths, lengths, last)
         pools[0].req_to_token[rows, lengths - 1] = out.to(torch.int32)
         for req in reqs:
-            req.kv_allocated_len += 1
-        coordinator.map_last_loc_to_buffer(lengths.to(device_dtype), out, rows, lengths.to(cpu_dtype))
+            grow(req)
+        on_cpu = all_lengths(lengths.to(cpu_dtype), rows)
+        coordinator.map_last_loc_to_buffer(lengths.to(device_dtype), out, rows, *on_cpu)
         written = pools[1].full_to_hisparse_device_index_mapping[out]
         assert (written > 0).all() and len(set(written.tolist())) == len(reqs)
         pools[2].kv[written] = lengths - 1
         for row, n in zip(rows.tolist(), lengths.tolist()):
             saved = coordinator.req_to_host_pool[row, : n - 1]
             assert torch.equal(coordinator.mem_pool_host.kv[saved], torch.arange(n - 1))
-    front = coordinator.get_front_topk_tokens(rows, torch.tensor([2, BUFFER, 17], dtype=device_dtype))
-    assert ((front == -1).sum(1) == torch.tensor([TOP_K - 2, 0, 0])).all()
+    if OLDEST:
+        front = coordinator.get_front_topk_tokens(rows, torch.tensor([2, BUFFER, 17], dtype=device_dtype))
+        assert ((front == -1).sum(1) == torch.tensor([TOP_K - 2, 0, 0])).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -219,15 +226,13 @@ def test_the_naive_loader_takes_both(pools, coordinator, dtype):
     coordinator.mem_pool_host.load_to_device_per_layer = lambda pool, host, device, layer, io_backend: loads.append(
         coordinator.mem_pool_host.kv[host].tolist()
     )
-    rows, lengths = torch.tensor([req.req_pool_idx]), torch.tensor([20], dtype=dtype)
+    rows, lengths = torch.tensor([release.row(req)]), torch.tensor([20], dtype=dtype)
     out = coordinator.naive_load_topk(rows, lengths, torch.tensor([[19, 3, 15, 0]], dtype=torch.int32), layer_id=0)
     assert loads == [[3, 15, 0]]
-    assert out[0, 0] == coordinator.req_to_device_buffer[req.req_pool_idx, BUFFER]
+    assert out[0, 0] == coordinator.req_to_device_buffer[release.row(req), BUFFER]
 
 
 def test_the_wrapper_wants_a_buffer_of_top_k():
-    from sglang.jit_kernel.hisparse import load_cache_to_device_buffer_mla
-
     nothing = SimpleNamespace()
     with pytest.raises(AssertionError, match=r"hot_buffer_size \(4\) must be >= num_top_k \(8\)"):
-        load_cache_to_device_buffer_mla(*[nothing] * 10, item_size_bytes=8, num_top_k=8, hot_buffer_size=4)
+        module.load_cache_to_device_buffer_mla(*[nothing] * 10, item_size_bytes=8, num_top_k=8, hot_buffer_size=4)

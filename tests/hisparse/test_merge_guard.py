@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``get_next_batch_to_run`` against the pinned release's, on the same traffic."""
+"""The methods of the scheduler that the patches change against the pinned release's, on the same traffic."""
 
 import pytest
+from hisparse_release import OLDEST, oldest
 from pin import pin_function
 from scheduler_world import PAGE, World, random_traffic
 
 from sglang.srt.managers import scheduler as module
 
 PIN = "python/sglang/srt/managers/scheduler.py"
+PATCHED = ("get_next_batch_to_run", "get_num_allocatable_reqs", "abort_request")
+if not OLDEST:
+    PATCHED = ("abort_request", "collect_inflight_reqs", "pause_generation", "record_weight_version_change")
 
 
 def trace_of(monkeypatch, seed, pinned, **options):
     cls = module.Scheduler
     if pinned:
-        names = ("get_next_batch_to_run", "get_num_allocatable_reqs", "abort_request")
-        cls = type("Pinned", (cls,), {name: pin_function(PIN, name, vars(module)) for name in names})
+        cls = type("Pinned", (cls,), {name: pin_function(PIN, name, vars(module)) for name in PATCHED})
     world = World(monkeypatch, scheduler_class=cls, **options)
-    random_traffic(world, seed, count=30)
+    # The [Scheduler] series changes pauses, too: all of them in v0.5.10rc0, those of chunked requests in v0.5.23.
+    random_traffic(world, seed, count=30, pauses=0 if OLDEST or "chunk" in options else 0.1)
+    world.script[400] = world.go_on
     world.run(600)
     assert len(world.requests) >= 30 and not world.open_requests
     world.assert_nothing_leaked()
@@ -34,6 +39,7 @@ def test_without_hisparse_nothing_changes(monkeypatch, seed, options, overlap):
     assert {kind for kind, *_ in now} == {"extend", "decode"}
 
 
+@oldest
 @pytest.mark.parametrize("overlap", (False, True), ids=("normal", "overlap"))
 @pytest.mark.parametrize("seed", range(3))
 def test_with_hisparse_the_guard_itself_changes_nothing(monkeypatch, seed, overlap):
@@ -58,14 +64,16 @@ def test_a_merge_with_hisparse_would_be_seen(monkeypatch):
     """The world does catch what the guard prevents."""
 
     class Unguarded(module.Scheduler):
-        def get_next_batch_to_run(self):
+        def get_next_batch_to_run(self, **batches):
             last = self.last_batch
             if last and last.forward_mode.is_extend() and not last.is_empty():
                 if self.running_batch.is_empty():
                     self.running_batch = last
                 else:
                     self.running_batch.merge_batch(last)
-            return super().get_next_batch_to_run()
+            if batches:  # v0.5.23
+                batches["running_batch"] = self.running_batch
+            return super().get_next_batch_to_run(**batches)
 
     world = World(monkeypatch, scheduler_class=Unguarded)
     world.engine.ready = lambda event: False

@@ -2,6 +2,7 @@
 """HiSparse in the real scheduler: from prefill to decode through staging, alone and under load."""
 
 import pytest
+from hisparse_release import decodes_past_the_end, retracts_when_paused
 from scheduler_world import BUFFER, PAGE, World, loops, random_traffic
 
 
@@ -25,8 +26,8 @@ def test_a_request_decodes_only_after_staging(make, overlap):
     req = world.add(length=BUFFER + 5, new=4)
     world.run(30)
     assert world.trace[0] == ("extend", ("r1",), (BUFFER + 5,))
-    # One decode step per remaining token; the overlap loop launches one more before it sees the end.
-    assert [kind for kind, *_ in world.trace[1:]] == ["decode"] * (3 + overlap)
+    # One decode step per remaining token; the overlap loop may launch one more before it sees the end.
+    assert [kind for kind, *_ in world.trace[1:]] == ["decode"] * (3 + decodes_past_the_end(world))
     assert req.finished() and len(req.output_ids) == 4
     world.assert_nothing_leaked()
 
@@ -194,6 +195,42 @@ def test_pause_and_continue(make, overlap, mode, moment):
     world.run(60)
     world.assert_answers()
     assert all(len(r.output_ids) == 5 for r in reqs)
+    world.assert_nothing_leaked()
+
+
+@loops
+@pytest.mark.parametrize("moment", range(1, 10))
+def test_a_pause_that_retracts_leaves_no_kv_of_old_weights(make, overlap, moment):
+    """At most moments one request decodes, one has just been prefilled, and others have been staged for some steps."""
+    world = make(overlap=overlap)
+    world.engine.ready = lambda event: event.age > 3
+    for step in range(0, 8, 2):
+        world.script[step] = lambda n=step: world.add(length=5 + 6 * n, new=8)
+
+    def renew_weights():
+        world.pause("retract")
+        assert retracts_when_paused(world)
+        world.weights += 1
+        world.go_on()
+
+    world.script[moment] = lambda add=world.script.get(moment): (add and add(), renew_weights())
+    world.run(80)
+    world.assert_answers()
+    assert [len(r.output_ids) for r in world.requests.values()] == [8] * 4
+    world.assert_nothing_leaked()
+
+
+@loops
+@pytest.mark.parametrize("seed", range(6))
+def test_random_traffic_with_pauses(make, overlap, seed):
+    world = make(overlap=overlap, chunk=16)
+    random_traffic(world, seed, pauses=0.1)
+    world.run(400)
+    world.engine.ready, world.script = always, {}
+    world.go_on()
+    world.run(1000)
+    assert len(world.requests) >= 60
+    world.assert_answers()
     world.assert_nothing_leaked()
 
 

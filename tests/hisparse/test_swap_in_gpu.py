@@ -4,8 +4,9 @@
 import numpy as np
 import pytest
 import torch
+from hisparse_release import KERNEL, oldest
 from pin import pin_file
-from swap_in import call, compile_kernel, draw_top_k, make_state, swap_in_oracle
+from swap_in import call, compile_kernel, draw_top_k, lengths_for, make_state, ops, run_steps, swap_in_oracle
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device and nvcc", allow_module_level=True)
@@ -21,34 +22,6 @@ STATIC = [(512, 512), (512, 1024), (512, 4096), (1024, 2048), (1024, 6144), (204
 # The most and the least that 227 KB of shared memory (Hopper) do and do not hold.
 FITS, TOO_LARGE = (9728, 32768), (10240, 32768)
 GRAPH = (2048, 7360)  # used nowhere else, so that its first call is the captured one
-KERNEL = "python/sglang/jit_kernel/csrc/hisparse.cuh"
-
-
-def lengths_for(top_k, buffer, bs):
-    """Around each bound of the kernel, and long ones."""
-    edges = [1, top_k - 1, top_k, top_k + 1, buffer - 1, buffer, buffer + 1, buffer + 2, buffer + 777, 2 * buffer + 63]
-    return [max(1, edges[i % len(edges)]) for i in range(bs)]
-
-
-def run_steps(module, cpu, top_k, buffer, seed, steps=3, real_reqs=None, others=()):
-    """Steps of decoding; after each, all state equals the oracle's. ``others``: (module, state) that must agree bit for bit."""
-    gpu, rng, previous = cpu.copy("cuda"), np.random.default_rng(seed), None
-    bs, lengths = len(cpu.seq_lens), cpu.seq_lens.tolist()
-    real = torch.tensor([bs if real_reqs is None else real_reqs], dtype=torch.int32, device="cuda")
-    for _ in range(steps):
-        previous = draw_top_k(lengths, top_k, rng, previous, keep=0.7)
-        chosen = torch.from_numpy(previous).cuda()
-        out = call(module, gpu, chosen, torch.full_like(chosen, -1), real)
-        expected = swap_in_oracle(cpu, previous, top_k, buffer, real_reqs)
-        torch.cuda.synchronize()
-        assert torch.equal(out.cpu(), expected)
-        for name in ("device_buffer_tokens", "lru_slots", "device_buffer"):
-            assert torch.equal(getattr(gpu, name).cpu(), getattr(cpu, name)), name
-        for other, state in others:
-            again = call(other, state, chosen, torch.full_like(chosen, -1), real)
-            assert torch.equal(again, out)
-            for name in ("device_buffer_tokens", "lru_slots", "device_buffer"):
-                assert torch.equal(getattr(gpu, name), getattr(state, name)), name
 
 
 @pytest.mark.parametrize("dtype", (torch.int32, torch.int64), ids=str)
@@ -66,6 +39,7 @@ def test_equals_the_pinned_kernel_where_that_one_runs(top_k, buffer):
     run_steps(compile_kernel(top_k, buffer), cpu, top_k, buffer, seed=3, steps=5, others=others)
 
 
+@oldest
 def test_the_pinned_kernel_does_not_compile_one_page_further():
     with pytest.raises(RuntimeError, match="too much shared data"):
         compile_kernel(2048, 7296, source=pin_file(KERNEL))
@@ -76,11 +50,27 @@ def test_many_requests():
     run_steps(compile_kernel(512, 1024), make_state(lengths, 1024, torch.int64), 512, 1024, seed=4)
 
 
-@pytest.mark.parametrize("threads", (32, 256, 512))
+@pytest.mark.parametrize("threads", (32, 256, 512, 960))
 def test_blocks_with_fewer_warps_than_chunks(threads):
     """256 is the wrapper's default. The pinned kernel sums chunks twice then and writes out of bounds."""
     module = compile_kernel(512, 1024, block_size=threads)
     run_steps(module, make_state(lengths_for(512, 1024, 20), 1024, torch.int32), 512, 1024, seed=4)
+
+
+def test_the_wrapper_with_its_default_of_threads():
+    """256, with a buffer of more than sixteen chunks."""
+    lengths, rng = lengths_for(2048, 4096, 20), np.random.default_rng(10)
+    cpu = make_state(lengths, 4096, torch.int64, seed=10)
+    gpu, chosen = cpu.copy("cuda"), draw_top_k(lengths, 2048, rng)
+    out = torch.full((20, 2048), -1, dtype=torch.int32, device="cuda")
+    ops()[0].load_cache_to_device_buffer_mla(
+        torch.from_numpy(chosen).cuda(), gpu.device_buffer_tokens, gpu.host_cache_locs, gpu.device_buffer_locs,
+        gpu.host_cache, gpu.device_buffer, out, gpu.req_pool_indices, gpu.seq_lens, gpu.lru_slots,
+        item_size_bytes=64, num_top_k=2048, hot_buffer_size=4096,
+    )  # fmt: skip
+    assert torch.equal(out.cpu(), swap_in_oracle(cpu, chosen, 2048, 4096))
+    for name in ("device_buffer_tokens", "lru_slots", "device_buffer"):
+        assert torch.equal(getattr(gpu, name).cpu(), getattr(cpu, name)), name
 
 
 def test_padded_requests_are_left_alone():
@@ -99,10 +89,18 @@ def room():
     return torch.cuda.get_device_properties(0).shared_memory_per_block_optin
 
 
-@pytest.mark.skipif(not torch.cuda.is_available() or room() != 232448, reason="the sizes are for 227 KB per block")
-def test_up_to_the_limit_of_the_device_and_not_beyond():
+hopper = pytest.mark.skipif(not torch.cuda.is_available() or room() != 232448, reason="the sizes are for 227 KB per block")
+
+
+@hopper
+def test_up_to_the_limit_of_the_device():
     lengths = lengths_for(*FITS, 6)
     run_steps(compile_kernel(*FITS), make_state(lengths, FITS[1], torch.int64), *FITS, seed=7)
+
+
+@oldest
+@hopper
+def test_not_beyond_the_limit_of_the_device():
     module = compile_kernel(*TOO_LARGE)
     state = make_state([40000], TOO_LARGE[1], torch.int32).copy("cuda")
     chosen = torch.zeros(1, TOO_LARGE[0], dtype=torch.int32, device="cuda")
@@ -110,6 +108,7 @@ def test_up_to_the_limit_of_the_device_and_not_beyond():
         call(module, state, chosen, chosen.clone(), torch.ones(1, dtype=torch.int32, device="cuda"))
 
 
+@oldest
 def test_other_dtypes_of_lengths_are_refused():
     state = make_state([3000] * 4, 1024, torch.int32).copy("cuda")
     state.seq_lens = state.seq_lens.to(torch.float32)
