@@ -56,12 +56,18 @@ def parse_arguments() -> argparse.Namespace:
         "--hsa", nargs="+", type=option, default=[], metavar="NAME=VALUE",
         help="options of the HSA arm, such as topk=16 prefill=sparse",
     )  # fmt: skip
+    parser.add_argument("--page-size", type=int, default=64, help="of the dense arms (default: %(default)s)")
+    parser.add_argument("--prefill-graphs", action="store_true", help="the dense arms keep SGLang's CUDA graphs of prefill")
+    parser.add_argument(
+        "--alike", type=int, default=1,
+        help="prompts are runs of so many equal tokens, whose rows agree about pages as a trained model's do (default: %(default)s)",
+    )  # fmt: skip
     return cuda_only.parse_args(parser)
 
 
 def measure(engine, length: int, batch: int, args: argparse.Namespace) -> dict:
     """Median and spread of the prefill and the step time in milliseconds."""
-    prompts = [[(7 * i + 13 * b) % 50000 + 10 for i in range(length)] for b in range(batch)]
+    prompts = [[(7 * (i // args.alike) + 13 * b) % 50000 + 10 for i in range(length)] for b in range(batch)]
 
     def seconds(new: int) -> float:
         begin = time.perf_counter()
@@ -94,9 +100,11 @@ def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
 
     tokens = max(length for length, _ in args.shapes) + args.steps[1] + 128
     requests = max(batch for _, batch in args.shapes)
-    options = dict(attention_backend=backend, page_size=64)
+    options = dict(attention_backend=backend, page_size=64 if backend == "hsa" else args.page_size)
     if backend == "hsa":
         options.update(hsa_dense_backend=args.dense, **dict(args.hsa))
+    if backend == "hsa" or not args.prefill_graphs:
+        options.update(without_prefill_graphs())
     with sgl.Engine(
         model_path=model,
         load_format="dummy",
@@ -105,7 +113,6 @@ def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
         context_length=tokens,
         max_running_requests=requests,
         **graphs_up_to(requests),
-        **without_prefill_graphs(),
         max_total_tokens=max(length * batch for length, batch in args.shapes) + 1024 * requests,
         chunked_prefill_size=8192,
         sampling_backend="pytorch",
