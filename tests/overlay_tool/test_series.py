@@ -21,7 +21,7 @@ LOCK = lock.load(REPOSITORY)
 PATCHES = {name: series.load(REPOSITORY, name) for name in LOCK.releases}
 # What each series is made of, in this order.
 FOLDERS = {
-    "v0.5.23": ["cpu", "hsa", "hisparse"],
+    "v0.5.23": ["cpu", "hsa", "scheduler", "requests", "hisparse"],
     "v0.5.17": ["cpu", "hsa", "scheduler", "requests"],
     "v0.5.10rc0": ["cpu", "hsa", "scheduler", "nsa", "hisparse", "requests"],
 }
