@@ -173,6 +173,7 @@ class Harness:
                 **fields,
             ),
             device=device,
+            dtype=dtype,
             is_draft_worker=False,
         )
         kernels = None  # all on a CUDA device; interpreted, those that a test is about

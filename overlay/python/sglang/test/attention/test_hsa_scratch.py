@@ -4,8 +4,10 @@
 import pytest
 import torch
 
+from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
 from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
-from sglang.test.attention.hsa_device import DEVICE, needs_kernels
+from sglang.srt.layers.attention.hsa.ops.select import slow_extend
+from sglang.test.attention.hsa_device import DEVICE, ON_GPU, needs_kernels
 from sglang.test.attention.hsa_harness import Harness
 
 
@@ -46,6 +48,33 @@ def test_a_prompt_takes_what_start_up_reserved(chunk_repr):
         h.step([s], [64])
     assert h.backend.counters.snapshot()["pages_selected"] > 0
     assert h.backend.scratch.nbytes() == reserved > 0
+
+
+@pytest.mark.skipif(not ON_GPU, reason="compiles for a CUDA device")
+def test_start_up_compiled_the_kernels_of_prompts():
+    """Or the first long prompt would wait for the compiler, and all requests beside it."""
+    kernels = (
+        slow_extend.expand_slow_kernel,
+        slow_extend.score_slow_kernel,
+        slow_extend.rank_slow_kernel,
+        extend._extend_hsa_kernel,
+    )
+
+    def variants():
+        return [sum(len(c[0]) for c in k.device_caches.values()) for k in kernels]
+
+    before = variants()
+    h = Harness(
+        num_pages=300, num_heads=16, num_kv_heads=2, head_dim=64, device="cuda", dtype=torch.bfloat16,
+        page_size=64, window_size=512, topk=32, chunk_repr="slow_keys", selection_strategy="head",
+    )  # fmt: skip
+    compiled = variants()
+    assert [more - less for more, less in zip(compiled, before)] == [1] * len(kernels)
+    sequences = [h.new_sequence() for _ in range(3)]
+    h.step(sequences, [9000, 65, 1])
+    h.step(sequences, [100, 700, 2])
+    assert h.backend.counters.snapshot()["pages_selected"] > 0
+    assert variants() == compiled
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, FrozenSet, Optional
 
 import torch
@@ -19,7 +20,7 @@ from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.ops.select.by_kind import check_device
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
 from sglang.srt.layers.attention.hsa.passes.decode import DecodeState
-from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass, reserve_scratch
+from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass, prepare_prompts
 from sglang.srt.layers.attention.hsa.passes.reference import ReferencePass
 from sglang.srt.layers.attention.hsa.selection_watch import SelectionWatch
 from sglang.srt.layers.radix_attention import RadixAttention
@@ -103,18 +104,20 @@ class HSAAttnBackend(AttentionBackend):
             )
             self.scratch = Scratch(model_runner.device)
         if "extend" in self.kernels:
-            chunk = args.chunked_prefill_size
-            reserve_scratch(
+            begin, chunk = time.perf_counter(), args.chunked_prefill_size
+            prepare_prompts(
                 self.scratch,
                 self.pool,
                 self.config,
                 self.tiling,
-                self.counters,
+                first,
+                model_runner.dtype,
                 self.req_to_token_pool.req_to_token.shape[1],
                 chunk if chunk and chunk > 0 else args.max_prefill_tokens,
             )
             logger.info(
-                f"HSA reserved {self.scratch.nbytes() >> 20} MB of scratch for prompts."
+                f"HSA made its kernels for prompts in {time.perf_counter() - begin:.1f} s; "
+                f"they take {self.scratch.nbytes() >> 20} MB of scratch."
             )
         if "decode" in self.kernels:
             self.decode = DecodeState(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 
+from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
@@ -26,39 +27,63 @@ from sglang.srt.layers.attention.hsa.passes.tile_attention import TileAttention
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
-    from sglang.srt.layers.attention.hsa.counters import HSACounters
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+WARM_UP_ROWS = 16
 
-def reserve_scratch(
+
+def prepare_prompts(
     scratch: Scratch,
     pool: PageReprMixin,
     config: HSAConfig,
     tiling: Tiling,
-    counters: HSACounters,
+    layer: RadixAttention,
+    dtype: torch.dtype,
     context: int,
     chunk: int,
 ) -> None:
-    """Take what the last chunk of the longest prompt needs, so that memory is short at start-up or never.
+    """Take the scratch and compile the kernels of prompts at start-up, where neither surprises a request.
+
+    The scratch is that of the last chunk of the longest prompt. The kernels run on a few queries of zeros, and read the
+    page that pads batches; nothing is written but scratch.
 
     Args:
+        layer: one with HSA; dtype: of its queries.
         context: most tokens of a request; chunk: most new tokens of a pass.
     """
-    new = min(chunk, context)
-    plan = plan_extend(
-        [context - new],
-        [new],
-        tiling=tiling,
-        config=config,
-        device=scratch.device,
-        dense_below=config.dense_below,
+    counters = HSACounters(scratch.device)  # of nobody
+    for new in (min(chunk, context), min(WARM_UP_ROWS, context)):
+        plan = plan_extend(
+            [context - new],
+            [new],
+            tiling=tiling,
+            config=config,
+            device=scratch.device,
+            dense_below=config.dense_below,
+        )
+        if not plan.max_candidates:
+            return
+        tiles = TileAttention.of(plan, pool.head_num, config, counters, scratch)
+        if pool.repr_kind.slow:
+            tiles.workspace.expand_for(config.page_size, pool.head_dim, dtype)
+    shape = new, layer.tp_q_head_num, layer.qk_head_dim
+    tiles.launch(
+        torch.zeros(shape, dtype=dtype, device=scratch.device),
+        pool.layer_cache(layer.layer_id, pool.page_version),
+        torch.zeros(
+            (1, table_width(context, config.page_size)),
+            dtype=torch.int32,
+            device=scratch.device,
+        ),
+        layer_params(layer, pool, config, dense_below=config.dense_below),
     )
-    tiles = TileAttention.of(plan, pool.head_num, config, counters, scratch)
-    if pool.repr_kind.slow and tiles.workspace:
-        queries = torch.bfloat16 if pool.dtype.itemsize == 1 else pool.dtype
-        tiles.workspace.expand_for(config.page_size, pool.head_dim, queries)
+
+
+def table_width(tokens: int, page_size: int) -> int:
+    """Of a page table, a multiple of 16: one compiled variant for all."""
+    return triton.cdiv(triton.cdiv(tokens, page_size), 16) * 16
 
 
 class ExtendPass(AttentionPass):
@@ -103,16 +128,13 @@ class ExtendPass(AttentionPass):
 
         # Versions before the table, as in ``build_metadata``.
         self.page_version = pool.versions_at(pool.built_at(forward_batch))
-        max_pages = triton.cdiv(int(forward_batch.seq_lens_cpu.max()), config.page_size)
+        width = table_width(int(forward_batch.seq_lens_cpu.max()), config.page_size)
         self.page_table = build_page_table(
             req_to_token,
             forward_batch.req_pool_indices,
             forward_batch.seq_lens,
             torch.empty(
-                # A width that is a multiple of 16: one compiled variant for all.
-                (len(forward_batch.seq_lens), triton.cdiv(max_pages, 16) * 16),
-                dtype=torch.int32,
-                device=device,
+                (len(forward_batch.seq_lens), width), dtype=torch.int32, device=device
             ),
             config.page_size,
         )
