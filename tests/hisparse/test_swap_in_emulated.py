@@ -7,7 +7,7 @@ import traceback
 import pytest
 import torch
 from cuda_build import KERNEL
-from emulated import compile_emulated
+from emulated_swap_in import compile_emulated
 from hisparse_release import KERNEL as KERNEL_PATH
 from pin import pin_file
 from swap_in import lengths_for, make_state, run_steps

@@ -167,9 +167,11 @@ inline void run_grid(dim3 grid, dim3 block, std::function<void()> kernel) {
     run_block();
     if (!failure.empty()) {
       fibers.clear();  // some stand in the middle of the kernel
+      body = nullptr;
       host::panic({}, std::exchange(failure, {}));
     }
   }
+  body = nullptr;  // it is code of a library that may be gone before this variable is
 }
 
 /// Seed 0: threads and blocks run in order.
