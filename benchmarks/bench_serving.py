@@ -129,7 +129,7 @@ def measure(server, scenario: Scenario, alike: int) -> dict:
 def run(backend: str, model: str, args: argparse.Namespace, logs: Path) -> list[dict]:
     from benchmarks.quality.serving import Server
 
-    longest = max(s.tokens + s.new for s in args.scenarios) + 2 * QUESTION[1]
+    longest = max(WARM_UP, *(s.tokens + s.new for s in args.scenarios)) + 2 * QUESTION[1]
     requests = max(s.at_once for s in args.scenarios)
     options = f"--load-format dummy --dtype bfloat16 --skip-tokenizer-init --attention-backend {backend} --page-size 64"
     options += f" --chunked-prefill-size 8192 --context-length {longest} --max-running-requests {requests}"
@@ -143,14 +143,15 @@ def run(backend: str, model: str, args: argparse.Namespace, logs: Path) -> list[
         asyncio.run(load(server.url, [prompt(rng, WARM_UP, 1) for _ in range(4)], 8, 4))
         rows = []
         for scenario in args.scenarios:
+            before = server.counters() if backend == "hsa" else {}
             row = dict(backend=backend, scenario=str(scenario), start_s=started, **measure(server, scenario, args.alike))
+            if backend == "hsa":
+                after = server.counters()
+                row["counters"] = {name: after[name] - before[name] for name in after}
             rows.append(row)
             print(row, flush=True)
-        counters = server.counters() if backend == "hsa" else None
-    if counters:
-        print("counters", counters, flush=True)
-        if not (counters["rows_sparse"] and counters["pages_selected"] < counters["pages_candidate"]):
-            raise SystemExit("bench_serving: the HSA arm left no page out; nothing was measured")
+            if backend == "hsa" and not 0 < row["counters"]["pages_selected"] < row["counters"]["pages_candidate"]:
+                raise SystemExit(f"bench_serving: {scenario} left no page out; HSA was not measured")
     return rows
 
 

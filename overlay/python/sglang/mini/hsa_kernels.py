@@ -39,6 +39,7 @@ class HSAKernels:
             )
             if self.scratch is None:
                 self.scratch = Scratch(device)
+            self.tiles = None  # or its buffers would outlive larger ones
             self.tiles = TileAttention.of(
                 plan, sizes[1], config, self.counters, self.scratch
             )

@@ -45,6 +45,7 @@ class Recorder:
             for k in ("num_warps", "num_stages", "maxnreg")
             if k in constants
         }
+        assert options.get("num_warps", 4) <= 32
         signature, constexprs, attrs = {}, {}, {}
         for param, value in zip(self.kernel.params, args):
             signature[param.name] = self._type(value)

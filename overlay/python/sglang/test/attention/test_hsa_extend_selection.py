@@ -145,7 +145,8 @@ def test_slow_selection_in_turns(strategy, items, expanded, groups, monkeypatch)
     every = len(plan.tiles) * kv_heads
     assert workspace.items == min(items, every)
     assert len(workspace.groups) == groups
-    workspace.keys.zero_()
+    workspace.keys.fill_(0xFFFFFFFF)  # of another pass
+    workspace.bias.fill_(torch.nan)
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
     tensors = batch.k_buffer, batch.v_buffer, reprs, stamp, version, channels
     slow_extend.select_slow_pages_extend(
@@ -168,6 +169,47 @@ def test_slow_selection_in_turns(strategy, items, expanded, groups, monkeypatch)
             bits = lists.rows[tile, g, run, :length] >> bit & 1
             found = lists.pages[tile, g, run, :length][bits.bool()].tolist()
             assert found == [p for p in expected[row, g].tolist() if p >= 0], (row, g)
+
+
+def test_slow_selection_in_tiles_of_few_rows_among_many_pages():
+    """Many query heads for a KV head leave few rows to a tile; their scratch ends with them."""
+    torch.manual_seed(0)
+    page, heads, dim, topk, pages, new = 16, 32, 16, 4, 2200, 6
+    params = make_params(page_size=page, window_size=16, topk=topk)
+    tiling = choose_tiling(heads, dim, params.config)
+    prefix = page * pages
+    plan = plan_extend(
+        [prefix], [new], tiling=tiling, config=params.config, device=DEVICE
+    )
+    batch = make_batch([prefix + new], page_size=page, num_kv_heads=1, head_dim=dim)
+    channels = rotary_channels(dim)
+    every = torch.arange(len(batch.k_buffer) // page)
+    reprs = page_repr_fwd(batch.k_buffer, every, params, channels)
+    version = torch.ones(len(every), dtype=torch.int64)
+    q = torch.randn(new, heads, dim)
+    lists = extend_kernel.PageLists.empty(plan, 1, topk, Scratch(DEVICE))
+    workspace = slow_extend.SlowSelectWorkspace(plan, 1, topk, 1, Scratch(DEVICE))
+    size, beyond = workspace.peaks.numel(), 4096
+    guarded = torch.full((size + beyond,), 7, dtype=torch.int32, device=DEVICE)
+    workspace.peaks = guarded[:size].view(torch.uint32).view(workspace.peaks.shape)
+    counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
+    tensors = batch.k_buffer, batch.v_buffer, reprs, version, version, channels
+    slow_extend.select_slow_pages_extend(
+        q.to(DEVICE), LayerCache(*(x.to(DEVICE) for x in tensors)), batch.page_table.to(DEVICE), plan, lists,
+        workspace, counters, params,
+    )  # fmt: skip
+    assert tiling.tile_rows < 8 and bool((guarded[size:] == 7).all())
+    valid = torch.ones_like(batch.page_table, dtype=torch.bool)
+    expected, _ = HSASelector(params, channels).select(
+        q, reprs, valid, batch.page_table, torch.tensor([0, new]), batch.seq_lens
+    )
+    for row in range(new):
+        tile, inside = divmod(row, tiling.tile_rows)
+        run, bit = divmod(inside, lists.list_rows)
+        length = int(lists.lengths[tile, 0, run])
+        bits = lists.rows[tile, 0, run, :length] >> bit & 1
+        found = lists.pages[tile, 0, run, :length][bits.bool()].tolist()
+        assert found == expected[row, 0].tolist(), row
 
 
 if __name__ == "__main__":

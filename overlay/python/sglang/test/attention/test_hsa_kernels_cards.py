@@ -36,13 +36,22 @@ __all__ = ["record"]  # a fixture
 
 
 @pytest.mark.parametrize("context", [131072, 524288, 1048576])
-def test_decode_selection_spills_no_registers(record, context):
-    """A table is a few slots wider than the context."""
+def test_decode_selection_spills_next_to_no_registers(record, context):
+    """None but a few with Triton 3.5 and 3.8. A table is a few slots wider than the context."""
     score = record(slow_decode, "_score_slow_decode_kernel")
     rank = record(slow_decode, "_rank_slow_decode_kernel")
     select_slow_decode(16, 64, torch.bfloat16, triton.cdiv(context + 4, 64))
     for recorder in (score, rank):
-        assert spilled(recorder.compiled[0]) == 0
+        assert spilled(recorder.compiled[0]) <= 16
+
+
+@pytest.mark.parametrize("max_pages", [40000, 65537])
+def test_decode_selection_of_very_long_rows_fits_into_a_program(record, max_pages):
+    """With small pages; it may spill."""
+    record(slow_decode, "_score_slow_decode_kernel")
+    rank = record(slow_decode, "_rank_slow_decode_kernel")
+    select_slow_decode(16, 64, torch.bfloat16, max_pages)
+    assert ".reqntid 1024" in rank.compiled[0]
 
 
 def spilled(ptx: str) -> int:

@@ -19,7 +19,7 @@ from sglang.test.attention.hsa_fixtures import make_batch, make_params, rotary_c
 @needs_kernels
 @pytest.mark.parametrize("kind", ["slow_keys", "mean_std"])
 def test_pages_that_many_sequences_heal_at_once(kind):
-    """The warps of a program must agree whether a page is to be written while others stamp it."""
+    """The warps of a program must agree whether a page is to be written while others stamp it; the interpreter has none."""
     sequences, pages, rounds = (32, 700, 20) if ON_GPU else (3, 4, 2)
     size, heads, dim = 64, 2, 64
     params = make_params(chunk_repr=kind)

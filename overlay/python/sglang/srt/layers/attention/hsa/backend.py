@@ -103,7 +103,7 @@ class HSAAttnBackend(AttentionBackend):
                 shared_bytes(model_runner.device),
             )
             self.scratch = Scratch(model_runner.device)
-        if "extend" in self.kernels:
+        if "extend" in self.kernels and not model_runner.is_draft_worker:
             begin, chunk = time.perf_counter(), args.chunked_prefill_size
             prepare_prompts(
                 self.scratch,

@@ -18,7 +18,7 @@ from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
-from sglang.srt.layers.attention.hsa.params import layer_params
+from sglang.srt.layers.attention.hsa.params import NO_VERSION, layer_params
 from sglang.srt.layers.attention.hsa.passes.base import (
     AttentionPass,
     prefill_dense_below,
@@ -46,38 +46,49 @@ def prepare_prompts(
 ) -> None:
     """Take the scratch and compile the kernels of prompts at start-up, where neither surprises a request.
 
-    The scratch is that of the last chunk of the longest prompt. The kernels run on a few queries of zeros, and read the
-    page that pads batches; nothing is written but scratch.
+    The scratch is that of the last chunk of the longest prompt, and of many short ones at once. The kernels run on a few
+    queries of zeros, and read the page that pads batches; nothing is written but scratch.
 
     Args:
         layer: one with HSA; dtype: of its queries.
-        context: most tokens of a request; chunk: most new tokens of a pass.
+        context: most tokens of a request; chunk: of a pass that is cut into chunks.
     """
-    counters = HSACounters(scratch.device)  # of nobody
-    for new in (min(chunk, context), min(WARM_UP_ROWS, context)):
+    device, page_size = scratch.device, config.page_size
+    context = min(context, pool.size)
+    counters = HSACounters(device)  # of nobody
+    params = layer_params(layer, pool, config, dense_below=config.dense_below)
+    table = torch.zeros(
+        (1, table_width(context, page_size)), dtype=torch.int32, device=device
+    )
+
+    def tiles_of(new: int) -> TileAttention:
         plan = plan_extend(
             [context - new],
             [new],
             tiling=tiling,
             config=config,
-            device=scratch.device,
+            device=device,
             dense_below=config.dense_below,
         )
-        if not plan.max_candidates:
-            return
-        tiles = TileAttention.of(plan, pool.head_num, config, counters, scratch)
-        if pool.repr_kind.slow:
-            tiles.workspace.expand_for(config.page_size, pool.head_dim, dtype)
-    shape = new, layer.tp_q_head_num, layer.qk_head_dim
-    tiles.launch(
-        torch.zeros(shape, dtype=dtype, device=scratch.device),
+        return TileAttention.of(plan, pool.head_num, config, counters, scratch)
+
+    few = tiles_of(min(WARM_UP_ROWS, context))
+    if pool.repr_kind.stored:
+        none = torch.full_like(pool.page_version, NO_VERSION)  # so none is written
+        cache = pool.layer_cache(layer.layer_id, none)
+        write_pages(cache, table, few.plan.pages, counters.values, params)
+    if few.lists is None:  # every prompt is dense
+        return
+    most = tiles_of(min(chunk, context))
+    if pool.repr_kind.slow:
+        most.workspace.reserve(pool.size // page_size, page_size, pool.head_dim, dtype)
+    few = tiles_of(few.plan.rows)
+    shape = few.plan.rows, layer.tp_q_head_num, layer.qk_head_dim
+    few.launch(
+        torch.zeros(shape, dtype=dtype, device=device),
         pool.layer_cache(layer.layer_id, pool.page_version),
-        torch.zeros(
-            (1, table_width(context, config.page_size)),
-            dtype=torch.int32,
-            device=scratch.device,
-        ),
-        layer_params(layer, pool, config, dense_below=config.dense_below),
+        table,
+        params,
     )
 
 

@@ -27,6 +27,7 @@ from sglang.srt.layers.attention.hsa.ops.select.decode_scores import (
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 PAGES_PER_STEP = 8  # and warp
+MAX_PAGES_PER_STEP = 128
 LOCAL_KEYS: tl.constexpr = tl.constexpr(32)  # of sinks and window, per step
 MAX_PROGRAMS_PER_ROW = 32
 
@@ -251,7 +252,7 @@ def select_pages_decode(
         STRATEGY=params.strategy,
         CAP=params.logit_cap > 0,
         HAS_VERSIONS=cache.stamps is not None,
-        PAGES=PAGES_PER_STEP * warps,
+        PAGES=min(PAGES_PER_STEP * warps, MAX_PAGES_PER_STEP),
         NUM_SPLITS=programs,
         WIDTHS=widths,
         num_warps=warps,

@@ -16,6 +16,7 @@ from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import ordered_ke
 
 # A row is ranked in registers, in the least of these numbers of them that its pages fit into.
 WIDTHS = (256, 1024, 2048, 4096, 8192)
+MAX_WARPS = 32
 KEYS_PER_THREAD = 32  # more do not fit into the registers of the widest row
 EARLY: tl.constexpr = tl.constexpr(
     4096
@@ -29,8 +30,8 @@ def ranking_widths(candidates: int) -> tuple[int, ...]:
 
 
 def ranking_warps(widths: tuple[int, ...]) -> int:
-    """Warps of a program that ranks rows of these widths."""
-    return max(4, widths[-1] // (32 * KEYS_PER_THREAD))
+    """Warps of a program that ranks rows of these widths; more than MAX_WARPS do not fit into one."""
+    return min(MAX_WARPS, max(4, widths[-1] // (32 * KEYS_PER_THREAD)))
 
 
 @triton.jit

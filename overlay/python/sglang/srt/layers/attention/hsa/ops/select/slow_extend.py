@@ -120,9 +120,23 @@ class SlowSelectWorkspace:
     def expand_for(self, page_size: int, head_dim: int, dtype: torch.dtype) -> None:
         """Make ``expanded`` for heads of so many dimensions."""
         if self.expanded is None:
-            channels = max(num_channels(head_dim), 2 * MIN_HALF)
-            shape = (self.pages, self.kv_heads, page_size, channels)
-            self.expanded = self.scratch.take("expanded", shape, dtype)
+            self.expanded = self._keys(self.pages, page_size, head_dim, dtype)
+
+    def reserve(
+        self, pool_pages: int, page_size: int, head_dim: int, dtype: torch.dtype
+    ) -> None:
+        """Take scratch for the largest group of sequences: one of the plan's, or as many as share a launch."""
+        most = min(EXPANDED_PAGES // self.kv_heads, pool_pages)
+        most = max(self.pages, most)
+        self._keys(most, page_size, head_dim, dtype)
+        self.scratch.take("bias", (most,), torch.float32)
+
+    def _keys(
+        self, pages: int, page_size: int, head_dim: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        channels = max(num_channels(head_dim), 2 * MIN_HALF)
+        shape = (pages, self.kv_heads, page_size, channels)
+        return self.scratch.take("expanded", shape, dtype)
 
 
 def select_slow_pages_extend(

@@ -159,13 +159,16 @@ def score_slow_kernel(
 
 
 @triton.jit
-def _store_peaks(keys, peaks, lengths, most, stride_keys, ROWS, PEAKS: tl.constexpr):
+def _store_peaks(
+    keys, peaks, lengths, most, stride_keys, ROWS: tl.constexpr, PEAKS: tl.constexpr
+):
     """Maxima of the keys that lie a multiple of PEAKS apart, of each of ROWS rows, at ``peaks`` ``[ROWS, PEAKS]``."""
+    BLOCK: tl.constexpr = PEAK_ROWS if PEAK_ROWS < ROWS else ROWS
     lane = tl.arange(0, PEAKS)[None, :]
-    for at in range(0, ROWS, PEAK_ROWS):
-        n = at + tl.arange(0, PEAK_ROWS)
+    for at in range(0, ROWS, BLOCK):
+        n = at + tl.arange(0, BLOCK)
         length = tl.load(lengths + n)[:, None]
-        peak = tl.zeros((PEAK_ROWS, PEAKS), tl.uint32)
+        peak = tl.zeros((BLOCK, PEAKS), tl.uint32)
         for lo in range(0, most, PEAKS):
             column = lo + lane
             key = tl.load(
