@@ -7,6 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from sglang.srt.layers.attention.hsa.ops.common import padded_width
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.select import decode_kernel, slow_decode
 from sglang.srt.layers.attention.hsa.page_repr import KINDS, num_channels
@@ -124,11 +125,10 @@ def select_slow_decode(heads, head_dim, dtype, max_pages, strategy="head"):
     layer = cache("slow_keys", head_dim, dtype)
     if dtype == torch.float16:  # as in the mini engine, which keeps no versions
         layer = layer._replace(stamps=None, versions=None)
-    width = triton.cdiv(max_pages, 16) * 16
     slow_decode.select_slow_pages_decode(
         torch.empty(B, heads, head_dim, dtype=dtype),
         layer,
-        torch.zeros(B, width, dtype=torch.int32),
+        torch.zeros(B, padded_width(max_pages), dtype=torch.int32),
         torch.ones(B, dtype=torch.int64),
         torch.empty(B, HKV, 32, dtype=torch.int32),
         decode_kernel.SelectPagesWorkspace(B, HKV, max_pages, "cpu"),

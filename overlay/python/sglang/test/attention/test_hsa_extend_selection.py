@@ -158,16 +158,9 @@ def test_slow_selection_in_turns(strategy, items, expanded, groups, monkeypatch)
     expected, _ = HSASelector(params, channels).select(
         q, reprs, valid, batch.page_table, cu, batch.seq_lens
     )
-    tile_of, tiles = {}, plan.tiles.tolist()
-    for number, (_, first, rows, _) in enumerate(tiles):
-        tile_of |= {first + i: (number, i) for i in range(rows)}
     for row in range(sum(news)):
-        tile, inside = tile_of[row]
-        run, bit = divmod(inside, lists.list_rows)
         for g in range(kv_heads):
-            length = int(lists.lengths[tile, g, run])
-            bits = lists.rows[tile, g, run, :length] >> bit & 1
-            found = lists.pages[tile, g, run, :length][bits.bool()].tolist()
+            found = pages_of_row(lists, plan, row, g)
             assert found == [p for p in expected[row, g].tolist() if p >= 0], (row, g)
 
 
@@ -204,11 +197,7 @@ def test_slow_selection_in_tiles_of_few_rows_among_many_pages():
         q, reprs, valid, batch.page_table, torch.tensor([0, new]), batch.seq_lens
     )
     for row in range(new):
-        tile, inside = divmod(row, tiling.tile_rows)
-        run, bit = divmod(inside, lists.list_rows)
-        length = int(lists.lengths[tile, 0, run])
-        bits = lists.rows[tile, 0, run, :length] >> bit & 1
-        found = lists.pages[tile, 0, run, :length][bits.bool()].tolist()
+        found = pages_of_row(lists, plan, row, 0)
         assert found == expected[row, 0].tolist(), row
 
 

@@ -44,6 +44,11 @@ def stages_that_fit(step_bytes: int, most: int, shared: int) -> int:
     return max(1, min(most, (shared - OTHER_SHARED_BYTES) // step_bytes))
 
 
+def padded_width(columns: int) -> int:
+    """Columns of a buffer that has room for so many: a multiple of 16, which Triton compiles one variant for."""
+    return triton.cdiv(columns, 16) * 16
+
+
 def programs_per_row(processors: int, rows: int, limit: int) -> int:
     """Programs per row that fill the device: a power of two, so that few variants are compiled."""
     return min(limit, triton.next_power_of_2(triton.cdiv(processors, rows)))

@@ -16,6 +16,7 @@ import triton
 from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.config import WHOLE_PAST
 from sglang.srt.layers.attention.hsa.layer_contract import unsupported
+from sglang.srt.layers.attention.hsa.ops.common import padded_width
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
     AllLayers,
@@ -155,8 +156,7 @@ class DecodeState:
 
     def _make_buffers(self, rows: int) -> DecodeBuffers:
         size, device = self.size._replace(rows=rows), self.req_to_token.device
-        width = triton.cdiv(size.max_pages, 16) * 16
-        shape = (len(self.steps), rows, width)
+        shape = (len(self.steps), rows, padded_width(size.max_pages))
         return DecodeBuffers(
             torch.zeros(shape[:2], dtype=torch.int32, device=device),
             torch.zeros(shape, dtype=torch.int32, device=device),

@@ -14,6 +14,7 @@ import torch
 import triton
 
 from sglang.srt.layers.attention.hsa.counters import HSACounters
+from sglang.srt.layers.attention.hsa.ops.common import padded_width
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
@@ -57,9 +58,8 @@ def prepare_prompts(
     context = min(context, pool.size)
     counters = HSACounters(device)  # of nobody
     params = layer_params(layer, pool, config, dense_below=config.dense_below)
-    table = torch.zeros(
-        (1, table_width(context, page_size)), dtype=torch.int32, device=device
-    )
+    width = padded_width(triton.cdiv(context, page_size))
+    table = torch.zeros((1, width), dtype=torch.int32, device=device)
 
     def tiles_of(new: int) -> TileAttention:
         plan = plan_extend(
@@ -72,6 +72,9 @@ def prepare_prompts(
         )
         return TileAttention.of(plan, pool.head_num, config, counters, scratch)
 
+    most = tiles_of(min(chunk, context))
+    if most.workspace and pool.repr_kind.slow:
+        most.workspace.reserve(pool.size // page_size, page_size, pool.head_dim, dtype)
     few = tiles_of(min(WARM_UP_ROWS, context))
     if pool.repr_kind.stored:
         none = torch.full_like(pool.page_version, NO_VERSION)  # so none is written
@@ -79,10 +82,6 @@ def prepare_prompts(
         write_pages(cache, table, few.plan.pages, counters.values, params)
     if few.lists is None:  # every prompt is dense
         return
-    most = tiles_of(min(chunk, context))
-    if pool.repr_kind.slow:
-        most.workspace.reserve(pool.size // page_size, page_size, pool.head_dim, dtype)
-    few = tiles_of(few.plan.rows)
     shape = few.plan.rows, layer.tp_q_head_num, layer.qk_head_dim
     few.launch(
         torch.zeros(shape, dtype=dtype, device=device),
@@ -90,11 +89,6 @@ def prepare_prompts(
         table,
         params,
     )
-
-
-def table_width(tokens: int, page_size: int) -> int:
-    """Of a page table, a multiple of 16: one compiled variant for all."""
-    return triton.cdiv(triton.cdiv(tokens, page_size), 16) * 16
 
 
 class ExtendPass(AttentionPass):
@@ -139,7 +133,8 @@ class ExtendPass(AttentionPass):
 
         # Versions before the table, as in ``build_metadata``.
         self.page_version = pool.versions_at(pool.built_at(forward_batch))
-        width = table_width(int(forward_batch.seq_lens_cpu.max()), config.page_size)
+        longest = int(forward_batch.seq_lens_cpu.max())
+        width = padded_width(triton.cdiv(longest, config.page_size))
         self.page_table = build_page_table(
             req_to_token,
             forward_batch.req_pool_indices,

@@ -12,7 +12,11 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.common import decode_row, programs_per_row
+from sglang.srt.layers.attention.hsa.ops.common import (
+    decode_row,
+    padded_width,
+    programs_per_row,
+)
 from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
     rank_and_count,
     ranking_warps,
@@ -155,9 +159,8 @@ class SelectPagesWorkspace:
     ):
         self.max_pages = max_pages
         rows = max_rows * num_kv_heads
-        width = triton.cdiv(max_pages, 16) * 16  # so that rows begin at whole words
         self.scores = torch.empty(
-            (rows * group, width), dtype=torch.float32, device=device
+            (rows * group, padded_width(max_pages)), dtype=torch.float32, device=device
         )
         self.norms = torch.empty(
             max_programs * group, dtype=torch.float32, device=device

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from sglang.srt.layers.attention.hsa.ops.common import padded_width
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import (
@@ -44,7 +45,7 @@ class PageLists:
         """Lists for the tiles of a plan, not yet written."""
         tile_rows, list_rows = plan.tiling
         width = min(min(list_rows, plan.max_rows) * topk, plan.max_candidates)
-        width = triton.cdiv(width, 16) * 16  # one compiled variant for all widths
+        width = padded_width(width)
         shape = (len(plan.tiles), num_kv_heads, tile_rows // list_rows)
         return cls(
             scratch.take("list_pages", (*shape, width), torch.int32),
@@ -54,7 +55,44 @@ class PageLists:
         )
 
 
-class ExtendSelectWorkspace:
+class RankingWorkspace:
+    """Scratch of rankings and of the keys that they read.
+
+    Args:
+        plan: the largest.
+        topk: pages that a row selects.
+        programs: of a launch that ranks.
+        items: pairs of a tile and a KV head whose keys are kept at once.
+        step: that a row of keys is a multiple of.
+        scratch: that the tensors are taken from.
+    """
+
+    def __init__(
+        self,
+        plan: ExtendPlan,
+        topk: int,
+        programs: int,
+        items: int,
+        step: int,
+        scratch: Scratch,
+    ):
+        self.programs = programs
+        tile_rows = plan.tiling.tile_rows
+        rows = programs * tile_rows
+        width = triton.cdiv(plan.max_candidates, step) * step
+        sieved = plan.max_candidates > WIDTHS[-1]
+        kept = rows_at_a_time(tile_rows)[-1] * WIDTHS[-1]
+
+        def take(name: str, *shape: int) -> torch.Tensor:
+            return scratch.take(name, shape, torch.uint32)
+
+        self.ranks = scratch.take("ranks", (rows * 3,), torch.int32)
+        self.keys = take("keys", items * tile_rows, width)
+        self.peaks = take("peaks", rows * sieved, num_peaks(topk))
+        self.kept = take("kept", programs * sieved, kept)
+
+
+class ExtendSelectWorkspace(RankingWorkspace):
     """Scratch of ``select_pages_extend``, reused by every layer.
 
     Args:
@@ -73,18 +111,7 @@ class ExtendSelectWorkspace:
         processors: int,
         scratch: Scratch,
     ):
-        tile_rows = plan.tiling.tile_rows
         self.processors = processors
-        self.programs = min(len(plan.tiles) * num_kv_heads, 2 * processors)
-        rows = self.programs * tile_rows
+        programs = min(len(plan.tiles) * num_kv_heads, 2 * processors)
         step = max(PAGES_PER_STEP, LANES.value)
-
-        def take(name: str, *shape: int) -> torch.Tensor:
-            return scratch.take(name, shape, torch.uint32)
-
-        self.ranks = scratch.take("ranks", (rows * 3,), torch.int32)
-        self.keys = take("keys", rows, triton.cdiv(plan.max_candidates, step) * step)
-        sieved = plan.max_candidates > WIDTHS[-1]
-        self.peaks = take("peaks", rows * sieved, num_peaks(topk))
-        kept = rows_at_a_time(tile_rows)[-1] * WIDTHS[-1]
-        self.kept = take("kept", self.programs * sieved, kept)
+        super().__init__(plan, topk, programs, programs, step, scratch)

@@ -14,10 +14,12 @@ from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import (
     LANES,
     WIDTHS,
-    num_peaks,
     rows_at_a_time,
 )
-from sglang.srt.layers.attention.hsa.ops.select.page_lists import PageLists
+from sglang.srt.layers.attention.hsa.ops.select.page_lists import (
+    PageLists,
+    RankingWorkspace,
+)
 from sglang.srt.layers.attention.hsa.ops.select.slow_codes import scale_back
 from sglang.srt.layers.attention.hsa.ops.select.slow_extend_kernels import (
     expand_slow_kernel,
@@ -70,7 +72,7 @@ def group_sequences(
     return groups, places
 
 
-class SlowSelectWorkspace:
+class SlowSelectWorkspace(RankingWorkspace):
     """Scratch of ``select_slow_pages_extend``, reused by every layer; arguments as of ``ExtendSelectWorkspace``.
 
     Attributes:
@@ -88,7 +90,6 @@ class SlowSelectWorkspace:
         processors: int,
         scratch: Scratch,
     ):
-        tile_rows = plan.tiling.tile_rows
         candidates = [count for count, _ in plan.sequences]
         self.groups, places = group_sequences(
             candidates,
@@ -100,22 +101,13 @@ class SlowSelectWorkspace:
         self.scratch, self.kv_heads = scratch, num_kv_heads
         self.expanded: Optional[torch.Tensor] = None
         self.bias = scratch.take("bias", (self.pages,), torch.float32)
-        width = triton.cdiv(plan.max_candidates, LANES.value) * LANES.value
-        items = len(plan.tiles) * num_kv_heads
-        self.items = min(items, max(1, SCRATCH_BYTES // (tile_rows * width * 4)))
+        step = LANES.value
+        width = triton.cdiv(plan.max_candidates, step) * step
+        fitting = SCRATCH_BYTES // (plan.tiling.tile_rows * width * 4)
+        self.items = min(len(plan.tiles) * num_kv_heads, max(1, fitting))
         self.processors = processors
-        self.programs = min(self.items, 2 * processors)
-
-        def take(name: str, *shape: int) -> torch.Tensor:
-            return scratch.take(name, shape, torch.uint32)
-
-        rows = self.programs * tile_rows
-        self.ranks = scratch.take("ranks", (rows * 3,), torch.int32)
-        self.keys = take("keys", self.items * tile_rows, width)
-        sieved = plan.max_candidates > WIDTHS[-1]
-        self.peaks = take("peaks", rows * sieved, num_peaks(topk))
-        kept = rows_at_a_time(tile_rows)[-1] * WIDTHS[-1]
-        self.kept = take("kept", self.programs * sieved, kept)
+        programs = min(self.items, 2 * processors)
+        super().__init__(plan, topk, programs, self.items, step, scratch)
 
     def expand_for(self, page_size: int, head_dim: int, dtype: torch.dtype) -> None:
         """Make ``expanded`` for heads of so many dimensions."""
