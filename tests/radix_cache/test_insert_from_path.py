@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from key_copies import counted_copies
 from scheduler_release import token_ids
 
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache, EvictParams, MatchPrefixParams
@@ -136,28 +137,20 @@ def test_the_tree_is_that_of_a_walk_from_the_root(page_size, is_eagle, seed):
     assert splits > 20 and evicted > 0
 
 
-def copied_tokens(kind, chunks, monkeypatch):
+def copied_tokens(kind, chunks):
     """Tokens of keys that the last of so many chunks copies."""
-    world, copied = World(kind, 16, False), [0]
+    world = World(kind, 16, False)
     req = world.begin(0, [i % 7919 for i in range(32 * chunks + 1)])
-    original = RadixKey.__getitem__
-
-    def counting(key, index):
-        part = original(key, index)
-        copied[0] += len(part)
-        return part
-
-    monkeypatch.setattr(RadixKey, "__getitem__", counting)
-    for _ in range(chunks):
-        copied[0] = 0
-        world.chunk(req, 32, last=False)
-    monkeypatch.undo()
+    with counted_copies() as copied:
+        for _ in range(chunks):
+            copied[0] = 0
+            world.chunk(req, 32, last=False)
     return copied[0]
 
 
-def test_a_chunk_copies_no_more_than_the_prompt(monkeypatch):
+def test_a_chunk_copies_no_more_than_the_prompt():
     """From the root the copies of one chunk grow with its number squared."""
-    few, many = (copied_tokens(RadixCache, chunks, monkeypatch) for chunks in (10, 40))
+    few, many = (copied_tokens(RadixCache, chunks) for chunks in (10, 40))
     assert many <= 4 * few
-    few, many = (copied_tokens(FromRoot, chunks, monkeypatch) for chunks in (10, 40))
+    few, many = (copied_tokens(FromRoot, chunks) for chunks in (10, 40))
     assert many > 8 * few

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from key_copies import counted_copies
 from scheduler_release import token_ids
 
 from sglang.srt.managers.schedule_batch import Req
@@ -13,7 +14,6 @@ from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.test.attention.hsa_release import no_server
 
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.skipif(not hasattr(BasePrefixCache, "checkpoint"), reas
 PAGE, CHUNK = 16, 32
 
 
-def copied_tokens(core, chunks, monkeypatch):
+def copied_tokens(core, chunks):
     """Tokens of keys that Python copies for the last of so many chunks of a prompt."""
     from sglang.srt.mem_cache.unified_cache.components import ComponentType
     from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
-    total, copied = CHUNK * chunks, [0]
+    total = CHUNK * chunks
     rows = ReqToTokenPool(2, total + PAGE, "cpu", enable_memory_saver=False)
     pool = PagedTokenToKVPoolAllocator(total + PAGE, PAGE, torch.bfloat16, "cpu", SimpleNamespace(), need_sort=False)
     cache = UnifiedRadixCache(
@@ -42,30 +42,22 @@ def copied_tokens(core, chunks, monkeypatch):
     rows.alloc([req])
     req.init_next_round_input(cache)
     req.lock = cache.lock(req.last_node)
-    original = RadixKey.__getitem__
-
-    def counting(key, index):
-        part = original(key, index)
-        copied[0] += len(part)
-        return part
-
-    monkeypatch.setattr(RadixKey, "__getitem__", counting)
-    for end in range(CHUNK, total + 1, CHUNK):
-        copied[0] = 0
-        slots = pool.alloc(CHUNK)
-        rows.write((req.kv.req_pool_idx, slice(end - CHUNK, end)), slots.int())
-        req.kv.kv_committed_len = req.kv.kv_allocated_len = req.extend_end = end
-        cache.checkpoint(req, up_to=end)
-        req.prefix_len = end
-        assert torch.equal(cache.path_device_indices(req.last_node)[-CHUNK:], slots)
-    monkeypatch.undo()
+    with counted_copies() as copied:
+        for end in range(CHUNK, total + 1, CHUNK):
+            copied[0] = 0
+            slots = pool.alloc(CHUNK)
+            rows.write((req.kv.req_pool_idx, slice(end - CHUNK, end)), slots.int())
+            req.kv.kv_committed_len = req.kv.kv_allocated_len = req.extend_end = end
+            cache.checkpoint(req, up_to=end)
+            req.prefix_len = end
+            assert torch.equal(cache.path_device_indices(req.last_node)[-CHUNK:], slots)
     return copied[0]
 
 
-def test_a_chunk_copies_no_more_than_the_prompt(monkeypatch):
+def test_a_chunk_copies_no_more_than_the_prompt():
     """The core in Python copies the rest of the key at each node, and there is one per chunk."""
     with no_server():
-        few, many = (copied_tokens(None, chunks, monkeypatch) for chunks in (10, 40))
+        few, many = (copied_tokens(None, chunks) for chunks in (10, 40))
         assert 0 < many <= 4 * few
-        few, many = (copied_tokens("python", chunks, monkeypatch) for chunks in (10, 40))
+        few, many = (copied_tokens("python", chunks) for chunks in (10, 40))
         assert many > 8 * few
