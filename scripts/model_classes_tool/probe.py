@@ -185,7 +185,7 @@ def is_ours(text: str) -> bool:
 def describe(error: BaseException) -> str:
     """An error in one line that does not differ from machine to machine."""
     text = re.sub(r"\s+", " ", str(error)).strip()
-    text = re.sub(r"/tmp/\S+|0x[0-9a-f]+", "…", text)
+    text = re.sub(re.escape(tempfile.gettempdir()) + r"/\S+|0x[0-9a-f]+", "…", text)
     if "CUDA" in text:
         return NEEDS_CUDA
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
