@@ -19,6 +19,7 @@ HALF = IN_TREE + "test_hsa_kv_dtypes.py::test_half_precision_caches"
 HICACHE = IN_TREE + "test_hsa_hierarchical_cache.py::test_pages_from_the_host_are_healed"
 REFUSAL_TESTS = IN_TREE + "test_hsa_refusals.py::"
 DRAFTS = IN_TREE + "test_hsa_speculative_gpu.py::test_drafts_leave_the_tokens_alone"
+HILS = "tests/hils/"
 TOKENS = SPARSE + "test_tokens_equal_the_brute_force_model"
 TWO_GPUS = "two CUDA devices for the latter, which has not passed there yet"
 
@@ -170,6 +171,27 @@ CELLS = (
         "other [classes that are served](model_classes.md)",
         ("tests/hsa/test_model_classes.py::test_every_page_selected_is_dense_attention",),
         needs="`scripts/test.sh -m slow`",
+    ),
+    Cell("HiLS checkpoints", "answers of the reference", (HILS + "test_parity.py::test_answers_are_those_of_the_reference",)),
+    Cell(
+        "HiLS checkpoints",
+        "any chunks, mixed, without radix cache or overlap, strict",
+        (HILS + "test_schedules.py::test_schedule_does_not_change_answers",),
+    ),
+    Cell(
+        "HiLS checkpoints",
+        "radix cache",
+        (HILS + "test_schedules.py::test_prefixes_in_the_radix_cache_keep_their_representations",),
+    ),
+    Cell("HiLS checkpoints", "tensor parallel", (HILS + "test_schedules.py::test_two_tensor_parallel_ranks",)),
+    Cell("HiLS checkpoints", "speculative decoding", refusal="speculative decoding of HiLS checkpoints"),
+    Cell("HiLS checkpoints", "hierarchical cache", refusal="the hierarchical cache with HiLS checkpoints"),
+    Cell("HiLS checkpoints", "8-bit KV cache", refusal="8-bit KV caches of HiLS checkpoints"),
+    Cell(
+        "HiLS checkpoints",
+        "another attention backend",
+        printed="… checkpoints were trained for HSA, which no other attention backend computes; add --attention-backend "
+        "hsa.",
     ),
     Cell("Models", "multimodal", refusal="multimodal models"),
     Cell("Models", "MLA", refusal="multi-head latent attention"),

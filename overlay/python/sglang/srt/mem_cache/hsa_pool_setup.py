@@ -11,7 +11,7 @@ import torch
 from sglang.srt.layers.attention.hsa.compat import (
     arguments,
     asked,
-    attention_tp_size,
+    attention_tp,
     let_canary_watch,
     model_dtype,
     swa_allocator_class,
@@ -23,7 +23,7 @@ from sglang.srt.layers.attention.hsa.model_layers import (
     choose_layers,
     serves_with_hsa,
 )
-from sglang.srt.layers.attention.hsa.page_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import kind_named
 from sglang.srt.layers.attention.hsa.rotary_channels import layer_channels
 from sglang.srt.mem_cache.allocator import (
     BaseTokenToKVPoolAllocator,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
 VERSION_BYTES = 8
+BIAS_BYTES = 4
 
 _HSA_POOLS = {MHATokenToKVPool: HSATokenToKVPool, SWAKVPool: HSASWAKVPool}
 _HSA_ALLOCATORS = {
@@ -80,7 +81,8 @@ def kv_pool_class(
         repr_kind=kind,
         repr_dtype=_repr_dtype(runner),
         page_versions=_shared_page_versions(runner),
-        repr_channels=_channels(runner, layer_ids) if KINDS[kind].slow else None,
+        repr_channels=_channels(runner, layer_ids) if kind_named(kind).slow else None,
+        repr_group=_group(runner, kind),
     )
 
 
@@ -99,11 +101,12 @@ def page_repr_bytes_per_token(runner: ModelRunner, layers: int = 1) -> float:
     config = HSAConfig.from_server_args(_arguments(runner))
     bytes_per_page = repr_bytes_per_page(
         num_layers=len(hsa_layer_ids(runner)),
-        num_kv_heads=runner.model_config.get_num_kv_heads(attention_tp_size()),
+        num_kv_heads=runner.model_config.get_num_kv_heads(attention_tp()[1]),
         head_dim=runner.model_config.head_dim,
         page_size=config.page_size,
         kind=config.chunk_repr,
         dtype=_repr_dtype(runner),
+        group=_group(runner, config.chunk_repr),
     )
     price = -(-bytes_per_page // config.page_size)
     return price if layers == 1 else price / layers
@@ -116,6 +119,7 @@ def repr_bytes_per_page(
     page_size: int,
     kind: str,
     dtype: torch.dtype,
+    group: int = 1,
 ) -> int:
     """Bytes of one page's representations over all HSA layers, versions included.
 
@@ -124,14 +128,17 @@ def repr_bytes_per_page(
         num_kv_heads: KV heads on this rank.
         head_dim: dimensions of a key.
         page_size: tokens per page.
-        kind: a name in ``page_repr.KINDS``.
+        kind: value of ``--hsa-chunk-repr``.
         dtype: of the keys, or of the model if the keys are quantised to 8 bits.
+        group: query heads per KV head.
     """
-    entry = KINDS[kind]
+    entry = kind_named(kind)
     if not entry.stored:
         return VERSION_BYTES
     itemsize = entry.storage_dtype(dtype).itemsize
-    per_head = entry.repr_dim(head_dim, page_size) * itemsize
+    per_head = entry.repr_dim(head_dim, page_size, group) * itemsize
+    if entry.biased:
+        per_head += BIAS_BYTES * group
     per_layer = num_kv_heads * per_head + VERSION_BYTES
     return num_layers * per_layer + VERSION_BYTES
 
@@ -141,6 +148,14 @@ def hsa_layer_ids(runner: ModelRunner) -> Tuple[int, ...]:
     return choose_layers(
         runner.model, runner.model_config, _arguments(runner), runner.is_draft_worker
     )
+
+
+def _group(runner: ModelRunner, kind: str) -> int:
+    """Query heads per KV head, for a kind that represents pages for each of them."""
+    if not kind_named(kind).biased:
+        return 1
+    model = runner.model_config
+    return model.num_attention_heads // model.get_total_num_kv_heads()
 
 
 def _channels(runner: ModelRunner, layer_ids: Tuple[int, ...]) -> torch.Tensor:

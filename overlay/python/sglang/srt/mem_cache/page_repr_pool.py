@@ -21,7 +21,7 @@ import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.layers.attention.hsa.compat import swa_allocator_class
 from sglang.srt.layers.attention.hsa.ops.gather import take
-from sglang.srt.layers.attention.hsa.page_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import kind_named
 from sglang.srt.layers.attention.hsa.params import NO_VERSION, LayerCache
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
@@ -70,9 +70,10 @@ class PageReprMixin:
     Attributes:
         hsa_layer_ids: layers that keep representations, ascending; a layer's place in it is its ordinal.
         hsa_layers: the same as a set.
-        repr_kind: kind of representation, an entry of ``page_repr.KINDS``.
+        repr_kind: kind of representation.
         repr_buffers: per ordinal ``[num_pages, H_kv, repr_dim]`` in the kind's storage dtype; empty for a kind
             that is read from the keys.
+        repr_biases: per ordinal ``[num_pages, H_kv, G]`` float32; empty for a kind whose scores have none.
         repr_stamps: per ordinal ``[num_pages]`` int64, the page version each representation was written for.
         page_versions: which hand-out each page belongs to.
         all_repr_channels: channels that representations are taken from, by ordinal ``[L, R]`` int32; None for a kind
@@ -87,6 +88,7 @@ class PageReprMixin:
         repr_dtype: Optional[torch.dtype] = None,
         page_versions: Optional[PageVersions] = None,
         repr_channels: Optional[torch.Tensor] = None,
+        repr_group: int = 1,
         **kwargs,
     ):
         """
@@ -95,10 +97,11 @@ class PageReprMixin:
             page_versions: of the pool whose allocator hands out this pool's pages as well; None if it has its own.
             repr_channels: channels that representations are taken from, by ordinal ``[L, R]`` int32; needed by a kind
                 that keeps some of them.
+            repr_group: query heads per KV head, which a kind may represent one by one.
         """
         self.hsa_layer_ids = tuple(hsa_layer_ids)
         self.hsa_layers = frozenset(hsa_layer_ids)
-        self.repr_kind = KINDS[repr_kind]
+        self.repr_kind, self.repr_group = kind_named(repr_kind), repr_group
         self.repr_dtype = repr_dtype
         self.page_versions = page_versions
         self.all_repr_channels = repr_channels
@@ -109,7 +112,7 @@ class PageReprMixin:
         num_pages = self.size // self.page_size + 1  # page 0 takes the padding
         stored = self.hsa_layer_ids if self.repr_kind.stored else ()
         kind = self.repr_kind
-        repr_dim = kind.repr_dim(self.head_dim, self.page_size)
+        repr_dim = kind.repr_dim(self.head_dim, self.page_size, self.repr_group)
         if self.all_repr_channels is not None:
             self.all_repr_channels = self.all_repr_channels.to(self.device)
         with self._repr_region():
@@ -120,6 +123,12 @@ class PageReprMixin:
                     device=self.device,
                 )
                 for _ in stored
+            ]
+            self.repr_biases = [
+                torch.zeros(
+                    (num_pages, self.head_num, self.repr_group), device=self.device
+                )
+                for _ in (stored if kind.biased else ())
             ]
         # Outside the region: what is released and resumed there comes back with any bytes.
         self.repr_stamps = [
@@ -180,6 +189,7 @@ class PageReprMixin:
         """Bytes of representations and versions on the device."""
         tensors = [
             *self.repr_buffers,
+            *self.repr_biases,
             *self.repr_stamps,
             self.page_version,
         ]
@@ -205,6 +215,10 @@ class PageReprMixin:
             return None
         return self.all_repr_channels[self._ordinal[layer_id]]
 
+    def repr_biases_of(self, layer_id: int) -> Optional[torch.Tensor]:
+        """Biases of a layer's scores by physical page ``[num_pages, H_kv, G]`` float32; None for a kind that has none."""
+        return self.repr_biases[self._ordinal[layer_id]] if self.repr_biases else None
+
     def layer_cache(
         self, layer_id: int, versions: Optional[torch.Tensor] = None
     ) -> LayerCache:
@@ -225,6 +239,7 @@ class PageReprMixin:
             stamps,
             versions,
             self.repr_channels_of(layer_id),
+            self.repr_biases_of(layer_id),
         )
 
     def save_chunk_repr(
@@ -233,6 +248,7 @@ class PageReprMixin:
         page_ids: torch.Tensor,
         repr: torch.Tensor,
         page_version: Optional[torch.Tensor] = None,
+        bias: Optional[torch.Tensor] = None,
     ) -> None:
         """Write representations and stamp their versions.
 
@@ -241,6 +257,7 @@ class PageReprMixin:
             page_ids: physical pages ``[N]``, distinct.
             repr: ``[N, H_kv, repr_dim]``, cast to the buffer's dtype.
             page_version: versions the representations were made for ``[N]``; None for the current ones.
+            bias: ``[N, H_kv, G]``, of a kind that has one.
         """
         ordinal = self._ordinal[layer_id]
         page_ids = page_ids.long()
@@ -248,6 +265,8 @@ class PageReprMixin:
             page_version = self.page_version[page_ids]
         buffer = self.repr_buffers[ordinal]
         buffer[page_ids] = repr.to(buffer.dtype)
+        if bias is not None:
+            self.repr_biases[ordinal][page_ids] = bias
         self.repr_stamps[ordinal][page_ids] = page_version
 
     def get_chunk_repr(
@@ -325,7 +344,7 @@ class HSATokenToKVPool(PageReprMixin, MHATokenToKVPool):
 
     def _clear_buffers(self):
         super()._clear_buffers()
-        del self.repr_buffers
+        del self.repr_buffers, self.repr_biases
         del self.repr_stamps, self.page_versions
 
     def _finalize_allocation_log(self, num_tokens: int):

@@ -87,7 +87,13 @@ def test_models_pass_no_other_argument():
     at_first_pass = {
         "aux_tensors", "rel_bias", "rel_bias_event", "score_mod", "idx_q", "idx_k", "idx_v"
     }  # fmt: skip
-    taken = {"forward_batch", "save_kv_cache", "hsa_mask_last_slot"}
+    taken = {
+        "forward_batch",
+        "save_kv_cache",
+        "hsa_mask_last_slot",
+        "hsa_select_q",
+        "hsa_zero_logit",
+    }
     of_mla = {"q_rope", "k_rope"}  # whose models are refused as such
     # Of IQuest Q1 with sinks, which its configuration has a flag for.
     of_sinks = {"sinks", "return_lse"}

@@ -50,6 +50,7 @@ def config(**changed):
         head_dim=16,
         is_draft_model=False,
         dtype=torch.bfloat16,
+        hf_config=None,
     )
     return SimpleNamespace(**{**fields, **changed})
 

@@ -23,7 +23,7 @@ REPR_PER_PAGE = 4 * (2 * 16 * 2 + 8) + 8
 
 @pytest.fixture(autouse=True)
 def one_rank(monkeypatch):
-    monkeypatch.setattr(hsa_pool_setup, "attention_tp_size", lambda: 1)
+    monkeypatch.setattr(hsa_pool_setup, "attention_tp", lambda: (0, 1))
     ranks = SimpleNamespace(attn_tp_size=1, attn_dcp_size=1)
     monkeypatch.setattr(pool_configurator, "get_parallel", lambda: ranks)
     for name, bag in (

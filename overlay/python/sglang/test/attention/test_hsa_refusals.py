@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sglang.srt.configs.hils import QwenHiLSConfig
 from sglang.srt.environ import Envs
 from sglang.srt.layers.attention.hsa import compat, refusals
 from sglang.test.attention.hsa_fixtures import server_args, write_model_config
@@ -92,6 +93,17 @@ ASKED_BY_MODEL = {
 }
 
 
+# Of checkpoints that were trained for HSA.
+ASKED_OF_HILS = {
+    "speculative decoding of HiLS checkpoints": dict(
+        speculative_algorithm="NEXTN", speculative_num_steps=1
+    ),
+    "the hierarchical cache with HiLS checkpoints": dict(
+        enable_hierarchical_cache=True
+    ),
+    "8-bit KV caches of HiLS checkpoints": dict(kv_cache_dtype="fp8_e4m3"),
+}
+
 # A chain of drafts on a CUDA device; each entry asks for one thing more.
 DRAFTS = dict(
     device="cuda",
@@ -132,7 +144,7 @@ ASKED_OF_DRAFTS_BY_VARIABLES = {
 
 def test_every_refusal_is_tested_and_worded_apart():
     features = [refusal.feature for refusal in refusals.REFUSALS]
-    asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS, SIZED_LATE}
+    asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS, *ASKED_OF_HILS, SIZED_LATE}  # fmt: skip
     assert sorted(features) == sorted({*asked, *ASKED_OF_DRAFTS_BY_VARIABLES})
 
 
@@ -250,6 +262,17 @@ def test_refused_models(model_path, feature):
     changed = SimpleNamespace(**{**vars(model), **ASKED_BY_MODEL[feature]})
     with pytest.raises(ValueError, match=f"does not support {feature}"):
         refusals.check(args, changed)
+
+
+@pytest.mark.parametrize("feature", ASKED_OF_HILS)
+def test_refused_of_checkpoints_that_were_trained_for_hsa(model_path, feature):
+    args = server_args(model_path)
+    model = vars(compat.model_config(args))
+    model = SimpleNamespace(**{**model, "hf_config": QwenHiLSConfig()})
+    refusals.check(compat.arguments(args), model)
+    change(args, **ASKED_OF_HILS[feature])
+    with pytest.raises(ValueError, match=f"does not support {feature}"):
+        refusals.check(compat.arguments(args), model)
 
 
 @pytest.mark.parametrize(

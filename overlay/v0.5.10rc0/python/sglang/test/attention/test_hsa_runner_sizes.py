@@ -42,7 +42,7 @@ class Runner(ModelRunnerKVCacheMixin):
 @pytest.fixture
 def one_gigabyte(monkeypatch):
     """1 GiB is left after the model was loaded, of 2.5 before; 0.8 of those may be used."""
-    monkeypatch.setattr(hsa_pool_setup, "attention_tp_size", lambda: 1)
+    monkeypatch.setattr(hsa_pool_setup, "attention_tp", lambda: (0, 1))
     monkeypatch.setattr(kv_cache_mixin, "get_attention_tp_size", lambda: 1)
     monkeypatch.setattr(
         kv_cache_mixin,

@@ -18,9 +18,12 @@ from sglang.srt.layers.attention.hsa.ops.common import shared_bytes
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling
 from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.ops.select.by_kind import check_device
-from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
+from sglang.srt.layers.attention.hsa.passes.base import AttentionPass, LayerInputs
 from sglang.srt.layers.attention.hsa.passes.decode import DecodeState
 from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass, prepare_prompts
+from sglang.srt.layers.attention.hsa.passes.landmark_reference import (
+    LandmarkReferencePass,
+)
 from sglang.srt.layers.attention.hsa.passes.reference import ReferencePass
 from sglang.srt.layers.attention.hsa.selection_watch import SelectionWatch
 from sglang.srt.layers.radix_attention import RadixAttention
@@ -165,7 +168,8 @@ class HSAAttnBackend(AttentionBackend):
         # Dense backends differ in how they scale an 8-bit cache and which keys they read from it, and in where they
         # find the lengths of a draft extend.
         mode = forward_batch.forward_mode
-        unselective = self.forward_pass.max_candidates == 0 and not self.quantised
+        unselective = self.forward_pass.max_candidates == 0
+        unselective &= not (self.quantised or self.config.has_landmark_rows)
         self.goes_dense = unselective and not compat.is_draft_extend(mode)
         if self.goes_dense or self.layers > self.forward_pass.layers:
             self.dense.init_forward_metadata(forward_batch)
@@ -173,6 +177,15 @@ class HSAAttnBackend(AttentionBackend):
     def _make_pass(self, forward_batch: ForwardBatch) -> AttentionPass:
         mode = forward_batch.forward_mode
         req_to_token = self.req_to_token_pool.req_to_token
+        if self.config.has_landmark_rows:
+            return LandmarkReferencePass(
+                forward_batch,
+                self.pool,
+                req_to_token,
+                self.config,
+                self.counters,
+                self.layers,
+            )
         # Each request has as many rows as any other.
         if mode.is_decode() or mode.is_target_verify() or mode.is_draft_extend_v2():
             if "decode" in self.kernels:
@@ -268,12 +281,18 @@ class HSAAttnBackend(AttentionBackend):
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
         hsa_mask_last_slot: bool = False,
+        hsa_select_q: Optional[torch.Tensor] = None,
+        hsa_zero_logit: bool = False,
         **kwargs,
     ) -> torch.Tensor:
-        """One layer of any pass; q ``[T, H_q * D]``, k and v ``[T, H_kv, D]``, returns ``[T, H_q * D_v]``."""
+        """One layer of any pass; q ``[T, H_q * D]``, k and v ``[T, H_kv, D]``, returns ``[T, H_q * D_v]``.
+
+        With rows of landmarks T counts these, too.
+        """
         sparse = self.pool.has_page_repr(layer.layer_id)
         here = layer.layer_id in self.forward_pass.layers
-        _refuse_inputs(layer, sparse, here, hsa_mask_last_slot, kwargs)
+        inputs = LayerInputs(hsa_mask_last_slot, hsa_select_q, hsa_zero_logit)
+        _refuse_inputs(layer, self.config, sparse, here, inputs, kwargs)
         # Dense backends mask no slot.
         if not here or (self.goes_dense and not hsa_mask_last_slot):
             o = self.dense.forward(
@@ -286,10 +305,13 @@ class HSAAttnBackend(AttentionBackend):
 
         self.forward_pass.enter_layer(layer, forward_batch)
         if save_kv_cache and k is not None:
+            rows = self.forward_pass.landmark_rows
+            if rows is not None:
+                k, v = rows.drop(k), rows.drop(v)
             self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
-        self.forward_pass.write_representations(layer)
+        self.forward_pass.write_representations(layer, inputs)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        return self.forward_pass.attend(q, layer, hsa_mask_last_slot).flatten(1)
+        return self.forward_pass.attend(q, layer, inputs).flatten(1)
 
     forward_extend = forward_decode
 
@@ -304,7 +326,12 @@ class HSAAttnBackend(AttentionBackend):
 
 
 def _refuse_inputs(
-    layer: RadixAttention, sparse: bool, here: bool, mask_last_slot: bool, kwargs: dict
+    layer: RadixAttention,
+    config: HSAConfig,
+    sparse: bool,
+    here: bool,
+    inputs: LayerInputs,
+    kwargs: dict,
 ) -> None:
     """Raise NotImplementedError for what a layer passes to its attention that is not computed.
 
@@ -312,16 +339,23 @@ def _refuse_inputs(
         sparse: whether the layer uses HSA; here: whether HSA's pass attends it, sparsely or not.
     """
     passed = [name for name in kwargs if name.startswith(FIELD_PREFIX)]
-    if not sparse and (passed or mask_last_slot):
-        passed += ["hsa_mask_last_slot"] * mask_last_slot
+    given = [
+        FIELD_PREFIX + name
+        for name, value in inputs._asdict().items()
+        if value is not None and value is not False
+    ]
+    if not sparse and (passed or given):
+        passed += given
         raise NotImplementedError(
             f"layer {layer.layer_id} passes {', '.join(passed)} to its attention, which is dense and masks nothing; "
             "name the layer in --hsa-layers or leave them out."
         )
+    if not config.has_landmark_rows:
+        passed += [name for name in given if name != "hsa_mask_last_slot"]
     if passed:
         raise NotImplementedError(
             f"layer {layer.layer_id} passes {', '.join(passed)} to its attention, but of such arguments HSA knows "
-            "hsa_mask_last_slot alone; leave them out."
+            "hsa_mask_last_slot alone, and with rows of landmarks hsa_select_q and hsa_zero_logit; leave them out."
         )
     if here and kwargs:
         raise NotImplementedError(

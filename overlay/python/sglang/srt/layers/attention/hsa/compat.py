@@ -227,15 +227,15 @@ def let_canary_watch(pool_class: type) -> None:
     api.register_pool_attacher(pool_class, mha.attach_mha)
 
 
-def attention_tp_size() -> int:
-    """Ranks that the heads of attention are split over."""
+def attention_tp() -> Tuple[int, int]:
+    """(this rank, ranks) that the heads of attention are split over."""
     try:  # since 0.5.16
         from sglang.srt.runtime_context import get_parallel
     except ModuleNotFoundError:  # until 0.5.15
-        from sglang.srt.layers.dp_attention import get_attention_tp_size
+        from sglang.srt.layers import dp_attention as groups
 
-        return get_attention_tp_size()
-    return get_parallel().attn_tp_size
+        return groups.get_attention_tp_rank(), groups.get_attention_tp_size()
+    return get_parallel().attn_tp_rank, get_parallel().attn_tp_size
 
 
 def model_dtype(owner: Any) -> torch.dtype:

@@ -7,14 +7,14 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Iterable, Optional, Tuple
 
-from sglang.srt.layers.attention.hsa.page_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import KINDS, PRIOR
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
 PAGE_SIZES = (16, 32, 64, 128)
 SELECTION_STRATEGIES = ("group", "head", "softmax_head")
-CHUNK_REPR_KINDS = (*KINDS, "prior")
+CHUNK_REPR_KINDS = (*KINDS, PRIOR.name)
 WEIGHT_MODES = ("mass", "score")
 NOT_WEIGHTS = tuple(name for name, kind in KINDS.items() if kind.slow)
 DENSE_BACKENDS = ("fa3", "flashinfer", "triton", "torch_native")
@@ -32,7 +32,8 @@ class HSAConfig:
 
     Attributes:
         topk: candidate pages attended per query and KV head.
-        page_size: tokens per page; a page is the unit of selection and of the KV cache.
+        page_size: tokens per page; a page is the unit of selection and of the KV cache. With the representation of HiLS
+            a landmark follows them, which has no slot.
         selection_strategy: how the query heads of a KV head rank pages together.
         layers: layers that use HSA: ``all`` or a list such as ``0,2,8-``. The first layer, whose attention is spread
             thin over the whole text, is dense unless named.
@@ -63,8 +64,9 @@ class HSAConfig:
 
     def __post_init__(self):
         _require(self.topk >= 1, "--hsa-topk", self.topk, "a page count of at least 1")
+        # With rows of landmarks it is the checkpoint's.
         _require(
-            self.page_size in PAGE_SIZES,
+            self.has_landmark_rows or self.page_size in PAGE_SIZES,
             "--page-size",
             self.page_size,
             f"one of {', '.join(map(str, PAGE_SIZES))} (default {HSAConfig.page_size})",
@@ -110,6 +112,16 @@ class HSAConfig:
         )
 
     @property
+    def has_landmark_rows(self) -> bool:
+        """Whether each complete page has a landmark, a row that is no token."""
+        return self.chunk_repr == PRIOR.name
+
+    @property
+    def places_per_page(self) -> int:
+        """Tokens per page, and its landmark."""
+        return self.page_size + self.has_landmark_rows
+
+    @property
     def dense_below(self) -> int:
         """Tokens of prompts at smaller positions attend their whole past."""
         if self.prefill is None:
@@ -125,11 +137,14 @@ class HSAConfig:
     def shortest_sparse(self) -> int:
         """Tokens of the shortest context whose newest query has a page to select."""
         window = max(self.effective_window, 1)
-        return (self.sink_pages + 1) * self.page_size + window
+        places = (self.sink_pages + 1) * self.places_per_page + window
+        return places - places // self.places_per_page * self.has_landmark_rows
 
     @property
     def needs_references(self) -> Optional[str]:
         """Why no kernel can run these options; None if the kernels can."""
+        if self.has_landmark_rows:
+            return "no kernel has rows of landmarks"
         if self.strict:
             return "the checks of --hsa-strict read back what the kernels keep on the device"
         return None

@@ -17,6 +17,8 @@ COUNTERS = {
     "pages_selected": "Pages that sparse rows attended, summed over rows and KV heads.",
     "reprs_written": "Page representations written when a page was completed.",
     "reprs_healed": "Page representations recomputed from the cache because none was valid.",
+    "rows_landmark": "Of the query rows those of landmarks, in checkpoints that were trained for HSA.",
+    "reprs_missing": "Complete pages that no landmark represented when they could be selected; 0 unless keys were damaged.",
 }
 
 INDEX = {name: i for i, name in enumerate(COUNTERS)}

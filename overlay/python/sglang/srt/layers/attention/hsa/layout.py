@@ -17,6 +17,10 @@ candidate page is complete.
 A landmark attends but is never attended. Its key still counts for the page's representation. As pages have two slots or
 more, every query keeps a key: itself, or, where it sits in a last slot, the other tokens of its own page, which always
 lie in its window.
+
+In checkpoints of HiLS the landmark is a row and no token (see ``landmark_rows``): a page has one place more than slots.
+Positions, P and W above count places then; the place of the token at position r of S slots per page is r + floor(r / S),
+and the places of a page beside the last are its slots in the cache.
 """
 
 from __future__ import annotations
@@ -27,6 +31,11 @@ import numpy as np
 import torch
 
 IntOrTensor = TypeVar("IntOrTensor", int, torch.Tensor, np.ndarray)
+
+
+def num_places(tokens: IntOrTensor, slots_per_page: int) -> IntOrTensor:
+    """Places of a sequence of so many tokens whose complete pages have a landmark each; also the place of the next token."""
+    return tokens + tokens // slots_per_page
 
 
 def window_start_page(

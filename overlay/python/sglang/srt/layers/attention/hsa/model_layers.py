@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Iterator, Sequence, Tuple
 import torch
 
 from sglang.srt.layers.attention.hsa import compat, model_refusals
+from sglang.srt.layers.attention.hsa.checkpoint_options import is_hils
 from sglang.srt.layers.attention.hsa.config import select_layers
 from sglang.srt.layers.attention.hsa.layer_contract import check_layers
 from sglang.srt.layers.attention.hsa.ops.extend.plan import check_head_dim
-from sglang.srt.layers.attention.hsa.page_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import kind_named
 from sglang.srt.layers.attention.hsa.rotary_channels import check_rotary
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
@@ -47,6 +48,11 @@ def check_model(model: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     except ValueError:  # a model outside of a server
         return model
     if not serves_with_hsa(args, config.is_draft_model):
+        if is_hils(config):
+            raise ValueError(
+                f"{config.hf_config.model_type} checkpoints were trained for HSA, which no other attention backend "
+                "computes; add --attention-backend hsa."
+            )
         return model
     if type(model).__name__ == model_refusals.TRANSFORMERS_CLASS:
         raise ValueError(model_refusals.TRANSFORMERS_BACKEND.message)
@@ -56,7 +62,7 @@ def check_model(model: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     checks = [partial(check_cache, dtype, args.device, dense_layers)]
     if args.device == "cuda" and not args.hsa_strict:
         checks.append(partial(check_head_dim, config.head_dim))
-    if KINDS[args.hsa_chunk_repr].slow:
+    if kind_named(args.hsa_chunk_repr).slow:
         names = attention_names(model, layer_ids)
         checks.append(partial(check_rotary, model, names, config.head_dim))
     problems = []

@@ -13,6 +13,10 @@ E_i is a pure function of the page's keys as attention reads them (rotated, dequ
 The first three are linear: ``raw[h, c] = query_features(q[h]) . E[c]``, one matrix product. landmark stores nothing: it is
 read from the K cache.
 
+prior is of checkpoints that were trained for HSA (HiLS): the query of the page's landmark, one per query head, weighs the
+keys, and E_i is their mean k' under its softmax, with the entropy b' of that softmax beside it. The raw score of a
+selection query is s q.k' + b', which is the log-sum-exp of the page at the landmark's query, and near it to first order.
+
 slow_keys approximates the largest logit of the page. Rotary embedding turns each pair of channels at a frequency of its
 own; a query far from the page meets the fast pairs at what is in effect a random angle, and the slow ones say what the
 token is. Each kept channel of a page has its own lowest value and step, so that outlying channels cost the others nothing.
@@ -22,7 +26,7 @@ docs/quality.md has the measurements behind it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional, Union
+from typing import Callable, Dict, Optional, Tuple, Union
 
 import torch
 
@@ -50,9 +54,10 @@ class LinearKind:
     from_keys: Callable[[torch.Tensor], torch.Tensor]
     query_features: Callable[[torch.Tensor, float], torch.Tensor]
     slow = False
+    biased = False
 
-    def repr_dim(self, head_dim: int, page_size: int) -> int:
-        """Elements of a page's representation per KV head."""
+    def repr_dim(self, head_dim: int, page_size: int, group: int = 1) -> int:
+        """Elements of a page's representation per KV head, which ``group`` query heads share."""
         return self.width * head_dim
 
     def storage_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -96,8 +101,9 @@ class SlowKeys:
     name = "slow_keys"
     stored = True
     slow = True
+    biased = False
 
-    def repr_dim(self, head_dim: int, page_size: int) -> int:
+    def repr_dim(self, head_dim: int, page_size: int, group: int = 1) -> int:
         """Bytes of a page's representation per KV head."""
         kept = num_channels(head_dim)
         return 4 * kept + page_size * kept // 2
@@ -147,6 +153,57 @@ class SlowKeys:
         return scale * logits.amax(dim=-1)
 
 
+@dataclass(frozen=True)
+class Prior:
+    """The keys of a page as the query of its landmark weighs them: k' ``[G * D]`` and b' ``[G]`` per KV head.
+
+    Source: HiLS-Attention, arXiv 2607.02980.
+    """
+
+    name = "prior"
+    stored = True
+    slow = False
+    biased = True
+
+    def repr_dim(self, head_dim: int, page_size: int, group: int = 1) -> int:
+        """Elements of k' per KV head: one vector for each of its query heads."""
+        return group * head_dim
+
+    def storage_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Dtype of k' of keys in ``dtype``; b' is float32."""
+        return dtype
+
+    def represent(
+        self, keys: torch.Tensor, queries: torch.Tensor, scale: float
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """k' and b' of pages.
+
+        Args:
+            keys: ``[N, slots_per_page, H_kv, D]`` float32.
+            queries: of the pages' landmarks ``[N, H_kv, G, D]``.
+            scale: softmax scale.
+
+        Returns:
+            (k' ``[N, H_kv, G * D]``, b' ``[N, H_kv, G]``) float32.
+        """
+        logits = scale * torch.einsum("ngrd,njgd->ngrj", queries.float(), keys)
+        log_share = torch.log_softmax(logits, dim=-1)
+        share = log_share.exp()
+        mean = torch.einsum("ngrj,njgd->ngrd", share, keys)
+        return mean.flatten(2), -(share * log_share).sum(dim=-1)
+
+    def raw_scores(
+        self,
+        q: torch.Tensor,
+        reprs: torch.Tensor,
+        scale: float,
+        channels: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """Scores of pages before their b' ``[T, H_kv, G, C]`` float32; arguments as of ``LinearKind.raw_scores``."""
+        keys = reprs.float().unflatten(-1, q.shape[-2:])  # [C, H_kv, G, D]
+        return scale * torch.einsum("tgnd,cgnd->tgnc", q.float(), keys)
+
+
 def num_channels(head_dim: int) -> int:
     """Channels that slow_keys keeps: half of a head's, up to a power of two, at least the 8 of a word of codes."""
     return max(8, 1 << ((head_dim + 1) // 2 - 1).bit_length())
@@ -178,7 +235,9 @@ def _mean_std_features(q: torch.Tensor, scale: float) -> torch.Tensor:
     return torch.cat([scale * q, scale * q.abs()], dim=-1)
 
 
-PageRepr = Union[LinearKind, SlowKeys]
+PageRepr = Union[LinearKind, SlowKeys, Prior]
+PRIOR = Prior()
+# Of keys alone, which any checkpoint has.
 KINDS: Dict[str, PageRepr] = {
     kind.name: kind
     for kind in (
@@ -188,3 +247,8 @@ KINDS: Dict[str, PageRepr] = {
         LinearKind("landmark", 1, False, lambda keys: keys[:, -1], _linear_features),
     )
 }
+
+
+def kind_named(name: str) -> PageRepr:
+    """The kind that ``--hsa-chunk-repr`` calls so."""
+    return PRIOR if name == PRIOR.name else KINDS[name]

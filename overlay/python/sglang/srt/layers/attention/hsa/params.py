@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Dict, NamedTuple, Optional
 import torch
 
 from sglang.srt.layers.attention.hsa.config import HSAConfig
-from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
-from sglang.srt.layers.attention.hsa.page_repr import KINDS, PageRepr
+from sglang.srt.layers.attention.hsa.layout import num_candidate_pages, num_places
+from sglang.srt.layers.attention.hsa.page_repr import PageRepr, kind_named
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -33,6 +33,7 @@ class LayerCache(NamedTuple):
         versions: page versions, read before the page table ``[num_pages]`` int64, NO_VERSION for a page that was handed
             out after the batch was built; None where nobody compares them.
         channels: that representations are taken from ``[R]`` int32; None for a kind that takes all.
+        biases: by which scores of pages are raised ``[num_pages, H_kv, G]`` float32; None for a kind that has none.
     """
 
     keys: torch.Tensor
@@ -41,6 +42,7 @@ class LayerCache(NamedTuple):
     stamps: Optional[torch.Tensor] = None
     versions: Optional[torch.Tensor] = None
     channels: Optional[torch.Tensor] = None
+    biases: Optional[torch.Tensor] = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class AttentionParams:
         k_scale, v_scale: dequantisation factors of the cached keys and values; 1 for a cache that is not quantised.
         mask_last_slot: the last slot of a page is no key, not even to the query that sits there (see ``layout``).
         dense_below: queries at smaller positions attend their whole past.
+        exact_window: of a layer that attends the most recent places alone, so many of them, its own included; 0 for a
+            layer that uses HSA.
+        zero_logit: whether the softmax has one logit of 0 more, that no value belongs to (softmax1).
     """
 
     config: HSAConfig
@@ -63,15 +68,23 @@ class AttentionParams:
     v_scale: float = 1.0
     mask_last_slot: bool = False
     dense_below: int = 0
+    exact_window: int = 0
+    zero_logit: bool = False
 
     @property
     def page_size(self) -> int:
+        """Places per page: what positions, windows and candidates count."""
+        return self.config.places_per_page
+
+    @property
+    def slots_per_page(self) -> int:
+        """Slots of a page in the cache; a landmark has none."""
         return self.config.page_size
 
     @property
     def window_size(self) -> int:
-        """Tokens; 0 is the query's own page."""
-        return self.config.effective_window
+        """Places; 0 is the query's own page."""
+        return self.exact_window or self.config.effective_window
 
     @property
     def sink_pages(self) -> int:
@@ -88,7 +101,7 @@ class AttentionParams:
     @property
     def kind(self) -> PageRepr:
         """Kind of representation."""
-        return KINDS[self.config.chunk_repr]
+        return kind_named(self.config.chunk_repr)
 
     @property
     def by_score(self) -> bool:
@@ -128,6 +141,7 @@ def layer_params(
     config: HSAConfig,
     mask_last_slot: bool = False,
     dense_below: int = 0,
+    zero_logit: bool = False,
 ) -> AttentionParams:
     """Parameters of a layer of SGLang whose cache ``pool`` keeps."""
     scales = {}
@@ -137,7 +151,17 @@ def layer_params(
         config,
         layer.scaling,
         layer.logit_cap,
-        mask_last_slot=mask_last_slot,
+        mask_last_slot=mask_last_slot or config.has_landmark_rows,
         dense_below=dense_below,
+        exact_window=_exact_window(layer, config),
+        zero_logit=zero_logit,
         **scales,
     )
+
+
+def _exact_window(layer: RadixAttention, config: HSAConfig) -> int:
+    """Places that a layer with a sliding window attends; HSA has such layers where they read rows of landmarks."""
+    if not config.has_landmark_rows or layer.sliding_window_size <= 0:
+        return 0
+    tokens = layer.sliding_window_size + 1  # SGLang counts those before the query
+    return num_places(tokens, config.page_size)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Sequence, Tuple
 
 from sglang.srt.layers.attention.hsa import compat
+from sglang.srt.layers.attention.hsa.checkpoint_options import HILS_REFUSALS, is_hils
 from sglang.srt.layers.attention.hsa.model_refusals import (
     HYBRID_MEMORY,
     MODEL_REFUSALS,
@@ -65,10 +66,11 @@ REFUSALS: Tuple[Refusal, ...] = (
         "the other backend would never write page representations",
         "set only --attention-backend hsa, and --hsa-dense-backend for the other layers",
     ),
+    *HILS_REFUSALS,
     Refusal(
         "query-dependent page representations",
         "--hsa-chunk-repr prior",
-        lambda args, model: args.hsa_chunk_repr == "prior",
+        lambda args, model: args.hsa_chunk_repr == "prior" and not is_hils(model),
         "they come from a trained landmark query that ordinary checkpoints lack",
         "use slow_keys, mean_std, mean or landmark",
     ),

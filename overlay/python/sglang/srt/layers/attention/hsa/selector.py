@@ -35,6 +35,7 @@ class HSASelector:
         chunk_repr: torch.Tensor,
         candidate: torch.Tensor,
         local_lse: Optional[torch.Tensor] = None,
+        bias: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Scores of one sequence's pages for some of its queries.
 
@@ -46,6 +47,7 @@ class HSASelector:
             chunk_repr: representations of the sequence's pages ``[C, H_kv, repr_dim]``.
             candidate: which pages each query may select ``[T, C]`` bool.
             local_lse: log-sum-exp of window and sinks ``[T, H_q]`` float32; needed by ``softmax_head``.
+            bias: by which the pages' scores are raised ``[C, H_kv, G]`` float32; None for a kind that has none.
 
         Returns:
             (logits ``[T, H_kv, C]``, raw ``[T, H_q, C]``), float32, -inf where ``candidate`` is False.
@@ -58,6 +60,8 @@ class HSASelector:
         raw = params.kind.raw_scores(
             grouped, chunk_repr, params.score_scale, self.channels
         )
+        if bias is not None:
+            raw = raw + bias.permute(1, 2, 0)
         # A page without a representation may hold anything, NaN included: mask before any arithmetic.
         raw = raw.masked_fill(~candidate[:, None, None, :], NEG_INF)
 
@@ -108,6 +112,7 @@ class HSASelector:
         seq_lens: torch.Tensor,
         local_lse: Optional[torch.Tensor] = None,
         own: Optional[torch.Tensor] = None,
+        biases: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Select pages for a batch of sequences whose queries are packed one after another.
 
@@ -122,6 +127,7 @@ class HSASelector:
             seq_lens: keys of each sequence, its new ones included ``[B]`` int32.
             local_lse: see ``compute_logits``.
             own: pages of this batch ``[B, max_pages]`` bool, the only ones to select; None for all.
+            biases: by which scores are raised, by physical page ``[num_pages, H_kv, G]`` float32; None for none.
 
         Returns:
             selected physical pages ``[T, H_kv, K]`` int32, ascending by logical page, padded with -1, and their
@@ -145,6 +151,7 @@ class HSASelector:
                 continue
             pages = page_table[b, sinks : sinks + last]  # [C]
             chunk_repr = take(reprs, pages.long())  # [C, H_kv, R]
+            bias = None if biases is None else biases[pages.long()]
             valid = repr_valid[b, sinks : sinks + last]
             unknown = ~valid if own is None else ~valid & own[b, sinks : sinks + last]
             first_position = seq_len - (starts[b + 1] - starts[b])
@@ -157,7 +164,7 @@ class HSASelector:
                 inside = page < self._candidates(position).unsqueeze(1)
                 lse = None if local_lse is None else local_lse[lo:hi]
                 logits, raw = self.compute_logits(
-                    q[lo:hi], chunk_repr, inside & valid, lse
+                    q[lo:hi], chunk_repr, inside & valid, lse, bias
                 )
                 first = (inside & unknown).unsqueeze(1)
                 logits = logits.masked_fill(first, float("inf"))

@@ -9,6 +9,11 @@ import logging
 from typing import TYPE_CHECKING, Optional
 
 from sglang.srt.layers.attention.hsa import compat, refusals
+from sglang.srt.layers.attention.hsa.checkpoint_options import (
+    check_given,
+    checkpoint_options,
+    unsupported_fields,
+)
 from sglang.srt.layers.attention.hsa.config import (
     CHUNK_REPR_KINDS,
     DEFAULT_PREFILL,
@@ -140,19 +145,21 @@ def handle_hsa_backend(args: ServerArgs) -> None:
         _refuse_unused_options(view)
         return
 
-    problems = []
+    model = compat.model_config(args)
+    checkpoint = checkpoint_options(model)
+    problems = check_given(view, checkpoint) + unsupported_fields(model)
     try:
-        page_size = _page_size(view)
+        page_size = _page_size(view, checkpoint.get("page_size"))
         compat.declare(args, page_size=page_size, hsa_page_size=page_size)
     except ValueError as error:
         problems.append(str(error))
-    compat.declare(args, **_defaults(args))
+    compat.declare(args, **_defaults(args, checkpoint))
     try:
         HSAConfig.from_server_args(view)  # checks the values
     except ValueError as error:
         problems.append(str(error))
-    refusals.check(view, compat.model_config(args), problems)
-    if view.hsa_sink_pages == 0:
+    refusals.check(view, model, problems)
+    if view.hsa_sink_pages == 0 and not checkpoint:
         logger.warning(
             "--hsa-sink-pages 0: pretrained models attend their first tokens from everywhere, so most lose their "
             "answers without that page; leave it at 1 unless the model was trained so."
@@ -175,8 +182,12 @@ def _refuse_unused_options(view: ServerArgs) -> None:
         )
 
 
-def _page_size(view: ServerArgs) -> int:
-    """``--page-size`` and its alias ``--hsa-page-size`` agree, or the one given counts for both."""
+def _page_size(view: ServerArgs, trained: Optional[int]) -> int:
+    """``--page-size`` and its alias ``--hsa-page-size`` agree, or the one given counts for both.
+
+    Args:
+        trained: tokens per page that the checkpoint was trained with; None if it was not trained for HSA.
+    """
     asked, alias = view.page_size, view.hsa_page_size
     if asked is not None and alias is not None and asked != alias:
         raise ValueError(
@@ -184,14 +195,19 @@ def _page_size(view: ServerArgs) -> int:
             f"the KV cache and of selection; give only --page-size."
         )
     page_size = asked if asked is not None else alias
+    if trained is not None and page_size not in (None, trained):
+        raise ValueError(
+            f"--page-size {page_size}: the pages of this checkpoint are {trained} tokens and a landmark, which has no "
+            "slot; drop the option."
+        )
     if page_size is None:
-        page_size = HSAConfig.page_size
+        page_size = trained or HSAConfig.page_size
         logger.info(f"HSA selects whole pages: page_size is set to {page_size}.")
     return page_size
 
 
-def _defaults(args: ServerArgs) -> dict:
-    """Values of the options that were not given."""
+def _defaults(args: ServerArgs, checkpoint: dict) -> dict:
+    """Values of the options that were not given, the checkpoint's before any other."""
     view = compat.arguments(args)
     defaults = {
         FIELD_PREFIX + field.name: field.default
@@ -202,6 +218,7 @@ def _defaults(args: ServerArgs) -> dict:
     defaults["hsa_prefill"] = "sparse" if quantised else DEFAULT_PREFILL
     if view.hsa_dense_backend is None:
         defaults["hsa_dense_backend"] = _default_dense_backend(args)
+    defaults |= {FIELD_PREFIX + name: value for name, value in checkpoint.items()}
     return {name: x for name, x in defaults.items() if getattr(view, name) is None}
 
 

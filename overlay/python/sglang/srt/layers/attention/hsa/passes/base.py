@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, FrozenSet
+from typing import TYPE_CHECKING, FrozenSet, NamedTuple, Optional
 
 import torch
 
@@ -12,6 +12,7 @@ from sglang.srt.layers.attention.hsa import compat
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
+    from sglang.srt.layers.attention.hsa.landmark_rows import LandmarkRows
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
@@ -24,6 +25,20 @@ def prefill_dense_below(forward_batch: ForwardBatch, config: HSAConfig) -> int:
     return config.dense_below if prompts else 0
 
 
+class LayerInputs(NamedTuple):
+    """What a layer passes to its attention beside q, k and v, each as ``hsa_`` and its name.
+
+    Attributes:
+        mask_last_slot: the last slot of a page is no key (see ``layout``).
+        select_q: queries that choose pages, rotated ``[T, H_q, D]``; None for those that attend.
+        zero_logit: the softmax has one logit of 0 more, that no value belongs to.
+    """
+
+    mask_last_slot: bool = False
+    select_q: Optional[torch.Tensor] = None
+    zero_logit: bool = False
+
+
 class AttentionPass(abc.ABC):
     """One forward pass. Each layer that it attends enters it, writes its keys and values, then its representations, and attends.
 
@@ -31,11 +46,13 @@ class AttentionPass(abc.ABC):
         layers: numbers of the layers that it attends, all with HSA among them; the dense backend has the others.
         rows: new tokens (host int); unknown to passes that run in CUDA graphs.
         max_candidates: largest number of candidate pages of any new token (host int), or a bound of it.
+        landmark_rows: where landmarks are among the rows; None for a model without, and where the batch holds them.
     """
 
     layers: FrozenSet[int]
     rows: int
     max_candidates: int
+    landmark_rows: Optional[LandmarkRows] = None
 
     def enter_layer(self, layer: RadixAttention, forward_batch: ForwardBatch) -> None:
         """Launch what all layers share, before the first of them writes its keys. A CUDA graph holds it, too.
@@ -44,11 +61,16 @@ class AttentionPass(abc.ABC):
         """
 
     @abc.abstractmethod
-    def write_representations(self, layer: RadixAttention) -> None:
+    def write_representations(
+        self, layer: RadixAttention, inputs: LayerInputs = LayerInputs()
+    ) -> None:
         """Represent the pages that are complete and have no valid representation."""
 
     @abc.abstractmethod
     def attend(
-        self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
+        self,
+        q: torch.Tensor,
+        layer: RadixAttention,
+        inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
         """One layer: q ``[T, H_q, D]`` -> ``[T, H_q, D_v]`` in the dtype of q. K, V and representations are written."""

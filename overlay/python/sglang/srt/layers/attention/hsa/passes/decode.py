@@ -24,7 +24,7 @@ from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
 )
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.params import layer_params
-from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
+from sglang.srt.layers.attention.hsa.passes.base import AttentionPass, LayerInputs
 from sglang.srt.layers.attention.hsa.passes.dense_decode import DenseDecode
 from sglang.srt.layers.attention.hsa.passes.draft_rows import Rows, write_draft_rows
 from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
@@ -255,11 +255,16 @@ class DecodePass(AttentionPass):
             state.buffers.attention.begin(state.rows[self.step].seq_lens)
             state.buffers.dense.begin()
 
-    def write_representations(self, layer: RadixAttention) -> None:
+    def write_representations(
+        self, layer: RadixAttention, inputs: LayerInputs = LayerInputs()
+    ) -> None:
         """Nothing: ``enter_layer`` wrote those of all layers, and no page that this pass completes is a candidate yet."""
 
     def attend(
-        self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
+        self,
+        q: torch.Tensor,
+        layer: RadixAttention,
+        inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
         state = self.state
         attention, dense_below = state.buffers.attention, 0
@@ -271,5 +276,7 @@ class DecodePass(AttentionPass):
             state.pool.layer_cache(layer.layer_id, state.page_version),
             page_table,
             seq_lens,
-            layer_params(layer, state.pool, state.config, mask_last_slot, dense_below),
+            layer_params(
+                layer, state.pool, state.config, inputs.mask_last_slot, dense_below
+            ),
         )

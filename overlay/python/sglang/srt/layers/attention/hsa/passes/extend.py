@@ -22,6 +22,7 @@ from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.params import NO_VERSION, layer_params
 from sglang.srt.layers.attention.hsa.passes.base import (
     AttentionPass,
+    LayerInputs,
     prefill_dense_below,
 )
 from sglang.srt.layers.attention.hsa.passes.tile_attention import TileAttention
@@ -152,7 +153,9 @@ class ExtendPass(AttentionPass):
             self.plan, self.pool.head_num, self.config, self.counters, self.scratch
         )
 
-    def write_representations(self, layer: RadixAttention) -> None:
+    def write_representations(
+        self, layer: RadixAttention, inputs: LayerInputs = LayerInputs()
+    ) -> None:
         if self.pool.repr_kind.stored:
             write_pages(
                 self.pool.layer_cache(layer.layer_id, self.page_version),
@@ -163,13 +166,16 @@ class ExtendPass(AttentionPass):
             )
 
     def attend(
-        self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
+        self,
+        q: torch.Tensor,
+        layer: RadixAttention,
+        inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
         return self.tiles.launch(
             q,
             self.pool.layer_cache(layer.layer_id, self.page_version),
             self.page_table,
             layer_params(
-                layer, self.pool, self.config, mask_last_slot, self.dense_below
+                layer, self.pool, self.config, inputs.mask_last_slot, self.dense_below
             ),
         )

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 import torch
 
-from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
+from sglang.srt.layers.attention.hsa.landmark_rows import (
+    LandmarkRows,
+    plan_landmark_rows,
+)
+from sglang.srt.layers.attention.hsa.layout import num_candidate_pages, num_places
 from sglang.srt.layers.attention.hsa.ops.page_table.reference import build_page_table
 from sglang.srt.layers.attention.hsa.params import NO_VERSION
 
@@ -24,9 +28,11 @@ class HSAMetadata:
 
     Attributes:
         page_size: slots per page.
-        cache_seqlens_int32: keys per sequence, the new ones included ``[B]`` int32.
+        cache_seqlens_int32: tokens per sequence, the new ones included ``[B]`` int32.
         new_tokens: new tokens per sequence ``[B]`` int32.
-        cu_seqlens_q: their prefix sums ``[B + 1]`` int32.
+        places: places per sequence ``[B]`` int32: its tokens and the landmarks of its pages, if it has such rows.
+        cu_seqlens_q: prefix sums of the rows of each sequence ``[B + 1]`` int32.
+        landmark_rows: of the pass; None for a model without landmarks.
         page_table_1: slot of each position ``[B, max_seqlen_k]`` int32; undefined past a sequence's end.
         real_page_table: physical page of each logical page ``[B, max_pages]`` int32; undefined past the end.
         page_version: version of each page in real_page_table when the batch was built ``[B, max_pages]`` int64;
@@ -35,12 +41,13 @@ class HSAMetadata:
             that was handed out since the batch was built.
         page_completed_now: those that this pass completes ``[B, max_pages]`` bool.
         max_candidates: largest number of candidate pages of any row (host int).
-        rows: T. sparse_rows: rows with at least one candidate page (host ints).
+        rows: T, or more by the landmarks. sparse_rows: rows with at least one candidate page (host ints).
     """
 
     page_size: int
     cache_seqlens_int32: torch.Tensor
     new_tokens: torch.Tensor
+    places: torch.Tensor
     cu_seqlens_q: torch.Tensor
     page_table_1: torch.Tensor
     real_page_table: torch.Tensor
@@ -51,6 +58,7 @@ class HSAMetadata:
     rows: int
     sparse_rows: int
     pages_candidate: int
+    landmark_rows: Optional[LandmarkRows] = None
 
 
 def build_metadata(
@@ -97,15 +105,23 @@ def build_metadata(
     complete = own & (page < (seq_lens // page_size).unsqueeze(1))
     already = page < ((seq_lens - q_lens) // page_size).unsqueeze(1)
 
-    # Positions of all new tokens, on the host: how many rows have something to select from.
-    first = seq_lens_cpu - q_lens_cpu
-    sequence = torch.repeat_interleave(torch.arange(len(q_lens_cpu)), q_lens_cpu)
-    begin = torch.cumsum(q_lens_cpu, 0) - q_lens_cpu
+    landmark_rows, places, row_lens = None, seq_lens_cpu, q_lens_cpu
+    if config.has_landmark_rows:
+        landmark_rows = plan_landmark_rows(
+            seq_lens_cpu.numpy(), q_lens_cpu.numpy(), page_size, device
+        )
+        places = num_places(seq_lens_cpu, page_size)
+        row_lens = places - num_places(seq_lens_cpu - q_lens_cpu, page_size)
+
+    # Positions of all rows, on the host: how many have something to select from.
+    first = places - row_lens
+    sequence = torch.repeat_interleave(torch.arange(len(row_lens)), row_lens)
+    begin = torch.cumsum(row_lens, 0) - row_lens
     position = torch.arange(len(sequence)) - begin[sequence] + first[sequence]
     candidates = num_candidate_pages(
         position,
         config.effective_window,
-        page_size,
+        config.places_per_page,
         config.sink_pages,
         dense_below,
     )
@@ -114,7 +130,8 @@ def build_metadata(
         page_size=page_size,
         cache_seqlens_int32=seq_lens,
         new_tokens=q_lens,
-        cu_seqlens_q=_prefix_sums(q_lens),
+        places=places.to(device, torch.int32, non_blocking=True),
+        cu_seqlens_q=_prefix_sums(row_lens).to(device, non_blocking=True),
         page_table_1=page_table_1,
         real_page_table=real_page_table,
         page_version=page_version,
@@ -124,6 +141,7 @@ def build_metadata(
         rows=len(position),
         sparse_rows=int((candidates > 0).sum()),
         pages_candidate=int(candidates.sum()),
+        landmark_rows=landmark_rows,
     )
 
 

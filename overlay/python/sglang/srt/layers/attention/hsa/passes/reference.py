@@ -12,6 +12,7 @@ from sglang.srt.layers.attention.hsa.params import NO_VERSION, layer_params
 from sglang.srt.layers.attention.hsa.passes import strict
 from sglang.srt.layers.attention.hsa.passes.base import (
     AttentionPass,
+    LayerInputs,
     prefill_dense_below,
 )
 from sglang.srt.layers.attention.hsa.passes.metadata import HSAMetadata, build_metadata
@@ -59,7 +60,9 @@ class ReferencePass(AttentionPass):
         self.rows = self.metadata.rows
         self.max_candidates = self.metadata.max_candidates
 
-    def write_representations(self, layer: RadixAttention) -> None:
+    def write_representations(
+        self, layer: RadixAttention, inputs: LayerInputs = LayerInputs()
+    ) -> None:
         if self.config.strict:
             strict.check_page_table(self.metadata, self.out_cache_loc, self.pool)
         if not self.pool.repr_kind.stored:
@@ -93,7 +96,10 @@ class ReferencePass(AttentionPass):
         self.counters.add("reprs_healed", healed.sum())
 
     def attend(
-        self, q: torch.Tensor, layer: RadixAttention, mask_last_slot: bool
+        self,
+        q: torch.Tensor,
+        layer: RadixAttention,
+        inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
         md = self.metadata
         valid = md.page_complete & self.pool.repr_valid(
@@ -107,16 +113,21 @@ class ReferencePass(AttentionPass):
             md.cache_seqlens_int32,
             md.cu_seqlens_q,
             layer_params(
-                layer, self.pool, self.config, mask_last_slot, self.dense_below
+                layer, self.pool, self.config, inputs.mask_last_slot, self.dense_below
             ),
             decode=self.decode,
             own=md.page_version != NO_VERSION,
         )
+        self.count_rows(selected)
+        return o.to(q.dtype)
+
+    def count_rows(self, selected: torch.Tensor) -> None:
+        """Count the rows of a layer and the pages that they selected ``[T, H_kv, K]``, -1 for none."""
+        md = self.metadata
         self.counters.add("rows_dense", md.rows - md.sparse_rows)
         self.counters.add("rows_sparse", md.sparse_rows)
         self.counters.add("pages_candidate", md.pages_candidate * selected.shape[1])
         self.counters.add("pages_selected", (selected >= 0).sum())
-        return o.to(q.dtype)
 
 
 def _distinct_pages(

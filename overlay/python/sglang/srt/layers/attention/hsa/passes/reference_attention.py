@@ -31,6 +31,7 @@ def attend_reference(
     *,
     decode: bool,
     own: Optional[torch.Tensor] = None,
+    select_q: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """One layer; its new keys, values and representations are written.
 
@@ -42,6 +43,7 @@ def attend_reference(
         cu_seqlens_q: prefix sums of the new tokens ``[B + 1]`` int32.
         decode: one new token per sequence.
         own: pages of this batch ``[B, max_pages]`` bool, the only ones to select; None for all.
+        select_q: queries that choose the pages ``[T, H_q, D]``; None for those that attend.
 
     Returns:
         (o ``[T, H_q, D_v]`` float32, selected physical pages ``[T, H_kv, K]`` int32, -1 for none).
@@ -54,17 +56,29 @@ def attend_reference(
             q, keys, values, page_table, cu_seqlens_q, seq_lens, params
         )
     selected, scores = HSASelector(params, cache.channels).select(
-        q, cache.reprs, repr_valid, page_table, cu_seqlens_q, seq_lens, lse, own
+        q if select_q is None else select_q,
+        cache.reprs,
+        repr_valid,
+        page_table,
+        cu_seqlens_q,
+        seq_lens,
+        lse,
+        own,
+        cache.biases,
     )
-    if not selected.shape[-1]:  # no row has a candidate page
-        return o, selected
     scores = scores if params.by_score else None
-    if decode:
+    if not selected.shape[-1]:  # no row has a candidate page
+        pass
+    elif decode:
         far = decode_hsa_fwd(
             q, keys, values, selected, page_table, seq_lens, params, scores
         )
+        o, lse = merge_state(o, lse, *far)
     else:
         far = extend_hsa_fwd(
             q, keys, values, selected, cu_seqlens_q, seq_lens, params, scores
         )
-    return merge_state(o, lse, *far)[0], selected
+        o, lse = merge_state(o, lse, *far)
+    if params.zero_logit:
+        o = o * torch.sigmoid(lse).unsqueeze(-1)
+    return o, selected

@@ -22,7 +22,7 @@ from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
     MAX_PROGRAMS_PER_ROW,
     SelectPagesWorkspace,
 )
-from sglang.srt.layers.attention.hsa.page_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import kind_named
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class SplitDecode:
         device: torch.device,
     ):
         self.counters = counters
-        self.slow = KINDS[config.chunk_repr].slow
+        self.slow = kind_named(config.chunk_repr).slow
         self.processors = num_processors(device)
         rows, max_pages, num_heads, num_kv_heads, v_head_dim = size
         self.selected = torch.empty(

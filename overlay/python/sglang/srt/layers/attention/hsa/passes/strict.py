@@ -71,12 +71,7 @@ def check_representations(
         layer_id: a layer that uses HSA.
         params: of the layer.
     """
-    pages = md.real_page_table[md.page_complete]
-    valid = pool.repr_valid(layer_id, pages, md.page_version[md.page_complete])
-    _require(
-        valid.all(),
-        f"layer {layer_id} has complete pages without a valid representation",
-    )
+    pages = check_all_represented(md, pool, layer_id)
     expected = page_repr_fwd(
         pool.get_key_buffer(layer_id),
         pages,
@@ -92,6 +87,19 @@ def check_representations(
         same_bits,
         f"layer {layer_id} has a representation that differs from its page's keys",
     )
+
+
+def check_all_represented(
+    md: HSAMetadata, pool: PageReprMixin, layer_id: int
+) -> torch.Tensor:
+    """Complete pages ``[N]`` int32. Raise RuntimeError unless each has a valid representation; arguments as above."""
+    pages = md.real_page_table[md.page_complete]
+    valid = pool.repr_valid(layer_id, pages, md.page_version[md.page_complete])
+    _require(
+        valid.all(),
+        f"layer {layer_id} has complete pages without a valid representation",
+    )
+    return pages
 
 
 def _require(ok: bool | torch.Tensor, what: str) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages
-from sglang.srt.layers.attention.hsa.page_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import kind_named
 
 # Rows of a matrix product, by head dimension: what registers and shared memory hold.
 ROWS = {128: 64, 256: 32}
@@ -58,7 +58,7 @@ def choose_tiling(group: int, head_dim: int, config: HSAConfig) -> Tiling:
     rows = next(rows for dim, rows in ROWS.items() if head_dim <= dim)
     heads = 1 << (group - 1).bit_length()
     list_rows = min(MAX_LIST_ROWS, max(1, rows // heads))
-    if KINDS[config.chunk_repr].slow:
+    if kind_named(config.chunk_repr).slow:
         # A row of the selection's product is a query head.
         return Tiling(max(list_rows, SLOW_ROWS // heads), list_rows)
     # The strategy group adds up the heads first: a row of the selection's product is a token.

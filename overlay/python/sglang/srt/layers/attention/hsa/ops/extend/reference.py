@@ -109,11 +109,13 @@ def extend_local_fwd(
         if params.mask_last_slot:
             key = key[key % page_size < page_size - 1]
         table = page_table[block.sequence].long()
-        slots = table[key // page_size] * page_size + key % page_size
+        slots = table[key // page_size] * params.slots_per_page + key % page_size
 
         in_window = (key >= start.unsqueeze(1) * page_size) & (
             key <= position.unsqueeze(1)
         )
+        if params.exact_window:
+            in_window &= key > position.unsqueeze(1) - params.exact_window
         in_sinks = key < start.clamp(max=sink_pages).unsqueeze(1) * page_size
         mask = in_window | in_sinks  # [T, J]
         group = q.shape[1] // num_kv_heads
@@ -157,7 +159,7 @@ def extend_hsa_fwd(
     o, lse = _empty_partials(q, v_buffer)
     num_kv_heads = k_buffer.shape[1]
     group = q.shape[1] // num_kv_heads
-    page_size, keys_per_page = params.page_size, params.keys_per_page
+    keys_per_page = params.keys_per_page
     for block in _blocks(cu_seqlens_q, seq_lens):
         rows = slice(block.lo, block.hi)
         num_rows = block.hi - block.lo
@@ -178,7 +180,7 @@ def extend_hsa_fwd(
         member = member.scatter_(-1, column, True)[..., :-1]  # [T, H_kv, C]
 
         offset = torch.arange(keys_per_page, device=q.device)
-        slots = (pages.unsqueeze(1) * page_size + offset).flatten()
+        slots = (pages.unsqueeze(1) * params.slots_per_page + offset).flatten()
         mask = member.transpose(0, 1).repeat(1, group, 1)  # [H_kv, G * T, C]
         logits = masked_logits(
             _heads_first(q[rows], num_kv_heads),

@@ -23,21 +23,21 @@ from sglang.srt.layers.attention.hsa.ops.select.slow_extend import (
     SlowSelectWorkspace,
     select_slow_pages_extend,
 )
-from sglang.srt.layers.attention.hsa.page_repr import KINDS
+from sglang.srt.layers.attention.hsa.page_repr import kind_named
 
 ExtendWorkspace = Union[ExtendSelectWorkspace, SlowSelectWorkspace]
 
 
 def decode_op(config: HSAConfig) -> Callable:
     """``select_pages_decode`` for the kind of representation that the options name, or the op like it."""
-    if KINDS[config.chunk_repr].slow:
+    if kind_named(config.chunk_repr).slow:
         return select_slow_pages_decode
     return select_pages_decode
 
 
 def extend_op(config: HSAConfig) -> Callable:
     """``select_pages_extend`` for the kind of representation that the options name, or the op like it."""
-    if KINDS[config.chunk_repr].slow:
+    if kind_named(config.chunk_repr).slow:
         return select_slow_pages_extend
     return select_pages_extend
 
@@ -46,13 +46,13 @@ def check_device(
     config: HSAConfig, tiling: Tiling, group: int, head_dim: int, shared: int
 ) -> None:
     """Raise ValueError if ``extend_op`` needs more than the ``shared`` bytes of shared memory that a program may take."""
-    if not KINDS[config.chunk_repr].slow:
+    if not kind_named(config.chunk_repr).slow:
         rows = tiling.tile_rows * feature_rows(group, config.selection_strategy)
         pages_per_step(rows, triton.next_power_of_2(head_dim), shared)
 
 
 def extend_workspace(config: HSAConfig) -> Type[ExtendWorkspace]:
     """The scratch of ``extend_op``."""
-    if KINDS[config.chunk_repr].slow:
+    if kind_named(config.chunk_repr).slow:
         return SlowSelectWorkspace
     return ExtendSelectWorkspace

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of landmarks: what a checkpoint that was trained for HSA computes at the end of every page, beside the tokens.
+
+A landmark of HiLS is embedded and goes through all layers like a token, but nobody attends to it and its logits are
+dropped. So it is a row and no token: it has no id that anyone sees, no slot in the cache and no place in the radix tree.
+The pass that writes the last token of a page has one more row for the page, at the position of the next token. Its query
+in each HSA layer makes the page's representation, so that every complete page has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Optional
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+_FIELD = "hsa_landmark_rows"  # HSA's own, of a batch of SGLang
+_UNPLANNED = object()
+
+
+@dataclass(frozen=True)
+class LandmarkRows:
+    """Where the rows of a pass with T tokens and M landmarks are, in the order of each sequence.
+
+    Attributes:
+        tokens: row of each token ``[T]`` int64.
+        landmarks: row of each landmark ``[M]`` int64; the row before it is the last token of its page.
+        last_tokens: that token's index in the batch ``[M]`` int64.
+        positions: position of each landmark ``[M]`` int64.
+    """
+
+    tokens: torch.Tensor
+    landmarks: torch.Tensor
+    last_tokens: torch.Tensor
+    positions: torch.Tensor
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.tokens) + len(self.landmarks)
+
+    def insert(
+        self, tokens: torch.Tensor, landmarks: torch.Tensor | float
+    ) -> torch.Tensor:
+        """Rows ``[T + M, ...]`` of values of the tokens ``[T, ...]`` and of the landmarks, one for all or ``[M, ...]``."""
+        if not len(self.landmarks):
+            return tokens
+        rows = tokens.new_empty((self.num_rows, *tokens.shape[1:]))
+        rows[self.tokens] = tokens
+        rows[self.landmarks] = landmarks
+        return rows
+
+    def drop(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of the tokens ``[T, ...]``."""
+        return rows[self.tokens] if len(self.landmarks) else rows
+
+
+def plan_landmark_rows(
+    seq_lens: np.ndarray,
+    new_tokens: np.ndarray,
+    slots_per_page: int,
+    device: torch.device | str,
+) -> LandmarkRows:
+    """Rows of a pass.
+
+    Args:
+        seq_lens: tokens of each sequence, its new ones included ``[B]`` int64.
+        new_tokens: new tokens of each sequence ``[B]`` int64, packed one sequence after another.
+        slots_per_page: tokens per page.
+        device: of the result.
+    """
+    begin = np.cumsum(new_tokens) - new_tokens
+    token = np.arange(new_tokens.sum())
+    position = token + np.repeat(seq_lens - new_tokens - begin, new_tokens)
+    completes = (position + 1) % slots_per_page == 0
+    row = token + np.cumsum(completes) - completes
+    parts = row, row[completes] + 1, token[completes], position[completes] + 1
+    return LandmarkRows(*(torch.from_numpy(part).to(device) for part in parts))
+
+
+def attach(forward_batch: ForwardBatch, rows: Optional[LandmarkRows]) -> None:
+    """Tell the model of the rows of a pass; None for a batch that holds those of landmarks already."""
+    setattr(forward_batch, _FIELD, rows)
+
+
+def attached(forward_batch: ForwardBatch) -> Optional[LandmarkRows]:
+    """The rows of a pass, None for a batch that is empty or holds those of landmarks already.
+
+    Raises:
+        ValueError: if no backend planned them.
+    """
+    if forward_batch.forward_mode.is_idle():
+        return None
+    rows = getattr(forward_batch, _FIELD, _UNPLANNED)
+    if rows is _UNPLANNED:
+        raise ValueError(
+            "this checkpoint was trained for HSA and has landmarks, which --attention-backend hsa alone serves; add it."
+        )
+    return rows

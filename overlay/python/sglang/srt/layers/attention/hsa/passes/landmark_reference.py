@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The path of checkpoints that were trained for HSA on the torch reference ops: rows of landmarks, on any device, eagerly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, FrozenSet
+
+import torch
+
+from sglang.srt.layers.attention.hsa.landmark_rows import attach
+from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_local_fwd
+from sglang.srt.layers.attention.hsa.ops.page_repr.reference import landmark_repr_fwd
+from sglang.srt.layers.attention.hsa.params import layer_params
+from sglang.srt.layers.attention.hsa.passes import strict
+from sglang.srt.layers.attention.hsa.passes.base import LayerInputs
+from sglang.srt.layers.attention.hsa.passes.reference import ReferencePass
+from sglang.srt.layers.attention.hsa.passes.reference_attention import attend_reference
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.hsa.config import HSAConfig
+    from sglang.srt.layers.attention.hsa.counters import HSACounters
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+
+class LandmarkReferencePass(ReferencePass):
+    """A pass in decode or extend mode whose rows are tokens and landmarks, of all layers of the model.
+
+    Every layer gives q, k and v of all rows, layers with HSA ``select_q``, too. Those with a sliding window attend it
+    exactly. In decode a sequence has one row or, if its token is the last of a page, two, so that it is an extend pass.
+
+    Args:
+        layers: numbers of the model's attention layers; the others as of ReferencePass.
+    """
+
+    def __init__(
+        self,
+        forward_batch: ForwardBatch,
+        pool: PageReprMixin,
+        req_to_token: torch.Tensor,
+        config: HSAConfig,
+        counters: HSACounters,
+        layers: FrozenSet[int],
+    ):
+        super().__init__(forward_batch, pool, req_to_token, config, counters)
+        self.layers = layers
+        self.landmark_rows = self.metadata.landmark_rows
+        attach(forward_batch, self.landmark_rows)
+        slots = self.out_cache_loc[self.landmark_rows.last_tokens]
+        self.completed_pages = slots // config.page_size  # [M]
+        versions = pool.versions_at(pool.built_at(forward_batch))
+        self.completed_versions = versions[self.completed_pages]
+
+    def write_representations(
+        self, layer: RadixAttention, inputs: LayerInputs = LayerInputs()
+    ) -> None:
+        if self.config.strict:
+            strict.check_page_table(self.metadata, self.out_cache_loc, self.pool)
+        layer_id = layer.layer_id
+        if not self.pool.has_page_repr(layer_id):
+            return
+        pages = self.completed_pages
+        if len(pages):
+            reprs, bias = landmark_repr_fwd(
+                self.pool.get_key_buffer(layer_id),
+                pages,
+                inputs.select_q[self.landmark_rows.landmarks],
+                layer_params(layer, self.pool, self.config),
+            )
+            self.pool.save_chunk_repr(
+                layer_id, pages, reprs, self.completed_versions, bias
+            )
+            self.counters.add("reprs_written", len(pages))
+        if self.config.strict:
+            strict.check_all_represented(self.metadata, self.pool, layer_id)
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        layer: RadixAttention,
+        inputs: LayerInputs = LayerInputs(),
+    ) -> torch.Tensor:
+        md, pool, layer_id = self.metadata, self.pool, layer.layer_id
+        params = layer_params(layer, pool, self.config, zero_logit=inputs.zero_logit)
+        cache = pool.layer_cache(layer_id)
+        if params.exact_window:
+            o, _ = extend_local_fwd(
+                q,
+                cache.keys,
+                cache.values,
+                md.real_page_table,
+                md.cu_seqlens_q,
+                md.places,
+                params,
+            )
+            return o.to(q.dtype)
+
+        valid = md.page_complete & pool.repr_valid(
+            layer_id, md.real_page_table, md.page_version
+        )
+        o, selected = attend_reference(
+            q,
+            cache,
+            valid,
+            md.real_page_table,
+            md.places,
+            md.cu_seqlens_q,
+            params,
+            decode=False,
+            # Nothing but its landmark can represent a page, and no page weighs anything without.
+            own=torch.zeros_like(valid),
+            select_q=inputs.select_q,
+        )
+        self.counters.add("reprs_missing", (md.page_complete & ~valid).sum())
+        self.counters.add("rows_landmark", len(self.landmark_rows.landmarks))
+        self.count_rows(selected)
+        return o.to(q.dtype)
