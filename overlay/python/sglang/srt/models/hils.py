@@ -14,8 +14,7 @@ from torch import nn
 
 from sglang.srt.configs.hils import HiLSConfig, OlmoHiLSConfig
 from sglang.srt.layers.activation import SiluAndMul
-from sglang.srt.layers.attention.hsa import landmark_rows
-from sglang.srt.layers.attention.hsa.compat import attention_tp
+from sglang.srt.layers.attention.hsa import compat, landmark_rows
 from sglang.srt.layers.hils_ops import LANDMARK_EPS, Rotary, make_norm, make_rotaries
 from sglang.srt.layers.linear import (
     ColumnParallelLinear,
@@ -86,7 +85,7 @@ class HiLSAttention(nn.Module):
         prefix: str,
     ):
         super().__init__()
-        _, ranks = attention_tp()
+        _, ranks = compat.attention_tp()
         total_heads, total_kv_heads = (
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -156,18 +155,14 @@ class HiLSAttention(nn.Module):
             q, k = self.rotary(positions, q), self.rotary(positions, k)
             if select_q is not None:
                 select_q = self.rotary.in_float32(positions, select_q)
-        flat_q = q.flatten(1)
+        inputs = {}
         if self.sparse:
-            o = self.attn(
-                flat_q,
-                k,
-                v,
-                forward_batch,
-                hsa_select_q=q if select_q is None else select_q,
-                hsa_zero_logit=self.zero_logit,
-            )
-        else:
-            o = self.attn(flat_q, k, v, forward_batch)
+            inputs["hsa_select_q"] = q if select_q is None else select_q
+            inputs["hsa_zero_logit"] = self.zero_logit
+        # The batch counts tokens, and RadixAttention cuts what has more rows since 0.5.23.
+        o = compat.backend_of(forward_batch).forward(
+            q.flatten(1), k, v, self.attn, forward_batch, **inputs
+        )
         return self.o_proj(o)[0]
 
     def _select_query(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
     from sglang.srt.server_args import ServerArgs
 
 
@@ -160,6 +160,15 @@ def is_draft_extend(mode: ForwardMode) -> bool:
     return mode.is_draft_extend_v2() or (ragged is not None and ragged())
 
 
+def backend_of(batch: ForwardBatch) -> Any:
+    """The backend that attends a batch."""
+    if hasattr(batch, "attn_backend"):  # until 0.5.15
+        return batch.attn_backend
+    from sglang.srt.model_executor.forward_context import get_attn_backend
+
+    return get_attn_backend()
+
+
 def unread_tree_mask(requests: int, tokens: int, device: str) -> Optional[Any]:
     """Room for the trees of so many requests with so many draft tokens; None where each batch makes its own, until 0.5.16."""
     try:
@@ -178,10 +187,7 @@ def unread_tree_mask(requests: int, tokens: int, device: str) -> Optional[Any]:
 
 
 def graphs_hold_metadata() -> bool:
-    """Whether CUDA graphs hold what a backend launches in ``init_forward_metadata_in_graph``: since 0.5.13.
-
-    Before, they hold the layers alone, and a backend is told of capture and replay with arguments instead of a batch.
-    """
+    """Whether CUDA graphs hold what a backend launches in ``init_forward_metadata_in_graph``, since 0.5.13, or layers alone."""
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
     return hasattr(AttentionBackend, "init_forward_metadata_in_graph")
