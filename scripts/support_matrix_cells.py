@@ -183,6 +183,7 @@ CELLS = (
         "radix cache",
         (HILS + "test_schedules.py::test_prefixes_in_the_radix_cache_keep_their_representations",),
     ),
+    Cell("HiLS checkpoints", "kernels, interpreted", (HILS + "test_kernels.py::test_answers_are_those_of_the_reference",)),
     Cell("HiLS checkpoints", "tensor parallel", (HILS + "test_schedules.py::test_two_tensor_parallel_ranks",)),
     Cell("HiLS checkpoints", "speculative decoding", refusal="speculative decoding of HiLS checkpoints"),
     Cell("HiLS checkpoints", "hierarchical cache", refusal="the hierarchical cache with HiLS checkpoints"),

@@ -8,7 +8,7 @@ from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.paged_alloc_torch import alloc_decode_torch, alloc_extend_torch
 
 LENGTHS = (1, 63, 64, 65, 127, 1000)
-PAGE_SIZES = (4, 16, 64)
+PAGE_SIZES = (4, 16, 63, 64)  # those of HiLS are no powers of two
 
 
 def ceil_div(a, b):

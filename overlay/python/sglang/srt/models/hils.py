@@ -94,7 +94,6 @@ class HiLSAttention(nn.Module):
         self.num_heads = total_heads // ranks
         self.num_kv_heads = total_kv_heads // ranks
         self.sparse = layer_id in config.hsa_layer_ids
-        self.zero_logit = config.enable_softmax1
         olmo = isinstance(config, OlmoHiLSConfig)
 
         self.qkv_proj = QKVParallelLinear(
@@ -135,6 +134,7 @@ class HiLSAttention(nn.Module):
             sliding_window_size=-1 if self.sparse else config.window_tokens - 1,
             prefix=add_prefix("attn", prefix),
         )
+        self.attn.hsa_zero_logit = self.sparse and config.enable_softmax1
 
     def forward(
         self,
@@ -158,7 +158,6 @@ class HiLSAttention(nn.Module):
         inputs = {}
         if self.sparse:
             inputs["hsa_select_q"] = q if select_q is None else select_q
-            inputs["hsa_zero_logit"] = self.zero_logit
         # The batch counts tokens, and RadixAttention cuts what has more rows since 0.5.23.
         o = compat.backend_of(forward_batch).forward(
             q.flatten(1), k, v, self.attn, forward_batch, **inputs
@@ -289,7 +288,7 @@ class HiLSModel(nn.Module):
     ) -> torch.Tensor:
         """Hidden states of the tokens ``[T, hidden_size]``."""
         x = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
-        rows = landmark_rows.attached(forward_batch)
+        rows = landmark_rows.of_batch(forward_batch)
         if rows is not None:
             x = rows.insert(x, self.lmk_embed)
             positions = rows.insert(positions, rows.positions)

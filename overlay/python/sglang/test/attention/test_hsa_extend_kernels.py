@@ -164,7 +164,7 @@ def test_rows_that_nobody_clears(weights, monkeypatch):
     check(h, sequences, [1, 15, 32, 65])
     extend_pass = h.backend.forward_pass
     q = torch.randn(113 + 2, h.num_heads, h.head_dim, device=DEVICE)
-    out = extend_pass.attend(q, h.layers[0], False)
+    out = extend_pass.attend(q, h.layers[0])
     assert torch.isfinite(out).all() and not out[113:].any() and out[:113].any(-1).all()
     if weights == "score":  # decode in tiles
         check(h, sequences, [1, 1, 1, 1], decode=True)
@@ -172,7 +172,7 @@ def test_rows_that_nobody_clears(weights, monkeypatch):
         lengths = torch.tensor([132, 1, 67, 1], device=DEVICE)  # two rows pad the batch
         decode.rows = [decode.rows[0]._replace(seq_lens=lengths)]
         decode.buffers.attention.begin(lengths)
-        out = decode.steps[0].attend(q[:4], h.layers[0], False)
+        out = decode.steps[0].attend(q[:4], h.layers[0])
         assert out[::2].any(-1).all() and not out[1::2].any()
 
 

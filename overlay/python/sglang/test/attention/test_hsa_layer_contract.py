@@ -91,8 +91,6 @@ def test_models_pass_no_other_argument():
         "forward_batch",
         "save_kv_cache",
         "hsa_mask_last_slot",
-        "hsa_select_q",
-        "hsa_zero_logit",
     }
     of_mla = {"q_rope", "k_rope"}  # whose models are refused as such
     # Of IQuest Q1 with sinks, which its configuration has a flag for.

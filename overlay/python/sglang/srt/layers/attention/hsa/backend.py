@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, FrozenSet, Optional
+from functools import partial
+from typing import TYPE_CHECKING, FrozenSet, Optional, Union
 
 import torch
 
@@ -21,6 +22,8 @@ from sglang.srt.layers.attention.hsa.ops.select.by_kind import check_device
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass, LayerInputs
 from sglang.srt.layers.attention.hsa.passes.decode import DecodeState
 from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass, prepare_prompts
+from sglang.srt.layers.attention.hsa.passes.landmark_decode import LandmarkDecodeState
+from sglang.srt.layers.attention.hsa.passes.landmark_extend import LandmarkExtendPass
 from sglang.srt.layers.attention.hsa.passes.landmark_reference import (
     LandmarkReferencePass,
 )
@@ -30,6 +33,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
 
 if TYPE_CHECKING:
+    from sglang.srt.layers.attention.hsa.landmark_rows import LandmarkRows
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
@@ -80,7 +84,10 @@ class HSAAttnBackend(AttentionBackend):
         self.quantised = self.pool.dtype.itemsize == 1
         args = compat.arguments(model_runner.server_args)
         self.config = HSAConfig.from_server_args(args)
-        self.dense = ATTENTION_BACKENDS[self.config.dense_backend](model_runner)
+        # No other backend has rows of landmarks, so there is none beside HSA.
+        self.dense = None
+        if not self.config.has_landmark_rows:
+            self.dense = ATTENTION_BACKENDS[self.config.dense_backend](model_runner)
         self.counters = hsa_counters.HSACounters(model_runner.device)
         if not model_runner.is_draft_worker:
             # The server's counts are the target model's.
@@ -92,7 +99,11 @@ class HSAAttnBackend(AttentionBackend):
         }
         self.layers = frozenset(layers)
         self.kernels = self._kernels_on(model_runner.device, kernels)
-        self.decode: Optional[DecodeState] = None
+        self.extend_pass, self.reference_pass = ExtendPass, ReferencePass
+        if self.config.has_landmark_rows:
+            self.extend_pass = partial(LandmarkExtendPass, layers=self.layers)
+            self.reference_pass = partial(LandmarkReferencePass, layers=self.layers)
+        self.decode: Optional[Union[DecodeState, LandmarkDecodeState]] = None
         self.tree_mask = None
         if self.kernels:
             first = layers[self.pool.hsa_layer_ids[0]]
@@ -123,15 +134,20 @@ class HSAAttnBackend(AttentionBackend):
                 f"they take {self.scratch.nbytes() >> 20} MB of scratch."
             )
         if "decode" in self.kernels:
-            self.decode = DecodeState(
+            drafts = (
+                args.speculative_num_draft_tokens if args.speculative_algorithm else 1,
+                draft_steps,
+            )
+            landmarks = self.config.has_landmark_rows
+            decode_state = LandmarkDecodeState if landmarks else DecodeState
+            self.decode = decode_state(
                 self.pool,
                 self.req_to_token_pool,
                 self.config,
                 self.tiling,
                 layers,
                 self.counters,
-                args.speculative_num_draft_tokens if args.speculative_algorithm else 1,
-                draft_steps,
+                *(() if landmarks else drafts),
             )
             # Drafts wait for lengths on the host. The decode kernels read none there, and prompts bring theirs.
             self.needs_cpu_seq_lens = self.decode_needs_dense and getattr(
@@ -177,15 +193,6 @@ class HSAAttnBackend(AttentionBackend):
     def _make_pass(self, forward_batch: ForwardBatch) -> AttentionPass:
         mode = forward_batch.forward_mode
         req_to_token = self.req_to_token_pool.req_to_token
-        if self.config.has_landmark_rows:
-            return LandmarkReferencePass(
-                forward_batch,
-                self.pool,
-                req_to_token,
-                self.config,
-                self.counters,
-                self.layers,
-            )
         # Each request has as many rows as any other.
         if mode.is_decode() or mode.is_target_verify() or mode.is_draft_extend_v2():
             if "decode" in self.kernels:
@@ -194,7 +201,7 @@ class HSAAttnBackend(AttentionBackend):
                     self.decode.begin(forward_batch)
                 return self.decode.steps[0]
         elif "extend" in self.kernels:
-            return ExtendPass(
+            return self.extend_pass(
                 forward_batch,
                 self.pool,
                 req_to_token,
@@ -203,7 +210,7 @@ class HSAAttnBackend(AttentionBackend):
                 self.counters,
                 self.scratch,
             )
-        return ReferencePass(
+        return self.reference_pass(
             forward_batch, self.pool, req_to_token, self.config, self.counters
         )
 
@@ -270,7 +277,11 @@ class HSAAttnBackend(AttentionBackend):
         return self.tree_mask
 
     def support_triton(self):
-        return self.dense.support_triton()
+        return self.dense is None or self.dense.support_triton()
+
+    def landmark_rows(self, forward_batch: ForwardBatch) -> Optional[LandmarkRows]:
+        """Rows of the pass, which the model's layers get beside the batch's tokens; None for a model without landmarks."""
+        return self.forward_pass.rows_of(forward_batch)
 
     def forward_decode(
         self,
@@ -282,7 +293,6 @@ class HSAAttnBackend(AttentionBackend):
         save_kv_cache: bool = True,
         hsa_mask_last_slot: bool = False,
         hsa_select_q: Optional[torch.Tensor] = None,
-        hsa_zero_logit: bool = False,
         **kwargs,
     ) -> torch.Tensor:
         """One layer of any pass; q ``[T, H_q * D]``, k and v ``[T, H_kv, D]``, returns ``[T, H_q * D_v]``.
@@ -291,7 +301,7 @@ class HSAAttnBackend(AttentionBackend):
         """
         sparse = self.pool.has_page_repr(layer.layer_id)
         here = layer.layer_id in self.forward_pass.layers
-        inputs = LayerInputs(hsa_mask_last_slot, hsa_select_q, hsa_zero_logit)
+        inputs = LayerInputs(hsa_mask_last_slot, hsa_select_q)
         _refuse_inputs(layer, self.config, sparse, here, inputs, kwargs)
         # Dense backends mask no slot.
         if not here or (self.goes_dense and not hsa_mask_last_slot):
@@ -355,7 +365,7 @@ def _refuse_inputs(
     if passed:
         raise NotImplementedError(
             f"layer {layer.layer_id} passes {', '.join(passed)} to its attention, but of such arguments HSA knows "
-            "hsa_mask_last_slot alone, and with rows of landmarks hsa_select_q and hsa_zero_logit; leave them out."
+            "hsa_mask_last_slot alone, and with rows of landmarks hsa_select_q; leave them out."
         )
     if here and kwargs:
         raise NotImplementedError(

@@ -143,8 +143,6 @@ class HSAConfig:
     @property
     def needs_references(self) -> Optional[str]:
         """Why no kernel can run these options; None if the kernels can."""
-        if self.has_landmark_rows:
-            return "no kernel has rows of landmarks"
         if self.strict:
             return "the checks of --hsa-strict read back what the kernels keep on the device"
         return None

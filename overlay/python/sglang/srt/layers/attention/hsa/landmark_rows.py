@@ -15,21 +15,20 @@ from typing import TYPE_CHECKING, Optional
 import numpy as np
 import torch
 
+from sglang.srt.layers.attention.hsa import compat
+
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-
-_FIELD = "hsa_landmark_rows"  # HSA's own, of a batch of SGLang
-_UNPLANNED = object()
 
 
 @dataclass(frozen=True)
 class LandmarkRows:
-    """Where the rows of a pass with T tokens and M landmarks are, in the order of each sequence.
+    """Where the rows of a pass with T tokens and M landmarks are.
 
     Attributes:
         tokens: row of each token ``[T]`` int64.
-        landmarks: row of each landmark ``[M]`` int64; the row before it is the last token of its page.
-        last_tokens: that token's index in the batch ``[M]`` int64.
+        landmarks: row of each landmark ``[M]`` int64.
+        last_tokens: index of its page's last token in the batch ``[M]`` int64.
         positions: position of each landmark ``[M]`` int64.
     """
 
@@ -64,7 +63,7 @@ def plan_landmark_rows(
     slots_per_page: int,
     device: torch.device | str,
 ) -> LandmarkRows:
-    """Rows of a pass.
+    """Rows of a pass whose lengths the host knows, in the order of each sequence.
 
     Args:
         seq_lens: tokens of each sequence, its new ones included ``[B]`` int64.
@@ -81,22 +80,29 @@ def plan_landmark_rows(
     return LandmarkRows(*(torch.from_numpy(part).to(device) for part in parts))
 
 
-def attach(forward_batch: ForwardBatch, rows: Optional[LandmarkRows]) -> None:
-    """Tell the model of the rows of a pass; None for a batch that holds those of landmarks already."""
-    setattr(forward_batch, _FIELD, rows)
+def decode_landmark_rows(seq_lens: torch.Tensor) -> LandmarkRows:
+    """Rows of a step with one token per sequence, first those of all tokens, then a landmark's for each, needed or not.
+
+    So a CUDA graph holds them: a row that completes no page attends nothing and writes nothing.
+
+    Args:
+        seq_lens: tokens of each sequence, the new one included ``[B]``.
+    """
+    token = torch.arange(len(seq_lens), device=seq_lens.device)
+    return LandmarkRows(token, token + len(seq_lens), token, seq_lens.long())
 
 
-def attached(forward_batch: ForwardBatch) -> Optional[LandmarkRows]:
-    """The rows of a pass, None for a batch that is empty or holds those of landmarks already.
+def of_batch(forward_batch: ForwardBatch) -> Optional[LandmarkRows]:
+    """The rows of a pass that has begun; None for an empty batch.
 
     Raises:
-        ValueError: if no backend planned them.
+        ValueError: without ``--attention-backend hsa``.
     """
     if forward_batch.forward_mode.is_idle():
         return None
-    rows = getattr(forward_batch, _FIELD, _UNPLANNED)
-    if rows is _UNPLANNED:
+    backend = compat.backend_of(forward_batch)
+    if not hasattr(backend, "landmark_rows"):
         raise ValueError(
             "this checkpoint was trained for HSA and has landmarks, which --attention-backend hsa alone serves; add it."
         )
-    return rows
+    return backend.landmark_rows(forward_batch)

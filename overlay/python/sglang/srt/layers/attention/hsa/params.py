@@ -141,9 +141,8 @@ def layer_params(
     config: HSAConfig,
     mask_last_slot: bool = False,
     dense_below: int = 0,
-    zero_logit: bool = False,
 ) -> AttentionParams:
-    """Parameters of a layer of SGLang whose cache ``pool`` keeps."""
+    """Parameters of a layer of SGLang whose cache ``pool`` keeps. A model may give it an attribute ``hsa_zero_logit``."""
     scales = {}
     if pool.dtype.itemsize == 1 and layer.k_scale is not None:
         scales = dict(k_scale=layer.k_scale_float, v_scale=layer.v_scale_float)
@@ -154,7 +153,7 @@ def layer_params(
         mask_last_slot=mask_last_slot or config.has_landmark_rows,
         dense_below=dense_below,
         exact_window=_exact_window(layer, config),
-        zero_logit=zero_logit,
+        zero_logit=getattr(layer, "hsa_zero_logit", False),
         **scales,
     )
 

@@ -18,6 +18,8 @@ PAGES_CANDIDATE: tl.constexpr = tl.constexpr(INDEX["pages_candidate"])
 PAGES_SELECTED: tl.constexpr = tl.constexpr(INDEX["pages_selected"])
 REPRS_WRITTEN: tl.constexpr = tl.constexpr(INDEX["reprs_written"])
 REPRS_HEALED: tl.constexpr = tl.constexpr(INDEX["reprs_healed"])
+ROWS_LANDMARK: tl.constexpr = tl.constexpr(INDEX["rows_landmark"])
+REPRS_MISSING: tl.constexpr = tl.constexpr(INDEX["reprs_missing"])
 
 HOPPER_SHARED_BYTES = 227 << 10
 OTHER_SHARED_BYTES = 32 << 10

@@ -31,12 +31,10 @@ class LayerInputs(NamedTuple):
     Attributes:
         mask_last_slot: the last slot of a page is no key (see ``layout``).
         select_q: queries that choose pages, rotated ``[T, H_q, D]``; None for those that attend.
-        zero_logit: the softmax has one logit of 0 more, that no value belongs to.
     """
 
     mask_last_slot: bool = False
     select_q: Optional[torch.Tensor] = None
-    zero_logit: bool = False
 
 
 class AttentionPass(abc.ABC):
@@ -46,13 +44,17 @@ class AttentionPass(abc.ABC):
         layers: numbers of the layers that it attends, all with HSA among them; the dense backend has the others.
         rows: new tokens (host int); unknown to passes that run in CUDA graphs.
         max_candidates: largest number of candidate pages of any new token (host int), or a bound of it.
-        landmark_rows: where landmarks are among the rows; None for a model without, and where the batch holds them.
+        landmark_rows: where landmarks are among the rows; None for a model without, and until decode was asked for them.
     """
 
     layers: FrozenSet[int]
     rows: int
     max_candidates: int
     landmark_rows: Optional[LandmarkRows] = None
+
+    def rows_of(self, forward_batch: ForwardBatch) -> Optional[LandmarkRows]:
+        """``landmark_rows``, asked for before the first layer."""
+        return self.landmark_rows
 
     def enter_layer(self, layer: RadixAttention, forward_batch: ForwardBatch) -> None:
         """Launch what all layers share, before the first of them writes its keys. A CUDA graph holds it, too.

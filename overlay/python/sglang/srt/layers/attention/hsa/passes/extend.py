@@ -8,12 +8,13 @@ attention. Nothing here reads the device.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Tuple
 
 import torch
 import triton
 
 from sglang.srt.layers.attention.hsa.counters import HSACounters
+from sglang.srt.layers.attention.hsa.layout import num_places
 from sglang.srt.layers.attention.hsa.ops.common import padded_width
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
@@ -57,6 +58,7 @@ def prepare_prompts(
     """
     device, page_size = scratch.device, config.page_size
     context = min(context, pool.size)
+    places = num_places(context, page_size) if config.has_landmark_rows else context
     counters = HSACounters(device)  # of nobody
     params = layer_params(layer, pool, config, dense_below=config.dense_below)
     width = padded_width(triton.cdiv(context, page_size))
@@ -64,7 +66,7 @@ def prepare_prompts(
 
     def tiles_of(new: int) -> TileAttention:
         plan = plan_extend(
-            [context - new],
+            [places - new],
             [new],
             tiling=tiling,
             config=config,
@@ -73,22 +75,24 @@ def prepare_prompts(
         )
         return TileAttention.of(plan, pool.head_num, config, counters, scratch)
 
-    most = tiles_of(min(chunk, context))
+    most = tiles_of(min(chunk, places))
     if most.workspace and pool.repr_kind.slow:
         most.workspace.reserve(pool.size // page_size, page_size, pool.head_dim, dtype)
-    few = tiles_of(min(WARM_UP_ROWS, context))
-    if pool.repr_kind.stored:
+    few = tiles_of(min(WARM_UP_ROWS, places))
+    if pool.repr_kind.stored and not config.has_landmark_rows:
         none = torch.full_like(pool.page_version, NO_VERSION)  # so none is written
         cache = pool.layer_cache(layer.layer_id, none)
         write_pages(cache, table, few.plan.pages, counters.values, params)
     if few.lists is None:  # every prompt is dense
         return
     shape = few.plan.rows, layer.tp_q_head_num, layer.qk_head_dim
+    query = torch.zeros(shape, dtype=dtype, device=device)
     few.launch(
-        torch.zeros(shape, dtype=dtype, device=device),
+        query,
         pool.layer_cache(layer.layer_id, pool.page_version),
         table,
         params,
+        query if config.has_landmark_rows else None,
     )
 
 
@@ -123,8 +127,7 @@ class ExtendPass(AttentionPass):
         # A draft extend still has the prefix lengths of its requests' prefill; the differences are always right.
         new_lens = torch.as_tensor(forward_batch.extend_seq_lens_cpu)
         self.plan = plan_extend(
-            forward_batch.seq_lens_cpu - new_lens,
-            new_lens,
+            *self._prefix_and_rows(forward_batch.seq_lens_cpu, new_lens),
             tiling=tiling,
             config=config,
             device=device,
@@ -145,6 +148,12 @@ class ExtendPass(AttentionPass):
             ),
             config.page_size,
         )
+
+    def _prefix_and_rows(
+        self, seq_lens: torch.Tensor, new_lens: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """What is cached of each sequence and what is new ``[B]``, of their lengths and new tokens."""
+        return seq_lens - new_lens, new_lens
 
     @functools.cached_property
     def tiles(self) -> TileAttention:

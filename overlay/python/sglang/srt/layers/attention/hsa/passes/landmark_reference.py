@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, FrozenSet
 
 import torch
 
-from sglang.srt.layers.attention.hsa.landmark_rows import attach
 from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.page_repr.reference import landmark_repr_fwd
 from sglang.srt.layers.attention.hsa.params import layer_params
@@ -46,7 +45,6 @@ class LandmarkReferencePass(ReferencePass):
         super().__init__(forward_batch, pool, req_to_token, config, counters)
         self.layers = layers
         self.landmark_rows = self.metadata.landmark_rows
-        attach(forward_batch, self.landmark_rows)
         slots = self.out_cache_loc[self.landmark_rows.last_tokens]
         self.completed_pages = slots // config.page_size  # [M]
         versions = pool.versions_at(pool.built_at(forward_batch))
@@ -82,7 +80,7 @@ class LandmarkReferencePass(ReferencePass):
         inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
         md, pool, layer_id = self.metadata, self.pool, layer.layer_id
-        params = layer_params(layer, pool, self.config, zero_logit=inputs.zero_logit)
+        params = layer_params(layer, pool, self.config)
         cache = pool.layer_cache(layer_id)
         if params.exact_window:
             o, _ = extend_local_fwd(

@@ -61,6 +61,7 @@ class TileAttention:
         cache: LayerCache,
         page_table: torch.Tensor,
         params: AttentionParams,
+        select_q: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
         """One layer; its new keys, values and representations are written.
 
@@ -68,6 +69,7 @@ class TileAttention:
             q: packed queries ``[T, H_q, D]``, last dimension contiguous.
             cache: of the layer, versions included.
             page_table: physical page of each logical page ``[B, max_pages]`` int32.
+            select_q: queries that choose the pages ``[T, H_q, D]``; None for those that attend.
 
         Returns:
             ``[T, H_q, D_v]`` in the dtype of q.
@@ -81,14 +83,14 @@ class TileAttention:
             self.counters.add("rows_dense", plan.rows)
         else:
             extra = {}
-            if params.strategy == "softmax_head":
+            if needs_local_lse(params, q.shape[1] // cache.keys.shape[1]):
                 extra["local_lse"] = q.new_empty(q.shape[:2], dtype=torch.float32)
                 extend_hsa(
                     q, cache, None, page_table, plan, out, params, extra["local_lse"]
                 )
             select = extend_op(params.config)
             select(
-                q,
+                q if select_q is None else select_q,
                 cache,
                 page_table,
                 plan,
@@ -98,4 +100,12 @@ class TileAttention:
                 params,
                 **extra,
             )
-        return extend_hsa(q, cache, lists, page_table, plan, out, params)
+        return extend_hsa(
+            q, cache, lists, page_table, plan, out, params, select_q=select_q
+        )
+
+
+def needs_local_lse(params: AttentionParams, group: int) -> bool:
+    """Whether selection reads the log-sum-exp of window and sinks: a normaliser of a single head ranks nothing."""
+    alone = params.config.has_landmark_rows and group == 1
+    return params.strategy == "softmax_head" and not alone

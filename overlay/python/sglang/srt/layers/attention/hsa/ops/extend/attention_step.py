@@ -80,3 +80,49 @@ def weigh_by_score(logits, score):
     origin = tl.where(seen, highest, 0.0)
     lse = origin + tl.log(tl.sum(tl.exp(logits - origin[:, None]), axis=1))
     return logits + tl.where(seen, score - lse, 0.0)[:, None]
+
+
+@triton.jit
+def linear_score(
+    first_feature,
+    second_feature,
+    e,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Scores ``[R]`` of the page whose representation is at ``e``, by the queries' features ``[R, D]`` of a linear kind."""
+    d = tl.arange(0, BLOCK_D)
+    first = tl.load(e + d, mask=d < HEAD_DIM, other=0.0).to(tl.float32)
+    score = tl.sum(first_feature * first[None, :], axis=1)
+    if WIDTH == 2:
+        second = tl.load(e + HEAD_DIM + d, mask=d < HEAD_DIM, other=0.0).to(tl.float32)
+        score += tl.sum(second_feature * second[None, :], axis=1)
+    return score
+
+
+@triton.jit
+def prior_score(
+    chooser,
+    e,
+    bias,
+    h,
+    scale,
+    GROUP: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Scores ``[R]`` of the page whose k' are at ``e`` and b' at ``bias``, by selection queries ``[R, D]`` of heads ``h`` ``[R]``."""
+    HEADS: tl.constexpr = GROUP_BLOCK if GROUP_BLOCK >= 16 else 16  # of a product
+    d = tl.arange(0, BLOCK_D)
+    head = tl.arange(0, HEADS)
+    mean = tl.load(
+        e + head[None, :] * HEAD_DIM + d[:, None],
+        mask=(head[None, :] < GROUP) & (d[:, None] < HEAD_DIM),
+        other=0.0,
+    )
+    scores = scale * tl.dot(chooser, mean.to(chooser.dtype), input_precision=PRECISION)
+    scores += tl.load(bias + head, mask=head < GROUP, other=0.0)[None, :]
+    return tl.sum(tl.where(h[:, None] == head[None, :], scores, 0.0), axis=1)

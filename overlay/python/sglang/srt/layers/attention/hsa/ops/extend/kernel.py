@@ -16,6 +16,7 @@ import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.common import (
     dot_precision,
+    running_max,
     shared_bytes,
     soft_cap,
     stages_that_fit,
@@ -23,6 +24,8 @@ from sglang.srt.layers.attention.hsa.ops.common import (
 )
 from sglang.srt.layers.attention.hsa.ops.extend.attention_step import (
     accumulate,
+    linear_score,
+    prior_score,
     raw_logits,
     weigh_by_score,
 )
@@ -48,7 +51,9 @@ def _extend_hsa_kernel(
     list_lengths,
     page_table,
     tiles,
+    select_q,
     repr_buffer,
+    biases,
     out,
     lse_out,
     scale,
@@ -63,6 +68,8 @@ def _extend_hsa_kernel(
     stride_v_head,
     stride_list,
     stride_table,
+    stride_select_row,
+    stride_select_head,
     stride_repr_page,
     stride_repr_head,
     stride_out_row,
@@ -82,11 +89,14 @@ def _extend_hsa_kernel(
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
     DENSE_BELOW: tl.constexpr,
+    SLOTS: tl.constexpr,
+    EXACT: tl.constexpr,
     KEYS: tl.constexpr,
     CAP: tl.constexpr,
     HAS_LISTS: tl.constexpr,
     HAS_LSE: tl.constexpr,
     BY_SCORE: tl.constexpr,
+    ZERO_LOGIT: tl.constexpr,
     MASK_LAST: tl.constexpr,
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -127,9 +137,19 @@ def _extend_hsa_kernel(
         acc = tl.zeros((TILE_ROWS, BLOCK_V), tl.float32)
 
         if BY_SCORE:
-            first_feature, second_feature = query_features(
-                query.to(tl.float32), score_scale, KIND
-            )
+            if KIND == "prior":
+                chooser = tl.load(
+                    select_q
+                    + (row + m)[:, None] * stride_select_row
+                    + (g * GROUP + h)[:, None] * stride_select_head
+                    + d[None, :],
+                    mask=real[:, None] & (d[None, :] < HEAD_DIM),
+                    other=0.0,
+                )
+            else:
+                first_feature, second_feature = query_features(
+                    query.to(tl.float32), score_scale, KIND
+                )
         if HAS_LISTS:
             which = (tile * KV_HEADS + g) * LISTS + run % LISTS
             pages = list_pages + which.to(tl.int64) * stride_list
@@ -142,14 +162,14 @@ def _extend_hsa_kernel(
                     page = tl.load(pages + unit).to(tl.int64)
                     bits = tl.load(row_bits + unit)
                     seen = ((bits >> m) & 1) != 0
-                    slot = page * PAGE_SIZE + lo % PAGE_SIZE + n
+                    slot = page * SLOTS + lo % PAGE_SIZE + n
                 else:
                     inside = lo + n < keys
                     unit = (lo + n) // PAGE_SIZE
                     page = tl.load(pages + unit, mask=inside, other=0).to(tl.int64)
                     bits = tl.load(row_bits + unit, mask=inside, other=0)
                     seen = m >= 0
-                    slot = page * PAGE_SIZE + (lo + n) % PAGE_SIZE
+                    slot = page * SLOTS + (lo + n) % PAGE_SIZE
                 if MASK_LAST:
                     key_slot = (lo + n) % PAGE_SIZE < PAGE_SIZE - 1
                     inside = inside & key_slot
@@ -167,15 +187,16 @@ def _extend_hsa_kernel(
                 if MASK_LAST:
                     logits = tl.where(key_slot[None, :], logits, float("-inf"))
                 if BY_SCORE:  # a step is one page
-                    e = repr_buffer + g * stride_repr_head + d
-                    e += page * stride_repr_page
-                    e_first = tl.load(e, mask=d < HEAD_DIM, other=0.0).to(tl.float32)
-                    score = tl.sum(first_feature * e_first[None, :], axis=1)
-                    if WIDTH == 2:
-                        e += HEAD_DIM
-                        e_second = tl.load(e, mask=d < HEAD_DIM, other=0.0)
-                        e_second = e_second.to(tl.float32)[None, :]
-                        score += tl.sum(second_feature * e_second, axis=1)
+                    e = repr_buffer + page * stride_repr_page + g * stride_repr_head
+                    if KIND == "prior":
+                        score = prior_score(
+                            chooser, e, biases + (page * KV_HEADS + g) * GROUP, h, score_scale,
+                            GROUP, GROUP_BLOCK, HEAD_DIM, BLOCK_D, PRECISION,
+                        )  # fmt: skip
+                    else:
+                        score = linear_score(
+                            first_feature, second_feature, e, HEAD_DIM, BLOCK_D, WIDTH
+                        )
                     logits = weigh_by_score(logits, score)
                 base *= LOG2_E
                 best = tl.where(seen, tl.max(logits, axis=1) * base, float("-inf"))
@@ -203,7 +224,9 @@ def _extend_hsa_kernel(
                 (at[None, :] >= (start * PAGE_SIZE)[:, None])
                 | (at[None, :] < sink_end[:, None])
             )
-            slot = page.to(tl.int64) * PAGE_SIZE + at % PAGE_SIZE
+            if EXACT > 0:
+                visible = visible & (at[None, :] > position[:, None] - EXACT)
+            slot = page.to(tl.int64) * SLOTS + at % PAGE_SIZE
             logits = scale * raw_logits(
                 query, k_head, slot, inside, stride_k_slot, HEAD_DIM, BLOCK_D, PRECISION
             )  # fmt: skip
@@ -218,6 +241,11 @@ def _extend_hsa_kernel(
                 stride_v_slot, query.dtype, V_DIM, BLOCK_V, PRECISION,
             )  # fmt: skip
 
+        if ZERO_LOGIT:
+            _, origin = running_max(top, tl.zeros_like(top))
+            rescale = tl.exp2(top - origin)
+            acc = acc * rescale[:, None]
+            total = total * rescale + tl.exp2(-origin)
         o = acc / tl.where(total > 0, total, 1.0)[:, None] * v_scale
         out_ptr = (
             out
@@ -241,6 +269,7 @@ def extend_hsa(
     out: torch.Tensor,
     params: AttentionParams,
     lse: Optional[torch.Tensor] = None,
+    select_q: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Attention of all new tokens of a batch over sinks, selected pages and window.
 
@@ -251,7 +280,8 @@ def extend_hsa(
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         plan: of the pass.
         out: ``[T, H_q, D_v]``, written whole.
-        lse: natural log-sum-exp ``[T, H_q]`` float32, written if given.
+        lse: natural log-sum-exp ``[T, H_q]`` float32, written if given; a zero logit is left out then.
+        select_q: queries that chose the pages ``[T, H_q, D]``, which ``prior`` scores them by.
 
     Returns:
         ``out``.
@@ -278,7 +308,9 @@ def extend_hsa(
         None if lists is None else lists.lengths,
         page_table,
         plan.tiles,
+        select_q,
         reprs,
+        cache.biases,
         out,
         lse,
         params.sm_scale * params.k_scale,
@@ -293,6 +325,8 @@ def extend_hsa(
         v_buffer.stride(1),
         0 if lists is None else lists.pages.shape[-1],
         page_table.stride(0),
+        0 if select_q is None else select_q.stride(0),
+        0 if select_q is None else select_q.stride(1),
         0 if reprs is None else reprs.stride(0),
         0 if reprs is None else reprs.stride(1),
         out.stride(0),
@@ -309,14 +343,17 @@ def extend_hsa(
         V_DIM=v_dim,
         BLOCK_V=max(16, triton.next_power_of_2(v_dim)),
         **params.layout,
+        SLOTS=params.slots_per_page,
+        EXACT=params.exact_window,
         KEYS=keys,
         CAP=params.logit_cap > 0,
         HAS_LISTS=lists is not None,
         HAS_LSE=lse is not None,
         BY_SCORE=reprs is not None,
+        ZERO_LOGIT=params.zero_logit and lse is None,
         MASK_LAST=params.mask_last_slot,
         KIND="" if reprs is None else params.kind.name,
-        WIDTH=0 if reprs is None else params.kind.width,
+        WIDTH=getattr(params.kind, "width", 0),
         PRECISION=dot_precision(q.dtype),
         num_warps=4 if max(head_dim, v_dim) <= 128 and rows <= 64 else 8,
         num_stages=2 if four else stages,

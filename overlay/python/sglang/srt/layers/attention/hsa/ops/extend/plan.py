@@ -61,6 +61,8 @@ def choose_tiling(group: int, head_dim: int, config: HSAConfig) -> Tiling:
     if kind_named(config.chunk_repr).slow:
         # A row of the selection's product is a query head.
         return Tiling(max(list_rows, SLOW_ROWS // heads), list_rows)
+    if config.has_landmark_rows:  # a product for each of the heads
+        return Tiling(max(list_rows, SELECT_ROWS), list_rows)
     # The strategy group adds up the heads first: a row of the selection's product is a token.
     by_token = config.selection_strategy == "group"
     return Tiling(SELECT_ROWS if by_token else list_rows, list_rows)
@@ -106,12 +108,12 @@ def plan_extend(
     In numpy: torch takes several times as long for a few hundred numbers.
 
     Args:
-        prefix_lens: cached tokens of each sequence ``[B]``.
-        new_lens: new tokens of each sequence ``[B]``.
+        prefix_lens: cached tokens of each sequence ``[B]``; places, if it has rows of landmarks.
+        new_lens: new tokens of each sequence ``[B]``, or rows.
         tiling: see ``choose_tiling``.
         dense_below: as in ``AttentionParams``.
     """
-    page_size, tile_rows = config.page_size, tiling.tile_rows
+    page_size, tile_rows = config.places_per_page, tiling.tile_rows
     prefix = np.asarray(prefix_lens, dtype=np.int64)
     new = np.asarray(new_lens, dtype=np.int64)
     total = prefix + new

@@ -16,6 +16,9 @@ from sglang.srt.layers.attention.hsa.ops.select.extend_kernel import (
     select_pages_extend,
 )
 from sglang.srt.layers.attention.hsa.ops.select.page_lists import ExtendSelectWorkspace
+from sglang.srt.layers.attention.hsa.ops.select.prior_extend import (
+    select_prior_pages_extend,
+)
 from sglang.srt.layers.attention.hsa.ops.select.slow_decode import (
     select_slow_pages_decode,
 )
@@ -39,6 +42,8 @@ def extend_op(config: HSAConfig) -> Callable:
     """``select_pages_extend`` for the kind of representation that the options name, or the op like it."""
     if kind_named(config.chunk_repr).slow:
         return select_slow_pages_extend
+    if config.has_landmark_rows:
+        return select_prior_pages_extend
     return select_pages_extend
 
 
@@ -46,7 +51,7 @@ def check_device(
     config: HSAConfig, tiling: Tiling, group: int, head_dim: int, shared: int
 ) -> None:
     """Raise ValueError if ``extend_op`` needs more than the ``shared`` bytes of shared memory that a program may take."""
-    if not kind_named(config.chunk_repr).slow:
+    if not (kind_named(config.chunk_repr).slow or config.has_landmark_rows):
         rows = tiling.tile_rows * feature_rows(group, config.selection_strategy)
         pages_per_step(rows, triton.next_power_of_2(head_dim), shared)
 
