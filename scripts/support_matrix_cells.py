@@ -185,6 +185,11 @@ CELLS = (
     ),
     Cell("HiLS checkpoints", "kernels, interpreted", (HILS + "test_kernels.py::test_answers_are_those_of_the_reference",)),
     Cell("HiLS checkpoints", "tensor parallel", (HILS + "test_schedules.py::test_two_tensor_parallel_ranks",)),
+    Cell(
+        "HiLS checkpoints",
+        "sliding windows in a pool of their own",
+        (HILS + "test_window_pool.py::test_windows_are_exact_while_pages_leave_them",),
+    ),
     Cell("HiLS checkpoints", "speculative decoding", refusal="speculative decoding of HiLS checkpoints"),
     Cell("HiLS checkpoints", "hierarchical cache", refusal="the hierarchical cache with HiLS checkpoints"),
     Cell("HiLS checkpoints", "8-bit KV cache", refusal="8-bit KV caches of HiLS checkpoints"),

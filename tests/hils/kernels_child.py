@@ -14,13 +14,15 @@ import quick_interpreter  # noqa: E402, F401, a plugin that works by being impor
 from engine_client import main  # noqa: E402
 
 from sglang.srt.layers.attention.hsa.backend import KERNELS, HSAAttnBackend  # noqa: E402
-from sglang.srt.mem_cache.page_repr_pool import PageReprMixin  # noqa: E402
+from sglang.srt.mem_cache.page_repr_pool import HSASWAKVPool, PageReprMixin  # noqa: E402
 
 
 def poisoned(create):
     def create_and_poison(self):
         create(self)
-        for tensor in (*self.k_buffer, *self.v_buffer, *self.repr_buffers, *self.repr_biases):
+        pools = (self.full_kv_pool, self.swa_kv_pool) if isinstance(self, HSASWAKVPool) else (self,)
+        keys_and_values = (buffer for pool in pools for buffer in (*pool.k_buffer, *pool.v_buffer))
+        for tensor in (*keys_and_values, *self.repr_buffers, *self.repr_biases):
             tensor.fill_(float("nan"))
 
     return create_and_poison

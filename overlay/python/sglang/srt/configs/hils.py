@@ -102,6 +102,16 @@ class HiLSConfig(PretrainedConfig):
         return self.num_hidden_layers - len(self.hsa_layer_ids)
 
     @property
+    def is_hybrid_swa(self) -> bool:
+        """Whether SGLang may give the layers without HSA a pool of their own; it asks by this name since 0.5.16."""
+        return bool(self.num_window_layers)
+
+    @property
+    def hybrid_layer_pattern(self) -> List[int]:
+        """1 for a layer without HSA, 0 for one with it."""
+        return [int(i not in self.hsa_layer_ids) for i in range(self.num_hidden_layers)]
+
+    @property
     def window(self) -> Optional[int]:
         """Places that layers without HSA attend; None for all."""
         return self.sliding_window if self.use_sliding_window else None
@@ -170,6 +180,12 @@ class QwenHiLSConfig(HiLSConfig):
 
 
 MODEL_TYPES = (OlmoHiLSConfig.model_type, QwenHiLSConfig.model_type)
+
+
+def is_hils(hf_config: Optional[PretrainedConfig]) -> bool:
+    """Whether a configuration is that of a checkpoint that was trained for HSA."""
+    return getattr(hf_config, "model_type", None) in MODEL_TYPES
+
 
 for _config in (OlmoHiLSConfig, QwenHiLSConfig):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)

@@ -28,6 +28,7 @@ from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,26 @@ class PageReprMixin:
         current = self.page_version
         versions = current.clone() if out is None else out.copy_(current)
         return versions.masked_fill_(versions > built_at, NO_VERSION)
+
+    # Layers with a sliding window may have slots and pages of their own.
+
+    def window_slots(self, slots: torch.Tensor) -> torch.Tensor:
+        """Slots ``[N]`` of the layers with a sliding window, of those of the layers with HSA."""
+        return slots
+
+    def window_pages(self, pages: torch.Tensor) -> torch.Tensor:
+        """As ``window_slots``, pages ``[...]`` int32; what is no page may become any."""
+        return pages
+
+    def set_window_buffer(
+        self,
+        layer: RadixAttention,
+        slots: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+    ) -> None:
+        """Write keys and values ``[N, H_kv, D]`` of a layer with a sliding window into its slots."""
+        self.set_kv_buffer(layer, slots, k, v)
 
     def _repr_region(self):
         """Where the representations are allocated: memory that is released and resumed with the keys."""
@@ -362,6 +383,25 @@ class HSASWAKVPool(PageReprMixin, SWAKVPool):
         super().__init__(*args, **kwargs)
         self._create_repr_buffers()
         self._account_reprs()
+
+    def window_slots(self, slots: torch.Tensor) -> torch.Tensor:
+        return self.translate_loc_from_full_to_swa(slots)
+
+    def window_pages(self, pages: torch.Tensor) -> torch.Tensor:
+        # A page lies as a whole in either pool, or not at all any more: then it maps to the page that takes padding.
+        last = self.size // self.page_size
+        first_slots = pages.long().clamp(0, last) * self.page_size
+        return (self.window_slots(first_slots) // self.page_size).int()
+
+    def set_window_buffer(
+        self,
+        layer: RadixAttention,
+        slots: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+    ) -> None:
+        number, _ = self.layers_mapping[layer.layer_id]
+        self.swa_kv_pool.set_kv_buffer(None, slots, k, v, layer_id_override=number)
 
 
 class HSAPagedTokenToKVPoolAllocator(PagedTokenToKVPoolAllocator):

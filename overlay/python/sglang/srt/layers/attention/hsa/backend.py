@@ -318,7 +318,11 @@ class HSAAttnBackend(AttentionBackend):
             rows = self.forward_pass.landmark_rows
             if rows is not None:
                 k, v = rows.drop(k), rows.drop(v)
-            self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
+            if rows is None or sparse:
+                self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
+            else:
+                slots = self.forward_pass.window_slots
+                self.pool.set_window_buffer(layer, slots, k, v)
         self.forward_pass.write_representations(layer, inputs)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         return self.forward_pass.attend(q, layer, inputs).flatten(1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
-from sglang.srt.configs.hils import MODEL_TYPES, HiLSConfig
+from sglang.srt.configs.hils import HiLSConfig, is_hils
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, option
 from sglang.srt.layers.attention.hsa.model_refusals import Refusal
 from sglang.srt.layers.attention.hsa.page_repr import PRIOR
@@ -21,14 +21,9 @@ logger = logging.getLogger(__name__)
 CHANGEABLE = ("topk", "window_size")
 
 
-def is_hils(model: ModelConfig) -> bool:
-    """Whether a model is a checkpoint that was trained for HSA."""
-    return getattr(model.hf_config, "model_type", None) in MODEL_TYPES
-
-
 def checkpoint_options(model: ModelConfig) -> Dict[str, Any]:
     """What a checkpoint says of the fields of HSAConfig, by their names; nothing for one that was not trained for HSA."""
-    if not is_hils(model):
+    if not is_hils(model.hf_config):
         return {}
     config: HiLSConfig = model.hf_config
     return dict(
@@ -67,21 +62,23 @@ HILS_REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "speculative decoding of HiLS checkpoints",
         "--speculative-algorithm",
-        lambda args, model: is_hils(model) and bool(args.speculative_algorithm),
+        lambda args, model: is_hils(model.hf_config)
+        and bool(args.speculative_algorithm),
         "the landmarks of draft tokens that are rejected would have represented pages",
         "drop --speculative-algorithm",
     ),
     Refusal(
         "the hierarchical cache with HiLS checkpoints",
         "--enable-hierarchical-cache",
-        lambda args, model: is_hils(model) and args.enable_hierarchical_cache,
+        lambda args, model: is_hils(model.hf_config) and args.enable_hierarchical_cache,
         "a page that comes back from the host has lost what its landmark made of it",
         "drop --enable-hierarchical-cache",
     ),
     Refusal(
         "8-bit KV caches of HiLS checkpoints",
         "--kv-cache-dtype fp8_e4m3 or fp8_e5m2",
-        lambda args, model: is_hils(model) and args.kv_cache_dtype.startswith("fp8"),
+        lambda args, model: is_hils(model.hf_config)
+        and args.kv_cache_dtype.startswith("fp8"),
         "no reference says what a landmark's query makes of rounded keys",
         "leave --kv-cache-dtype at auto",
     ),
@@ -90,7 +87,7 @@ HILS_REFUSALS: Tuple[Refusal, ...] = (
 
 def unsupported_fields(model: ModelConfig) -> List[str]:
     """What a HiLS checkpoint's configuration asks for and is not served, one line each."""
-    if not is_hils(model):
+    if not is_hils(model.hf_config):
         return []
     return [
         f"--attention-backend hsa does not support this HiLS checkpoint, which asks for {what} in its config.json."

@@ -21,6 +21,9 @@ COMPUTED = frozenset(
     }
 )  # fmt: skip
 
+# What models made for HSA give their layers, beside what SGLang's class has.
+OWN = frozenset({"hsa_zero_logit"})
+
 # Attributes that ask for more: (whether a layer's value does, what it asks for).
 REFUSED: Dict[str, Tuple[Callable[[RadixAttention], bool], str]] = {
     "xai_temperature_len": (

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Iterator, Sequence, Tuple
 
 import torch
 
+from sglang.srt.configs.hils import is_hils
 from sglang.srt.layers.attention.hsa import compat, model_refusals
-from sglang.srt.layers.attention.hsa.checkpoint_options import is_hils
 from sglang.srt.layers.attention.hsa.config import select_layers
 from sglang.srt.layers.attention.hsa.layer_contract import check_layers
 from sglang.srt.layers.attention.hsa.ops.extend.plan import check_head_dim
@@ -48,7 +48,7 @@ def check_model(model: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     except ValueError:  # a model outside of a server
         return model
     if not serves_with_hsa(args, config.is_draft_model):
-        if is_hils(config):
+        if is_hils(config.hf_config):
             raise ValueError(
                 f"{config.hf_config.model_type} checkpoints were trained for HSA, which no other attention backend "
                 "computes; add --attention-backend hsa."

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Callable, Tuple
 
+from sglang.srt.configs.hils import is_hils
 from sglang.srt.layers.attention.hsa.layer_contract import SINK_MODELS, SINK_TYPES
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ TRANSFORMERS_BACKEND = Refusal(
 HYBRID_MEMORY = Refusal(
     "hybrid sliding-window memory",
     "a model whose sliding-window layers have a pool of their own",
-    lambda args, model: bool(model.is_hybrid_swa),
+    lambda args, model: bool(model.is_hybrid_swa) and not is_hils(model.hf_config),
     "its pool keeps representations beside the full-attention layers, but "
     "no model that has one has been served with it",
     "add --disable-hybrid-swa-memory",

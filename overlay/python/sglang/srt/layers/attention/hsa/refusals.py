@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Sequence, Tuple
 
+from sglang.srt.configs.hils import is_hils
 from sglang.srt.layers.attention.hsa import compat
-from sglang.srt.layers.attention.hsa.checkpoint_options import HILS_REFUSALS, is_hils
+from sglang.srt.layers.attention.hsa.checkpoint_options import HILS_REFUSALS
 from sglang.srt.layers.attention.hsa.model_refusals import (
     HYBRID_MEMORY,
     MODEL_REFUSALS,
@@ -70,7 +71,8 @@ REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "query-dependent page representations",
         "--hsa-chunk-repr prior",
-        lambda args, model: args.hsa_chunk_repr == "prior" and not is_hils(model),
+        lambda args, model: args.hsa_chunk_repr == "prior"
+        and not is_hils(model.hf_config),
         "they come from a trained landmark query that ordinary checkpoints lack",
         "use slow_keys, mean_std, mean or landmark",
     ),

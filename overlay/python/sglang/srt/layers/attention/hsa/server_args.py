@@ -8,6 +8,7 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Optional
 
+from sglang.srt.configs.hils import is_hils
 from sglang.srt.layers.attention.hsa import compat, refusals
 from sglang.srt.layers.attention.hsa.checkpoint_options import (
     check_given,
@@ -26,9 +27,13 @@ from sglang.srt.layers.attention.hsa.config import (
 )
 
 if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.server_args import ServerArgs
 
 logger = logging.getLogger(__name__)
+
+# Tokens of the pool of layers with a sliding window, of those of the other pool.
+WINDOW_TOKENS_RATIO = 0.04
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -164,6 +169,7 @@ def handle_hsa_backend(args: ServerArgs) -> None:
             "--hsa-sink-pages 0: pretrained models attend their first tokens from everywhere, so most lose their "
             "answers without that page; leave it at 1 unless the model was trained so."
         )
+    _size_window_pool(args, model)
     _limit_cuda_graphs(args)
     _align_chunked_prefill_to_pages(args)
 
@@ -229,6 +235,20 @@ def _default_dense_backend(args: ServerArgs) -> str:
     best = compat.default_backend(args)
     reads_keys = best != "fa3" or view.kv_cache_dtype != "fp8_e5m2"
     return best if best in DENSE_BACKENDS and reads_keys else "triton"
+
+
+def _size_window_pool(args: ServerArgs, model: ModelConfig) -> None:
+    """Of a HiLS checkpoint with sliding windows: long contexts need few of their tokens, so the pool is small by default."""
+    if not (is_hils(model.hf_config) and model.is_hybrid_swa):
+        return
+    view = compat.arguments(args)
+    default = next(
+        field.default
+        for field in dataclasses.fields(type(args))
+        if field.name == "swa_full_tokens_ratio"
+    )
+    if view.swa_full_tokens_ratio == default:
+        compat.declare(args, swa_full_tokens_ratio=WINDOW_TOKENS_RATIO)
 
 
 def _limit_cuda_graphs(args: ServerArgs) -> None:

@@ -166,6 +166,8 @@ class LandmarkDecodePass(AttentionPass):
         plan = dataclasses.replace(buffers.whole.plan, tiles=tiles, rows=len(tiles))
         self.tiles = dataclasses.replace(buffers.whole, plan=plan)
         self.seq_lens, self.out_slots = seq_lens, forward_batch.out_cache_loc
+        self.window_slots = state.pool.window_slots(self.out_slots)
+        self.window_table = state.pool.window_pages(self.page_table)
         self.landmark_rows = decode_landmark_rows(seq_lens)
 
     def rows_of(self, forward_batch: ForwardBatch) -> Optional[LandmarkRows]:
@@ -202,6 +204,6 @@ class LandmarkDecodePass(AttentionPass):
             # Rows of no tile are padding, and read as zeros.
             out = q.new_zeros((*q.shape[:2], cache.values.shape[-1]))
             return extend_hsa(
-                q, cache, None, self.page_table, self.tiles.plan, out, params
+                q, cache, None, self.window_table, self.tiles.plan, out, params
             )
         return self.tiles.launch(q, cache, self.page_table, params, inputs.select_q)

@@ -36,6 +36,8 @@ class LandmarkExtendPass(ExtendPass):
         super().__init__(forward_batch, *args)
         self.layers = layers
         self.out_slots = forward_batch.out_cache_loc
+        self.window_slots = self.pool.window_slots(self.out_slots)
+        self.window_table = self.pool.window_pages(self.page_table)
         self.landmark_rows = plan_landmark_rows(
             forward_batch.seq_lens_cpu.numpy().astype("int64"),
             torch.as_tensor(forward_batch.extend_seq_lens_cpu).numpy().astype("int64"),
@@ -74,5 +76,5 @@ class LandmarkExtendPass(ExtendPass):
         params = layer_params(layer, self.pool, self.config)
         if params.exact_window:
             out = q.new_empty((*q.shape[:2], cache.values.shape[-1]))
-            return extend_hsa(q, cache, None, self.page_table, self.plan, out, params)
+            return extend_hsa(q, cache, None, self.window_table, self.plan, out, params)
         return self.tiles.launch(q, cache, self.page_table, params, inputs.select_q)

@@ -45,6 +45,8 @@ class LandmarkReferencePass(ReferencePass):
         super().__init__(forward_batch, pool, req_to_token, config, counters)
         self.layers = layers
         self.landmark_rows = self.metadata.landmark_rows
+        self.window_slots = pool.window_slots(self.out_cache_loc)
+        self.window_table = pool.window_pages(self.metadata.real_page_table)
         slots = self.out_cache_loc[self.landmark_rows.last_tokens]
         self.completed_pages = slots // config.page_size  # [M]
         versions = pool.versions_at(pool.built_at(forward_batch))
@@ -87,7 +89,7 @@ class LandmarkReferencePass(ReferencePass):
                 q,
                 cache.keys,
                 cache.values,
-                md.real_page_table,
+                self.window_table,
                 md.cu_seqlens_q,
                 md.places,
                 params,
