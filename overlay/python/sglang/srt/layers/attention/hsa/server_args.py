@@ -241,13 +241,9 @@ def _size_window_pool(args: ServerArgs, model: ModelConfig) -> None:
     """Of a HiLS checkpoint with sliding windows: long contexts need few of their tokens, so the pool is small by default."""
     if not (is_hils(model.hf_config) and model.is_hybrid_swa):
         return
-    view = compat.arguments(args)
-    default = next(
-        field.default
-        for field in dataclasses.fields(type(args))
-        if field.name == "swa_full_tokens_ratio"
-    )
-    if view.swa_full_tokens_ratio == default:
+    # What nobody gave is None since 0.5.19, and before that the default.
+    nothing = None, type(args).swa_full_tokens_ratio
+    if compat.arguments(args).swa_full_tokens_ratio in nothing:
         compat.declare(args, swa_full_tokens_ratio=WINDOW_TOKENS_RATIO)
 
 
