@@ -45,7 +45,7 @@ if [ $# -gt 0 ]; then
 fi
 
 # Two servers at once would fight for memory and cores; what starts none runs beside them.
-servers=(tests/hsa tests/quality/test_small_tier.py tests/cpu_host/test_engine_cpu.py tests/cpu_host/test_import.py "$dense")
+servers=(tests/hsa tests/hils tests/quality/test_small_tier.py tests/cpu_host/test_engine_cpu.py tests/cpu_host/test_import.py "$dense")
 logs=$(mktemp -d)
 run_pytest "${servers[@]/#/--ignore=}" tests "${in_tree[@]}" >"$logs/others" 2>&1 &
 beside=$!
