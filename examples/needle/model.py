@@ -148,6 +148,22 @@ class Qwen3(nn.Module):
             x = layer(x, cos, sin)
         return self.model["norm"](x)
 
+    def config(self, end_token: int, pad_token: int) -> dict:
+        """config.json of a Qwen3ForCausalLM."""
+        from transformers import Qwen3Config
+
+        shape = dataclasses.asdict(self.shape)
+        theta = shape.pop("rope_theta")
+        config = Qwen3Config(
+            **shape,
+            rope_parameters={"rope_type": "default", "rope_theta": theta},
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=end_token,
+            pad_token_id=pad_token,
+        )
+        return {**config.to_dict(), "architectures": ["Qwen3ForCausalLM"], "dtype": "bfloat16"}
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[..., hidden]`` to logits ``[..., vocab]``."""
         return F.linear(hidden, self.model["embed_tokens"].weight)
@@ -167,22 +183,11 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def export(model: Qwen3, folder: Path, end_token: int, pad_token: int) -> None:
-    """Write config.json, generation_config.json and model.safetensors (bfloat16) of a Qwen3ForCausalLM."""
+    """Write config.json, generation_config.json and model.safetensors (bfloat16) of a checkpoint."""
     from safetensors.torch import save_file
-    from transformers import Qwen3Config
 
-    shape = dataclasses.asdict(model.shape)
-    theta = shape.pop("rope_theta")
-    config = Qwen3Config(
-        **shape,
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=end_token,
-        pad_token_id=pad_token,
-    )
     folder.mkdir(parents=True, exist_ok=True)
-    fields = {**config.to_dict(), "architectures": ["Qwen3ForCausalLM"], "dtype": "bfloat16"}
+    fields = model.config(end_token, pad_token)
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     ends = {"eos_token_id": end_token, "pad_token_id": pad_token, "do_sample": False}
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=2, sort_keys=True) + "\n")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 import data
+from hils import HiLSShape
 from model import Shape
 
 
@@ -23,6 +24,7 @@ class Stage:
             with few of them, and new ones are then picked up at once.
         dense: share of its texts that are full of facts.
         mixes: kinds of facts in a text, see ``data.draw``.
+        topk: pages that HiLS attends; 0 for those of its shape.
     """
 
     length: int
@@ -33,6 +35,7 @@ class Stage:
     pool: int = 1000
     dense: float = 0.5
     mixes: tuple[str, ...] = data.MIXES
+    topk: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Recipe:
     text_weight: float = 0.0
 
 
+ALL_PAGES = 1 << 20  # more than any text has
+
 # For texts that are too short to hold much: most of their tokens are answers.
 FIRST = ("recital", "recital", "keys", "copies", "counts", "counts")
 
@@ -74,6 +79,17 @@ RECIPES = {
             Stage(4096, 131072, 100, 400, 0.10),
             Stage(8192, 131072, 400, 9000, 1.0),
         ),
+    ),
+    # The same model with landmarks, from the committed checkpoint: all pages first, then those that it keeps.
+    "hils": Recipe(
+        HiLSShape(),
+        (
+            Stage(1024, 65536, 100, 200, 0.12, topk=ALL_PAGES),
+            Stage(2048, 65536, 100, 200, 0.15, topk=ALL_PAGES),
+            Stage(4096, 131072, 100, 200, 0.25),
+            Stage(8192, 131072, 100, 9000, 1.0),
+        ),
+        lr=5e-4,
     ),
     # The same course at a size that a CPU can follow: shows that and when each skill comes.
     "cpu": Recipe(
@@ -93,7 +109,26 @@ RECIPES = {
         ),
         warmup=50,
     ),
-    # For a test: a few seconds.
+    # For a test: a few seconds each.
+    "hils-seconds": Recipe(
+        HiLSShape(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            chunk_size=16,
+            hils_sliding_window=32,
+            hils_topk=2,
+            lmk_q_lora_dim=8,
+            rope_context_length=256,
+        ),
+        (Stage(128, 512, 2, 15, 0.5, pool=100, mixes=FIRST, topk=ALL_PAGES), Stage(256, 512, 2, 15, 1.0)),
+        lr=1e-2,
+        warmup=5,
+        window=4,
+    ),
     "seconds": Recipe(
         Shape(
             hidden_size=32,

@@ -30,6 +30,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import vocabulary  # noqa: E402
+from hils import HiLS, HiLSShape  # noqa: E402
 from model import Qwen3, export  # noqa: E402
 from recipe import RECIPES, Recipe, Stage  # noqa: E402
 
@@ -102,7 +103,10 @@ class Run:
         self.tokenizer = vocabulary.build()
         shape = self.recipe.shape
         assert shape.vocab_size == vocabulary.rows(self.tokenizer), (shape.vocab_size, len(self.tokenizer))
-        self.model = Qwen3(shape, args.seed).to(self.device)
+        self.model = (HiLS if isinstance(shape, HiLSShape) else Qwen3)(shape, args.seed)
+        if args.start:
+            self.model.start_from(args.start)
+        self.model.to(self.device)
         matrices = [w for w in self.model.parameters() if w.dim() == 2]
         vectors = [w for w in self.model.parameters() if w.dim() < 2]
         groups = [
@@ -213,6 +217,8 @@ class Run:
 
     def train_stage(self, stage: Stage) -> bool:
         """Train until the stage ends; False when the time is up before it did."""
+        if isinstance(self.model, HiLS):
+            self.model.set_topk(stage.topk or self.model.shape.hils_topk)
         workers = self.args.workers
         loader = torch.utils.data.DataLoader(
             Batches(self.recipe, stage, self.args.seed, self.step),
@@ -270,6 +276,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and of the run's state")
     parser.add_argument("--recipe", default="needle", choices=RECIPES)
+    parser.add_argument("--start", type=Path, help="dense checkpoint that a recipe of HiLS goes on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--minutes", type=float, default=9.0, help="wall-clock time with evaluation (default: %(default)s)"
@@ -289,6 +296,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
+    if args.start and not isinstance(RECIPES[args.recipe].shape, HiLSShape):
+        raise SystemExit(f"train: --start is for recipes of HiLS; {args.recipe} begins with random weights")
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
@@ -305,6 +314,8 @@ def main(arguments: list[str] | None = None) -> int:
     run.train()
     run.save()
     run.model.eval()
+    if isinstance(run.model, HiLS):
+        run.model.set_topk(run.model.shape.hils_topk)  # of the checkpoint, in whatever stage the time was up
 
     checkpoint = args.out / "checkpoint"
     export(run.model, checkpoint, run.tokenizer.eos_token_id, run.tokenizer.pad_token_id)

@@ -36,22 +36,25 @@ def request(some_cases):
 def check_answers(some_cases, result):
     """The reference's log-probabilities of prompts and of answers, and its tokens up to one that is not clear.
 
-    Returns how many tokens of answers were compared.
+    Returns (tokens of answers that were compared, largest difference).
     """
-    compared = 0
+    compared, largest = 0, 0.0
     for i, case in enumerate(some_cases):
         ours = result["prompt_logprobs"][i][1:]  # the first token has none
         assert len(ours) == len(case["prompt_logprobs"])
-        assert max_difference(ours, case["prompt_logprobs"]) < LOGPROB
-        compared += check_answer(case, result["tokens"][i], result["logprobs"][i])
-    return compared
+        of_prompt = max_difference(ours, case["prompt_logprobs"])
+        assert of_prompt < LOGPROB
+        clear, of_answer = check_answer(case, result["tokens"][i], result["logprobs"][i])
+        compared, largest = compared + clear, max(largest, of_prompt, of_answer)
+    return compared, largest
 
 
 def check_answer(case, tokens, logprobs):
     unclear = next((j for j, gap in enumerate(case["gaps"]) if gap <= CLEAR_GAP), len(case["tokens"]))
     assert tokens[:unclear] == case["tokens"][:unclear], len(case["prompt"])
-    assert max_difference(logprobs[:unclear], case["logprobs"][:unclear]) < LOGPROB
-    return unclear
+    difference = max_difference(logprobs[:unclear], case["logprobs"][:unclear])
+    assert difference < LOGPROB
+    return unclear, difference
 
 
 def max_difference(ours, theirs):

@@ -13,7 +13,8 @@ def test_answers_are_those_of_the_reference(run_engine, name):
     """Prompts that end at and beside page ends, in one batch. # trap 14, trap 15, trap 17, trap 19, trap 41, trap 45"""
     some_cases = cases(name)
     [result], info = run_engine(engine_arguments(name), [request(some_cases)], info=True)
-    compared = check_answers(some_cases, result)
+    compared, largest = check_answers(some_cases, result)
+    print(f"{name}: {len(some_cases)} prompts, {compared} tokens, log-probabilities within {largest:.1e}")
     assert compared > sum(len(case["tokens"]) for case in some_cases) / 2, "most tokens have to be clear"
     counts = info["hsa_counters"]
     assert counts["rows_landmark"] == counts["reprs_written"] > 0
