@@ -27,12 +27,18 @@ PAGES = 10
 
 
 def make_pool(
-    kind="mean_std", layers=4, hsa_layers=(1, 3), dtype=torch.float32, pages=PAGES
+    kind="mean_std",
+    layers=4,
+    hsa_layers=(1, 3),
+    dtype=torch.float32,
+    pages=PAGES,
+    group=1,
 ):
     return HSATokenToKVPool(
         pages * PAGE, page_size=PAGE, dtype=dtype, head_num=2, head_dim=8, layer_num=layers,
         device="cpu", enable_memory_saver=False, hsa_layer_ids=hsa_layers, repr_kind=kind,
         repr_channels=rotary_channels(8).repeat(len(hsa_layers), 1) if kind == "slow_keys" else None,
+        repr_group=group,
     )  # fmt: skip
 
 
@@ -267,11 +273,15 @@ def test_checkpoints_with_four_bit_keys_are_refused():
 # Price
 
 
-@pytest.mark.parametrize("kind", ["mean", "mean_std", "slow_keys", "landmark"])
-def test_the_price_is_what_the_pool_allocates(kind):
+@pytest.mark.parametrize(
+    "kind,group",
+    [("mean", 1), ("mean_std", 1), ("slow_keys", 1), ("landmark", 1), ("prior", 1), ("prior", 4)],
+)  # fmt: skip
+def test_the_price_is_what_the_pool_allocates(kind, group):
+    """That of prior has a vector and a bias for each query head."""
     pages = 1000
-    pool = make_pool(kind, pages=pages)
-    shape = dict(num_kv_heads=2, head_dim=8, page_size=PAGE)
+    pool = make_pool(kind, pages=pages, group=group)
+    shape = dict(num_kv_heads=2, head_dim=8, page_size=PAGE, group=group)
     price = repr_bytes_per_page(2, **shape, kind=kind, dtype=torch.float32)
     assert pool.page_repr_bytes() == price * (pages + 1)
     plain = MHATokenToKVPool(
