@@ -6,6 +6,9 @@ the same cached prompt, in the median and at its fastest, since a small model's 
 Each HSA arm fails unless its counters say that pages were selected. Ends in one JSON line.
 
     python benchmarks/bench_steps.py --backends hsa flashinfer fa3 --shapes 8192x1 32768x1 32768x16
+    python benchmarks/bench_steps.py --backends hils fa3 --geometry 7b --shapes 65536x1
+
+``hils`` is HSA on a checkpoint of the shape that was trained for it; dense backends serve the one that was not.
 """
 
 from __future__ import annotations
@@ -100,10 +103,13 @@ def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
 
     tokens = max(length for length, _ in args.shapes) + args.steps[1] + 128
     requests = max(batch for _, batch in args.shapes)
+    sparse = backend in ("hsa", "hils")
     options = dict(attention_backend=backend, page_size=64 if backend == "hsa" else args.page_size)
     if backend == "hsa":
         options.update(hsa_dense_backend=args.dense, **dict(args.hsa))
-    if backend == "hsa" or not args.prefill_graphs:
+    elif backend == "hils":
+        options = dict(attention_backend="hsa")
+    if sparse or not args.prefill_graphs:
         options.update(without_prefill_graphs())
     with sgl.Engine(
         model_path=model,
@@ -127,7 +133,7 @@ def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
             print(row, flush=True)
             engine.flush_cache()
         counters = engine.get_server_info()["internal_states"][0].get("hsa_counters")
-    if backend == "hsa":
+    if sparse:
         print("counters", counters, flush=True)
         if not (counters["rows_sparse"] and counters["pages_selected"] < counters["pages_candidate"]):
             raise SystemExit("bench_steps: the HSA arm selected nothing; nothing was measured")
@@ -142,8 +148,10 @@ def main() -> None:
 
     args = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
-        model = geometries.write_config(args.geometry, Path(folder))
-        rows = [row for backend in args.backends for row in run(backend, model, args)]
+        rows = []
+        for backend in args.backends:
+            write = geometries.write_hils_config if backend == "hils" else geometries.write_config
+            rows += run(backend, write(args.geometry, Path(folder) / backend), args)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     provenance = dict(
         command=" ".join(sys.argv),
