@@ -143,3 +143,14 @@ def test_landmark_ids_are_refused_in_prompts(tmp_path, run_engine):
     arguments = engine_arguments("qwen_c16")
     with pytest.raises(AssertionError, match="300"):
         run_engine(arguments, [dict(prompts=[[5, 300, 7]], max_new_tokens=2)])
+
+
+@pytest.mark.parametrize("length", [2047, 2300])
+def test_the_last_positions_have_their_rotation(run_engine, length):
+    """Up to max_position_embeddings, and beyond it where SGLang is told to allow that. # trap 16"""
+    prompt = [5 + i % 200 for i in range(length)]
+    longer = length > 2048
+    variables = dict(SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN="1") if longer else {}
+    engine = engine_arguments("qwen_c16", **(dict(context_length=length + 8) if longer else {}))
+    [result] = run_engine(engine, [dict(prompts=[prompt], max_new_tokens=1, logprobs=True)], **variables)
+    assert result["logprobs"][0][0] < 0

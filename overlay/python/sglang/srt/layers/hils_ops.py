@@ -11,7 +11,7 @@ from torch import nn
 
 from sglang.srt.configs.hils import HiLSConfig, OlmoHiLSConfig
 from sglang.srt.distributed import tensor_model_parallel_all_reduce
-from sglang.srt.layers.attention.hsa.compat import attention_tp
+from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.layernorm import RMSNorm
 
 # Of the norms in layers with HSA, whatever rms_norm_eps is.
@@ -35,7 +35,7 @@ class AllHeadsNorm(nn.Module):
     def __init__(self, head_dim: int, total_heads: int, eps: float):
         super().__init__()
         self.eps, self.width = eps, head_dim * total_heads
-        self.rank, self.ranks = attention_tp()
+        self.rank, self.ranks = compat.attention_tp()
         self.weight = nn.Parameter(torch.ones(self.width // self.ranks))
         self.weight.weight_loader = self._load
 
@@ -105,7 +105,9 @@ def _make_rotary(config: HiLSConfig, sparse: bool) -> Rotary:
     else:
         frequencies = _qwen_frequencies(config)
         rounds = config.use_hope
-    return Rotary(frequencies, config.max_position_embeddings, rounds)
+    # --context-length may go beyond the checkpoint's, where SGLang is told to allow it.
+    asked = compat.serving_arguments().context_length or 0
+    return Rotary(frequencies, max(config.max_position_embeddings, asked), rounds)
 
 
 def _olmo_frequencies(config: HiLSConfig, sparse: bool) -> torch.Tensor:
