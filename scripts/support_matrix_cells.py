@@ -195,6 +195,12 @@ CELLS = (
     Cell("HiLS checkpoints", "8-bit KV cache", refusal="8-bit KV caches of HiLS checkpoints"),
     Cell(
         "HiLS checkpoints",
+        "8-bit KV cache that the checkpoint asks for",
+        printed="--attention-backend hsa does not support a … KV cache of a HiLS checkpoint, which its quantisation asks "
+        "for; add --kv-cache-dtype bf16.",
+    ),
+    Cell(
+        "HiLS checkpoints",
         "another attention backend",
         printed="… checkpoints were trained for HSA, which no other attention backend computes; add --attention-backend "
         "hsa.",

@@ -19,9 +19,7 @@ def cases(name):
 
 
 def engine_arguments(name, **more):
-    own = dict(
-        model_path=str(FOLDER / name), attention_backend="hsa", skip_tokenizer_init=True, max_total_tokens=20000
-    )
+    own = dict(model_path=str(FOLDER / name), attention_backend="hsa", skip_tokenizer_init=True, max_total_tokens=20000)
     return {**own, **more}
 
 

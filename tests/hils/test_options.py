@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch as safetensors
 from hils_checkpoints import FOLDER, cases, engine_arguments, request
 
+from sglang.srt.configs.hils import QwenHiLSConfig
 from sglang.srt.server_args import ServerArgs
 
 
@@ -60,6 +61,7 @@ def test_budget_and_window_make_another_model(caplog):
     "name,fields,what",
     [
         ("qwen_c16", dict(rope_scaling={"rope_type": "yarn", "factor": 4.0}), "scaled rotary embedding"),
+        ("qwen_c16", dict(rope_parameters={"rope_type": "yarn", "factor": 4.0}), "scaled rotary embedding"),
         ("qwen_c16", dict(insert_landmarks=False), "(insert_landmarks False)"),
         ("qwen_c16", dict(enable_prior_query=False), "(enable_prior_query False)"),
         ("qwen_c16", dict(enable_chunk_pooling=True), "means of keys"),
@@ -145,7 +147,7 @@ def test_landmark_ids_are_refused_in_prompts(tmp_path, run_engine):
         run_engine(arguments, [dict(prompts=[[5, 300, 7]], max_new_tokens=2)])
 
 
-@pytest.mark.parametrize("length", [2047, 2300])
+@pytest.mark.parametrize("length", [2041, 2300])
 def test_the_last_positions_have_their_rotation(run_engine, length):
     """Up to max_position_embeddings, and beyond it where SGLang is told to allow that. # trap 16"""
     prompt = [5 + i % 200 for i in range(length)]
@@ -154,3 +156,13 @@ def test_the_last_positions_have_their_rotation(run_engine, length):
     engine = engine_arguments("qwen_c16", **(dict(context_length=length + 8) if longer else {}))
     [result] = run_engine(engine, [dict(prompts=[prompt], max_new_tokens=1, logprobs=True)], **variables)
     assert result["logprobs"][0][0] < 0
+
+
+SERVED = dict(hils_sliding_window=512, full_attn_interleave=1)
+
+
+def test_either_field_of_rotary_embedding_is_read():
+    config = QwenHiLSConfig(**SERVED, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert config.rotary_theta == 5e5 and config.unsupported() == []
+    config = QwenHiLSConfig(**SERVED, rope_scaling={"rope_type": "default"}, rope_theta=2e4)
+    assert config.rotary_theta == 2e4 and config.unsupported() == []

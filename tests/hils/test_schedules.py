@@ -8,6 +8,12 @@ import pytest
 from cpu_children import run_child
 from hils_checkpoints import cases, check_answers, engine_arguments, request
 
+
+def slow(name):
+    """A checkpoint that shows nothing which another one does not, but for a change of its subject."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
 SCHEDULES = {
     "chunks-of-a-page": dict(chunked_prefill_size=15),
     "chunks-of-two-pages-mixed": dict(chunked_prefill_size=30, enable_mixed_chunk=True),
@@ -40,7 +46,7 @@ def test_schedule_does_not_change_answers(run_engine, name, schedule):
     run_alone_and_batched(run_engine, name, **SCHEDULES[schedule])
 
 
-@pytest.mark.parametrize("name", ["qwen_c16", "olmo_c16"])
+@pytest.mark.parametrize("name", ["qwen_c16", slow("olmo_c16")])
 def test_prefixes_in_the_radix_cache_keep_their_representations(run_engine, name):
     """Second turns whose prefix ends at a page end, beside it and inside of an answer. # trap 5, trap 46"""
     long = max(cases(name), key=lambda case: len(case["prompt"]))
@@ -62,7 +68,7 @@ def test_prefixes_in_the_radix_cache_keep_their_representations(run_engine, name
     assert info["hsa_counters"]["reprs_missing"] == 0
 
 
-@pytest.mark.parametrize("name", ["qwen_c16", "olmo_c16"])
+@pytest.mark.parametrize("name", [slow("qwen_c16"), "olmo_c16"])
 def test_retracted_requests_answer_the_same(run_engine, name):
     """# trap 27"""
     retracting = partial(run_engine, SGLANG_TEST_RETRACT="1", SGLANG_TEST_RETRACT_INTERVAL="3")
@@ -76,7 +82,7 @@ def test_retracted_requests_answer_the_same(run_engine, name):
     assert info["hsa_counters"]["reprs_missing"] == 0
 
 
-@pytest.mark.parametrize("name", ["qwen_c16", "olmo_c16"])
+@pytest.mark.parametrize("name", [slow("qwen_c16"), "olmo_c16"])
 def test_two_tensor_parallel_ranks(run_engine, name):
     """Norms over all heads see those of both ranks. # trap 29"""
     cores = sorted(os.sched_getaffinity(0))

@@ -15,7 +15,6 @@ CHUNK_SIZES = (16, 32, 64, 128)
 # Fields of which one value is served: (the value, what another one asks for).
 SERVED: Dict[str, Tuple[object, str]] = {
     "hidden_act": ("silu", "another activation"),
-    "rope_scaling": (None, "scaled rotary embedding"),
     "insert_landmarks": (True, "pages whose last token serves as their landmark"),
     "enable_prior_query": (True, "landmarks whose own key represents the page"),
     "enable_chunk_pooling": (False, "means of keys as representations"),
@@ -43,6 +42,7 @@ class HiLSConfig(PretrainedConfig):
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: Optional[dict] = None
+    rope_parameters: Optional[dict] = None
     attention_bias: bool = False
     use_sliding_window: bool = False
     sliding_window: Optional[int] = 4096
@@ -82,6 +82,19 @@ class HiLSConfig(PretrainedConfig):
     @head_dim.setter
     def head_dim(self, value: int) -> None:
         """The reference does not read it."""
+
+    # Rotary embedding has two fields, of which transformers 5 writes the second, too.
+
+    @property
+    def rotary_theta(self) -> float:
+        return (self.rope_parameters or {}).get("rope_theta", self.rope_theta)
+
+    @property
+    def rotary_scaling(self) -> Optional[str]:
+        """Kind of scaling; None for none."""
+        fields = (self.rope_scaling or {}, self.rope_parameters or {})
+        kinds = (field.get("rope_type", field.get("type")) for field in fields)
+        return next((kind for kind in kinds if kind not in (None, "default")), None)
 
     @property
     def tokens_per_page(self) -> int:
@@ -134,6 +147,8 @@ class HiLSConfig(PretrainedConfig):
             for name, (value, what) in SERVED.items()
             if getattr(self, name) != value
         ]
+        if self.rotary_scaling:
+            found.append(f"scaled rotary embedding (rope_type {self.rotary_scaling})")
         if self.chunk_size not in CHUNK_SIZES:
             found.append(f"pages of {self.chunk_size} places (chunk_size)")
         if not self.hsa_layer_ids:

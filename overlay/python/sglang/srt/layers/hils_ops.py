@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Dict
 
@@ -22,11 +23,14 @@ def make_norm(
     head_dim: int, total_heads: int, all_heads: bool, eps: float
 ) -> nn.Module:
     """A norm of ``[..., H, D]``, over each head or over all heads of all ranks; rounded before its weight multiplies."""
-    if not all_heads:
-        return RMSNorm(head_dim, eps=eps, cast_x_before_out_mul=True)
-    if total_heads == 1:
-        return RMSNorm(head_dim, eps=eps, cast_x_before_out_mul=True)
-    return AllHeadsNorm(head_dim, total_heads, eps)
+    if all_heads and total_heads > 1:
+        return AllHeadsNorm(head_dim, total_heads, eps)
+    norm = RMSNorm(head_dim, eps=eps, cast_x_before_out_mul=True)
+    if "cast_x_before_out_mul" not in inspect.getsource(RMSNorm.forward_cuda):
+        norm._forward_method = (
+            norm.forward_native
+        )  # until 0.5.12 its kernel multiplies first
+    return norm
 
 
 class AllHeadsNorm(nn.Module):
@@ -127,7 +131,7 @@ def _qwen_frequencies(config: HiLSConfig) -> torch.Tensor:
 def plain_frequencies(config: HiLSConfig) -> torch.Tensor:
     """``[D / 2]`` float32."""
     pair = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
-    return config.rope_theta ** -(pair / config.head_dim)
+    return config.rotary_theta ** -(pair / config.head_dim)
 
 
 def in_range_frequencies(config: HiLSConfig) -> torch.Tensor:

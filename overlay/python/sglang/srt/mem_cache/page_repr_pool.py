@@ -173,7 +173,8 @@ class PageReprMixin:
         versions = current.clone() if out is None else out.copy_(current)
         return versions.masked_fill_(versions > built_at, NO_VERSION)
 
-    # Layers with a sliding window may have slots and pages of their own.
+    # Whether layers with a sliding window have slots and pages of their own.
+    windows_apart = False
 
     def window_slots(self, slots: torch.Tensor) -> torch.Tensor:
         """Slots ``[N]`` of the layers with a sliding window, of those of the layers with HSA."""
@@ -378,6 +379,8 @@ class HSASWAKVPool(PageReprMixin, SWAKVPool):
 
     Sliding-window layers keep none, so the mapping from full to sliding-window slots does not concern them.
     """
+
+    windows_apart = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

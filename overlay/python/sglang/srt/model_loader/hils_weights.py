@@ -85,6 +85,8 @@ def _split_vocabulary(
     rows = config.vocab_size
     within = not config.enable_external_lmk_embed
     for name, tensor in weights:
+        if name == HEAD and config.tie_word_embeddings:
+            continue  # the embedding once more
         if name not in (EMBEDDING, HEAD):
             yield name, tensor
             continue

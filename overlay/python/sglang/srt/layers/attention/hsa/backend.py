@@ -128,6 +128,7 @@ class HSAAttnBackend(AttentionBackend):
                 model_runner.dtype,
                 self.req_to_token_pool.req_to_token.shape[1],
                 chunk if chunk and chunk > 0 else args.max_prefill_tokens,
+                self._a_window_layer(layers),
             )
             logger.info(
                 f"HSA made its kernels for prompts in {time.perf_counter() - begin:.1f} s; "
@@ -164,6 +165,11 @@ class HSAAttnBackend(AttentionBackend):
             self.watch = SelectionWatch(self.counters, self.config.shortest_sparse)
         self.forward_pass: Optional[AttentionPass] = None
         self.goes_dense = False
+
+    def _a_window_layer(self, layers: dict) -> Optional[RadixAttention]:
+        """A layer with a sliding window, of those that HSA attends: they are where rows of landmarks are."""
+        windows = (x for x in layers.values() if x.sliding_window_size > 0)
+        return next(windows, None) if self.config.has_landmark_rows else None
 
     def _kernels_on(
         self, device: str, asked: Optional[FrozenSet[str]]
@@ -248,11 +254,14 @@ class HSAAttnBackend(AttentionBackend):
             self._prepare_capture()
         else:
             self._prepare_replay()
+        if self.decode.begins_before_graphs:
+            self.decode.begin(forward_batch)
         if self.decode_needs_dense:
             self.dense.init_forward_metadata_out_graph(forward_batch, in_capture)
 
     def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch):
-        self.decode.begin(forward_batch)
+        if not self.decode.begins_before_graphs:
+            self.decode.begin(forward_batch)
         if self.decode_needs_dense:
             self.dense.init_forward_metadata_in_graph(forward_batch)
 

@@ -77,7 +77,11 @@ def plan_landmark_rows(
     completes = (position + 1) % slots_per_page == 0
     row = token + np.cumsum(completes) - completes
     parts = row, row[completes] + 1, token[completes], position[completes] + 1
-    return LandmarkRows(*(torch.from_numpy(part).to(device) for part in parts))
+    joined = torch.from_numpy(np.concatenate(parts))
+    if torch.device(device).type == "cuda":
+        joined = joined.pin_memory()  # a copy of other memory would wait for the device
+    joined = joined.to(device, non_blocking=True)
+    return LandmarkRows(*joined.split([len(part) for part in parts]))
 
 
 def decode_landmark_rows(seq_lens: torch.Tensor) -> LandmarkRows:

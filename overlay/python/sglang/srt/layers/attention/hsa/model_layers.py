@@ -59,6 +59,11 @@ def check_model(model: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     layer_ids = choose_layers(model, config, args, config.is_draft_model)
     dense_layers = len(layer_ids) < config.num_hidden_layers
     dtype = cache_dtype(model, config, args.kv_cache_dtype)
+    if is_hils(config.hf_config) and dtype.itemsize == 1:
+        raise ValueError(
+            f"--attention-backend hsa does not support a {dtype} KV cache of a HiLS checkpoint, which its quantisation "
+            "asks for; add --kv-cache-dtype bf16."
+        )
     checks = [partial(check_cache, dtype, args.device, dense_layers)]
     if args.device == "cuda" and not args.hsa_strict:
         checks.append(partial(check_head_dim, config.head_dim))

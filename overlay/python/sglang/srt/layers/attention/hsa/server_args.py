@@ -241,10 +241,21 @@ def _size_window_pool(args: ServerArgs, model: ModelConfig) -> None:
     """Of a HiLS checkpoint with sliding windows: long contexts need few of their tokens, so the pool is small by default."""
     if not (is_hils(model.hf_config) and model.is_hybrid_swa):
         return
+    view = compat.arguments(args)
     # What nobody gave is None since 0.5.19, and before that the default.
-    nothing = None, type(args).swa_full_tokens_ratio
-    if compat.arguments(args).swa_full_tokens_ratio in nothing:
-        compat.declare(args, swa_full_tokens_ratio=WINDOW_TOKENS_RATIO)
+    if view.swa_full_tokens_ratio not in (None, type(args).swa_full_tokens_ratio):
+        return
+    ratio = WINDOW_TOKENS_RATIO
+    if view.max_total_tokens:
+        # A pass needs the window before it, and its tokens.
+        chunk = max(view.chunked_prefill_size or 0, view.page_size)
+        needed = model.hf_config.window_tokens + chunk + 2 * view.page_size
+        ratio = min(1.0, max(ratio, needed / view.max_total_tokens))
+    logger.info(
+        f"HSA sets --swa-full-tokens-ratio to {ratio:.2f}: long contexts need few tokens of sliding windows. "
+        "Servers of many short requests want more."
+    )
+    compat.declare(args, swa_full_tokens_ratio=ratio)
 
 
 def _limit_cuda_graphs(args: ServerArgs) -> None:

@@ -123,6 +123,7 @@ class DecodeState:
         self.rows_per_request = 1 if draft_steps else num_draft_tokens
         # What all layers share is launched before the layers, where a CUDA graph holds that too, else by the first of them.
         self.begins_early = compat.graphs_hold_metadata()
+        self.begins_before_graphs = False
         self.req_to_token = req_to_token_pool.req_to_token
         device = self.req_to_token.device
         self.size = DecodeSize(

@@ -8,16 +8,21 @@ attention. Nothing here reads the device.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Tuple
+from typing import TYPE_CHECKING, Optional, Tuple
 
 import torch
 import triton
 
 from sglang.srt.layers.attention.hsa.counters import HSACounters
+from sglang.srt.layers.attention.hsa.landmark_rows import LandmarkRows
 from sglang.srt.layers.attention.hsa.layout import num_places
 from sglang.srt.layers.attention.hsa.ops.common import padded_width
+from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
+from sglang.srt.layers.attention.hsa.ops.page_repr.landmark_kernel import (
+    write_landmark_pages,
+)
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.params import NO_VERSION, layer_params
@@ -46,6 +51,7 @@ def prepare_prompts(
     dtype: torch.dtype,
     context: int,
     chunk: int,
+    window_layer: Optional[RadixAttention] = None,
 ) -> None:
     """Take the scratch and compile the kernels of prompts at start-up, where neither surprises a request.
 
@@ -55,6 +61,7 @@ def prepare_prompts(
     Args:
         layer: one with HSA; dtype: of its queries.
         context: most tokens of a request; chunk: of a pass that is cut into chunks.
+        window_layer: one with a sliding window that HSA attends, if there is one.
     """
     device, page_size = scratch.device, config.page_size
     context = min(context, pool.size)
@@ -75,6 +82,8 @@ def prepare_prompts(
         )
         return TileAttention.of(plan, pool.head_num, config, counters, scratch)
 
+    if config.has_landmark_rows:
+        chunk = num_places(chunk, page_size)
     most = tiles_of(min(chunk, places))
     if most.workspace and pool.repr_kind.slow:
         most.workspace.reserve(pool.size // page_size, page_size, pool.head_dim, dtype)
@@ -87,6 +96,8 @@ def prepare_prompts(
         return
     shape = few.plan.rows, layer.tp_q_head_num, layer.qk_head_dim
     query = torch.zeros(shape, dtype=dtype, device=device)
+    if config.has_landmark_rows:
+        _warm_up_landmarks(query, pool, config, layer, window_layer, table, few)
     few.launch(
         query,
         pool.layer_cache(layer.layer_id, pool.page_version),
@@ -94,6 +105,39 @@ def prepare_prompts(
         params,
         query if config.has_landmark_rows else None,
     )
+
+
+def _warm_up_landmarks(
+    query: torch.Tensor,
+    pool: PageReprMixin,
+    config: HSAConfig,
+    layer: RadixAttention,
+    window_layer: Optional[RadixAttention],
+    table: torch.Tensor,
+    few: TileAttention,
+) -> None:
+    """Run the kernels that only rows of landmarks and exact windows have; of a page without a version nothing is written."""
+    nowhere = torch.zeros(1, dtype=torch.int64, device=query.device)
+    none = torch.full_like(pool.page_version, NO_VERSION)
+    write_landmark_pages(
+        query,
+        pool.layer_cache(layer.layer_id, none),
+        LandmarkRows(nowhere, nowhere, nowhere, nowhere),
+        nowhere,
+        None,
+        few.counters.values,
+        layer_params(layer, pool, config),
+    )
+    if window_layer is not None:
+        extend_hsa(
+            query,
+            pool.layer_cache(window_layer.layer_id),
+            None,
+            table,
+            few.plan,
+            torch.empty_like(query),
+            layer_params(window_layer, pool, config),
+        )
 
 
 class ExtendPass(AttentionPass):

@@ -45,11 +45,15 @@ class LandmarkBuffers(NamedTuple):
 
     Attributes:
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
+        window_table: the same of layers with a sliding window.
+        window_slots: where they write their keys ``[B]`` int64.
         tiles: a row each, first all tokens, then all landmarks ``[2 * B, 4]`` int32 (see ExtendPlan).
         whole: launches over all of them.
     """
 
     page_table: torch.Tensor
+    window_table: torch.Tensor
+    window_slots: torch.Tensor
     tiles: torch.Tensor
     whole: TileAttention
 
@@ -76,6 +80,8 @@ class LandmarkDecodeState:
         self.tiling = tiling.narrow()
         # What all layers share is launched before the layers, where a CUDA graph holds that too, else by the first of them.
         self.begins_early = compat.graphs_hold_metadata()
+        # The scheduler clears the map of windows once what comes before a graph has run.
+        self.begins_before_graphs = pool.windows_apart
         self.req_to_token = req_to_token_pool.req_to_token
         self.max_pages = triton.cdiv(self.req_to_token.shape[1], config.page_size)
         self.reserved: Optional[LandmarkBuffers] = None
@@ -121,7 +127,8 @@ class LandmarkDecodeState:
             Scratch(device),  # its own, as CUDA graphs hold the addresses
         )
         table = torch.zeros((requests, width), dtype=torch.int32, device=device)
-        return LandmarkBuffers(table, tiles, whole)
+        slots = torch.zeros(requests, dtype=torch.int64, device=device)
+        return LandmarkBuffers(table, torch.zeros_like(table), slots, tiles, whole)
 
     def begin(self, forward_batch: ForwardBatch) -> None:
         """Launch what all layers share."""
@@ -165,14 +172,25 @@ class LandmarkDecodePass(AttentionPass):
             part[:, 3] = place
         plan = dataclasses.replace(buffers.whole.plan, tiles=tiles, rows=len(tiles))
         self.tiles = dataclasses.replace(buffers.whole, plan=plan)
-        self.seq_lens, self.out_slots = seq_lens, forward_batch.out_cache_loc
-        self.window_slots = state.pool.window_slots(self.out_slots)
-        self.window_table = state.pool.window_pages(self.page_table)
-        self.landmark_rows = decode_landmark_rows(seq_lens)
+        slots, table = forward_batch.out_cache_loc, self.page_table
+        if state.pool.windows_apart:
+            # A batch whose graph has more rows gives slots for its own; the others take padding.
+            own = state.pool.window_slots(slots)
+            slots = buffers.window_slots[:requests].zero_()
+            slots[: len(own)] = own
+            table = buffers.window_table[:requests].copy_(
+                state.pool.window_pages(self.page_table)
+            )
+        self.window_slots, self.window_table = slots, table
 
     def rows_of(self, forward_batch: ForwardBatch) -> Optional[LandmarkRows]:
         if not self.state.begins_early:
             self.begin(forward_batch)
+        self.seq_lens, self.out_slots = (
+            forward_batch.seq_lens,
+            forward_batch.out_cache_loc,
+        )
+        self.landmark_rows = decode_landmark_rows(self.seq_lens)
         return self.landmark_rows
 
     def write_representations(
