@@ -21,9 +21,9 @@ LOCK = lock.load(REPOSITORY)
 PATCHES = {name: series.load(REPOSITORY, name) for name in LOCK.releases}
 # What each series is made of, in this order.
 FOLDERS = {
-    "v0.5.23": ["cpu", "hsa", "scheduler", "requests", "hisparse"],
-    "v0.5.17": ["cpu", "hsa", "scheduler", "requests"],
-    "v0.5.10rc0": ["cpu", "hsa", "scheduler", "nsa", "hisparse", "requests"],
+    "v0.5.23": ["cpu", "hsa", "hils", "scheduler", "requests", "hisparse"],
+    "v0.5.17": ["cpu", "hsa", "hils", "scheduler", "requests"],
+    "v0.5.10rc0": ["cpu", "hsa", "hils", "scheduler", "nsa", "hisparse", "requests"],
 }
 each_release = pytest.mark.parametrize("pin", LOCK.releases.values(), ids=lambda pin: pin.name)
 each_patch = pytest.mark.parametrize(
