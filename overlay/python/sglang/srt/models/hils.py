@@ -195,8 +195,8 @@ def _landmark_query(
     )
 
 
-class OlmoHiLSLayer(nn.Module):
-    """x + norm(attention(x)), then x + norm(mlp(x))."""
+class HiLSLayer(nn.Module):
+    """Attention and MLP; the families differ in where their norms are, of which both have one after attention."""
 
     def __init__(
         self,
@@ -211,9 +211,15 @@ class OlmoHiLSLayer(nn.Module):
             config, layer_id, rotaries, quant_config, add_prefix("self_attn", prefix)
         )
         self.mlp = HiLSMLP(config, quant_config, add_prefix("mlp", prefix))
-        norm = config.hidden_size, 1, True, config.rms_norm_eps
-        self.post_attention_layernorm = make_norm(*norm)
-        self.post_feedforward_layernorm = make_norm(*norm)
+        for name in ("post_attention_layernorm", self.other_norm):
+            norm = make_norm(config.hidden_size, 1, True, config.rms_norm_eps)
+            self.add_module(name, norm)
+
+
+class OlmoHiLSLayer(HiLSLayer):
+    """x + norm(attention(x)), then x + norm(mlp(x))."""
+
+    other_norm = "post_feedforward_layernorm"
 
     def forward(
         self, positions: torch.Tensor, x: torch.Tensor, forward_batch: ForwardBatch
@@ -223,25 +229,10 @@ class OlmoHiLSLayer(nn.Module):
         return x + self.post_feedforward_layernorm(self.mlp(x))
 
 
-class QwenHiLSLayer(nn.Module):
+class QwenHiLSLayer(HiLSLayer):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(
-        self,
-        config: HiLSConfig,
-        layer_id: int,
-        rotaries: Dict[bool, Rotary],
-        quant_config: Optional[QuantizationConfig],
-        prefix: str,
-    ):
-        super().__init__()
-        self.self_attn = HiLSAttention(
-            config, layer_id, rotaries, quant_config, add_prefix("self_attn", prefix)
-        )
-        self.mlp = HiLSMLP(config, quant_config, add_prefix("mlp", prefix))
-        norm = config.hidden_size, 1, True, config.rms_norm_eps
-        self.input_layernorm = make_norm(*norm)
-        self.post_attention_layernorm = make_norm(*norm)
+    other_norm = "input_layernorm"
 
     def forward(
         self, positions: torch.Tensor, x: torch.Tensor, forward_batch: ForwardBatch
