@@ -20,7 +20,6 @@ from sglang.srt.layers.attention.hsa.landmark_rows import (
 )
 from sglang.srt.layers.attention.hsa.layout import num_places
 from sglang.srt.layers.attention.hsa.ops.common import padded_width
-from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan, Tiling
 from sglang.srt.layers.attention.hsa.ops.page_repr.landmark_kernel import (
     write_landmark_pages,
@@ -219,9 +218,5 @@ class LandmarkDecodePass(AttentionPass):
         cache = state.pool.layer_cache(layer.layer_id, state.page_version)
         params = layer_params(layer, state.pool, state.config)
         if params.exact_window:
-            # Rows of no tile are padding, and read as zeros.
-            out = q.new_zeros((*q.shape[:2], cache.values.shape[-1]))
-            return extend_hsa(
-                q, cache, None, self.window_table, self.tiles.plan, out, params
-            )
+            return self.tiles.attend_window(q, cache, self.window_table, params)
         return self.tiles.launch(q, cache, self.page_table, params, inputs.select_q)

@@ -9,7 +9,6 @@ import torch
 
 from sglang.srt.layers.attention.hsa.landmark_rows import plan_landmark_rows
 from sglang.srt.layers.attention.hsa.layout import num_places
-from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
 from sglang.srt.layers.attention.hsa.ops.page_repr.landmark_kernel import (
     write_landmark_pages,
 )
@@ -75,6 +74,5 @@ class LandmarkExtendPass(ExtendPass):
         cache = self.pool.layer_cache(layer.layer_id, self.page_version)
         params = layer_params(layer, self.pool, self.config)
         if params.exact_window:
-            out = q.new_empty((*q.shape[:2], cache.values.shape[-1]))
-            return extend_hsa(q, cache, None, self.window_table, self.plan, out, params)
+            return self.tiles.attend_window(q, cache, self.window_table, params)
         return self.tiles.launch(q, cache, self.page_table, params, inputs.select_q)

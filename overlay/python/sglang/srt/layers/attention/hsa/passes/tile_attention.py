@@ -75,10 +75,7 @@ class TileAttention:
             ``[T, H_q, D_v]`` in the dtype of q.
         """
         plan, lists = self.plan, self.lists
-        # Rows of no tile are padding, and read as zeros.
-        whole = plan.complete and plan.rows == len(q)
-        shape = (*q.shape[:2], cache.values.shape[-1])
-        out = q.new_empty(shape) if whole else q.new_zeros(shape)
+        out = self._output(q, cache)
         if lists is None:
             self.counters.add("rows_dense", plan.rows)
         else:
@@ -103,6 +100,23 @@ class TileAttention:
         return extend_hsa(
             q, cache, lists, page_table, plan, out, params, select_q=select_q
         )
+
+    def attend_window(
+        self,
+        q: torch.Tensor,
+        cache: LayerCache,
+        page_table: torch.Tensor,
+        params: AttentionParams,
+    ) -> torch.Tensor:
+        """As ``launch``, of a layer that attends its window alone."""
+        out = self._output(q, cache)
+        return extend_hsa(q, cache, None, page_table, self.plan, out, params)
+
+    def _output(self, q: torch.Tensor, cache: LayerCache) -> torch.Tensor:
+        """Room for ``[T, H_q, D_v]``; rows of no tile are padding, and read as zeros."""
+        whole = self.plan.complete and self.plan.rows == len(q)
+        shape = (*q.shape[:2], cache.values.shape[-1])
+        return q.new_empty(shape) if whole else q.new_zeros(shape)
 
 
 def needs_local_lse(params: AttentionParams, group: int) -> bool:
