@@ -1,16 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The suite's samples, answered by the training model itself: dense attention, greedy, no server."""
+"""The suite's samples, answered by the training model itself: greedy, no server, each token from the whole text anew.
+
+    python examples/needle/evaluate.py CHECKPOINT --lengths 8192
+    python examples/needle/evaluate.py CHECKPOINT --lengths 8192 --no-bias    # landmarks without their entropy
+
+Prints a table and, last, a JSON line.
+"""
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import json
 import multiprocessing
+import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
-import torch
-import vocabulary
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
-from benchmarks.retrieval import samples, tasks
+import hils  # noqa: E402, the line above makes the suite importable
+import torch  # noqa: E402
+import vocabulary  # noqa: E402
+from model import Qwen3, load  # noqa: E402
+
+from benchmarks.retrieval import samples, tasks  # noqa: E402
 
 # Seeds of the training streams are strings of another form; these samples are seen by no training step.
 FIRST_SEED = 1000
@@ -53,9 +68,9 @@ def check(lengths: list[int]) -> None:
         make((task, min(lengths), 0.5, FIRST_SEED))
 
 
-def grid(model, tokenizer, lengths, depths, count: int, device, workers: int = 0) -> list[dict]:
+def grid(model, tokenizer, lengths, depths, count: int, device, workers: int = 0, kinds=tuple(tasks.TASKS)) -> list[dict]:
     """Exact share and recall per task, length and depth. Processes other than this one make the samples."""
-    cells = list(itertools.product(tasks.TASKS, lengths, depths, range(FIRST_SEED, FIRST_SEED + count)))
+    cells = list(itertools.product(kinds, lengths, depths, range(FIRST_SEED, FIRST_SEED + count)))
     if workers:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
             every = list(pool.map(make, cells, chunksize=4))
@@ -71,7 +86,7 @@ def grid(model, tokenizer, lengths, depths, count: int, device, workers: int = 0
             part = made[i : i + at_once]
             replies = complete(model, [tokenizer.encode(s.prompt) for s in part], stop, tokenizer.pad_token_id, device)
             graded += [tasks.grade(s.answers, s.pattern, tokenizer.decode(ids)) for s, ids in zip(part, replies)]
-        for task in tasks.TASKS:
+        for task in kinds:
             for depth in depths:
                 own = [g for s, g in zip(made, graded) if (s.task, s.depth) == (task, depth)]
                 exact, recall = (sum(getattr(g, name) for g in own) / len(own) for name in ("exact", "recall"))
@@ -84,10 +99,42 @@ def table(scores: list[dict]) -> str:
     lengths = sorted({s["length"] for s in scores})
     width = 4 * len({s["depth"] for s in scores})
     lines = [f"{'exact, by depth':14}" + "".join(f"{length:>{width + 2}}" for length in lengths)]
-    for task in tasks.TASKS:
+    for task in dict.fromkeys(s["task"] for s in scores):
         cells = [
             "".join(f"{100 * s['exact']:4.0f}" for s in scores if (s["task"], s["length"]) == (task, n))
             for n in lengths
         ]
         lines.append(f"{task:14}" + "".join(f"{cell:>{width + 2}}" for cell in cells))
     return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="folder that train.py wrote")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 2048])
+    parser.add_argument("--depths", nargs="+", type=float, default=[0.1, 0.5, 0.9])
+    parser.add_argument("--tasks", nargs="+", choices=tasks.TASKS, default=list(tasks.TASKS), metavar="TASK")
+    parser.add_argument("--samples", type=int, default=8, help="per task, length and depth (default: %(default)s)")
+    parser.add_argument("--topk", type=int, help="pages that a row of HiLS attends (default: the checkpoint's)")
+    parser.add_argument("--no-bias", action="store_true", help="representations of HiLS without the entropy b'")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=min(14, os.cpu_count() or 1))
+    args = parser.parse_args()
+    try:
+        check(args.lengths)
+    except ValueError as error:
+        raise SystemExit(f"evaluate: --lengths: {error}") from None
+    torch.set_float32_matmul_precision("high")
+    model = load(args.checkpoint, {"qwen3": Qwen3, "qwen_hils": hils.HiLS}).eval().to(args.device)
+    if isinstance(model, hils.HiLS):
+        model.set_selection(args.topk or model.shape.hils_topk, not args.no_bias)
+    elif args.topk or args.no_bias:
+        raise SystemExit(f"evaluate: {args.checkpoint} has no landmarks: leave out --topk and --no-bias")
+    tokenizer, device = vocabulary.build(), torch.device(args.device)
+    scores = grid(model, tokenizer, args.lengths, args.depths, args.samples, device, args.workers, tuple(args.tasks))
+    print(table(scores), flush=True)
+    print(json.dumps(dict(checkpoint=args.checkpoint.name, topk=args.topk, bias=not args.no_bias, scores=scores)))
+
+
+if __name__ == "__main__":
+    main()

@@ -37,7 +37,7 @@ class HiLSAttention(Attention):
 
     def __init__(self, shape: HiLSShape):
         super().__init__(shape)
-        self.shape, self.topk = shape, shape.hils_topk
+        self.shape, self.topk, self.bias = shape, shape.hils_topk, True
         width = self.heads * shape.head_dim
         self.lmk_q_proj = nn.ModuleList(
             [
@@ -61,7 +61,8 @@ class HiLSAttention(Attention):
         q, k, l = (rotate(y, cos, sin) for y in (q, k, l))
         group = self.heads // self.kv_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        # Scores and log-sum-exps are compared with one another: in float32.
+        # Scores and log-sum-exps are compared with one another: in float32. The softmax within a page may be coarser.
+        coarse = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else torch.float32
         with torch.autocast(x.device.type, enabled=False):
             q, k, l, v = (y.float() for y in (q, k, l, v))
             reprs = self.represent(k, l)
@@ -69,7 +70,7 @@ class HiLSAttention(Attention):
             for begin in range(0, length, self.QUERIES):
                 end = min(begin + self.QUERIES, length)
                 block = q[:, :, begin:end], l[:, :, begin:end], k[:, :, :end], v[:, :, :end]
-                parts.append(checkpoint(self.attend, *block, *reprs, begin, use_reentrant=False))
+                parts.append(checkpoint(self.attend, *block, *reprs, begin, coarse, use_reentrant=False))
         return self.o_proj(torch.cat(parts, dim=2).transpose(1, 2).reshape(batch, length, -1))
 
     def represent(self, k: torch.Tensor, l: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,34 +80,37 @@ class HiLSAttention(Attention):
         landmarks = l.unflatten(2, (-1, page))[..., -1, :]
         logits = torch.einsum("bhnd,bhnjd->bhnj", landmarks, keys) * self.shape.head_dim**-0.5
         share = logits.log_softmax(-1)
-        return torch.einsum("bhnj,bhnjd->bhnd", share.exp(), keys), -(share.exp() * share).sum(-1)
+        entropies = -(share.exp() * share).sum(-1)
+        return torch.einsum("bhnj,bhnjd->bhnd", share.exp(), keys), entropies if self.bias else torch.zeros_like(entropies)
 
-    def attend(self, q, l, k, v, means, entropies, begin: int) -> torch.Tensor:
+    def attend(self, q, l, k, v, means, entropies, begin: int, coarse: torch.dtype) -> torch.Tensor:
         """Rows ``begin ...`` ``[B, H, Q, D]`` of q and l over all places up to their end."""
-        page, scale = self.shape.chunk_size, self.shape.head_dim**-0.5
-        row = torch.arange(begin, begin + q.shape[2], device=q.device)[:, None]
-        place = torch.arange(k.shape[2], device=q.device)
-        pages = k.shape[2] // page
-        first = (row - self.shape.hils_sliding_window + 1).div(page, rounding_mode="floor").clamp(min=0)  # [Q, 1]
-        key = (place % page < page - 1) & (place <= row)  # [Q, E]
-        near = key & (place >= first * page)
-        candidate = torch.arange(pages, device=q.device) < first  # [Q, N]
+        page, scale, end = self.shape.chunk_size, self.shape.head_dim**-0.5, k.shape[2]
+        before = self.shape.hils_sliding_window - 1
+        row = torch.arange(begin, end, device=q.device)[:, None]
+        first = (row - before).div(page, rounding_mode="floor").clamp(min=0)  # page of the window's begin, [Q, 1]
+        near = max(0, (begin - before) // page)  # the first page that a window of these rows has
+        far = max(0, (end - 1 - before) // page)  # pages that some of these rows may choose
 
-        logits = q @ k.transpose(-1, -2) * scale
-        score = (l @ means[:, :, :pages].transpose(-1, -2)) * scale + entropies[:, :, None, :pages]
-        score = score.masked_fill(~candidate, -math.inf)
-        inside = logits.masked_fill(~near, -math.inf)
+        place = torch.arange(near * page, end, device=q.device)
+        inside = (place % page < page - 1) & (place <= row) & (place >= first * page)
+        logits = (q @ k[:, :, near * page :].transpose(-1, -2) * scale).masked_fill(~inside, -math.inf)
+        local = logits.logsumexp(-1, keepdim=True)
+        score = (l @ means[:, :, :far].transpose(-1, -2)) * scale + entropies[:, :, None, :far]
+        score = score.masked_fill(torch.arange(far, device=q.device) >= first, -math.inf)
         with torch.no_grad():
-            chosen = self.choose(score, inside.logsumexp(-1))
-        # Each chosen page weighs exp(its score), and its keys share that by the softmax within it.
-        far = logits.masked_fill(~key, -math.inf).unflatten(-1, (pages, page))
-        shift = score.masked_fill(~chosen, -math.inf) - far.logsumexp(-1).masked_fill(~chosen, 0.0)
-        far = (far + shift[..., None]).flatten(-2)
-        both = torch.where(near, inside, far)
-        top = both.amax(-1, keepdim=True).clamp(min=0.0)
-        weight = (both - top).exp()
-        weight = weight / (weight.sum(-1, keepdim=True) + (-top).exp())
-        return weight @ v
+            chosen = self.choose(score, local[..., 0])
+        score = score.masked_fill(~chosen, -math.inf)
+        # One softmax of nothing, the window and the chosen pages; keys share the weight by a softmax of their own.
+        nothing = torch.zeros_like(local)
+        weight = torch.cat([nothing, local, score], dim=-1).softmax(-1)
+        out = weight[..., 1:2] * (logits.softmax(-1) @ v[:, :, near * page :])
+        if far == 0:
+            return out
+        keys, values = (y[:, :, : far * page].unflatten(2, (far, page))[..., :-1, :].flatten(2, 3) for y in (k, v))
+        share = (q * scale).to(coarse) @ keys.to(coarse).transpose(-1, -2)
+        share = share.unflatten(-1, (far, page - 1)).softmax(-1) * weight[..., 2:, None].to(coarse)
+        return out + (share.flatten(-2) @ values.to(coarse)).float()
 
     def choose(self, score: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
         """Pages that each row attends, one set for the heads of a KV head ``[B, H, Q, N]`` bool."""
@@ -128,6 +132,8 @@ class HiLSLayer(Layer):
 
 class HiLS(Qwen3):
     """As ``Qwen3``: token ids to hidden states of tokens; landmarks are in it alone."""
+
+    SHAPE = HiLSShape
 
     def __init__(self, shape: HiLSShape, seed: int = 0):
         super().__init__(shape, seed)
@@ -153,10 +159,10 @@ class HiLS(Qwen3):
             layer.self_attn.lmk_q_proj[1].weight.zero_()
             layer.self_attn.lmk_q_norm.weight.copy_(layer.self_attn.q_norm.weight)
 
-    def set_topk(self, pages: int) -> None:
-        """Pages that a row attends from now on."""
+    def set_selection(self, pages: int, bias: bool = True) -> None:
+        """Pages that a row attends from now on, and whether their scores and weights have the entropy b'."""
         for layer in self.model["layers"]:
-            layer.self_attn.topk = pages
+            layer.self_attn.topk, layer.self_attn.bias = pages, bias
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids ``[B, T]`` to final hidden states ``[B, T, hidden]``."""

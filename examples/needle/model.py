@@ -88,6 +88,8 @@ class Layer(nn.Module):
 class Qwen3(nn.Module):
     """Embedding and output weights are tied. ``forward`` returns hidden states, ``logits`` takes any rows of them."""
 
+    SHAPE = Shape
+
     def __init__(self, shape: Shape, seed: int = 0):
         super().__init__()
         self.shape = shape
@@ -195,3 +197,19 @@ def export(model: Qwen3, folder: Path, end_token: int, pad_token: int) -> None:
         name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in model.state_dict().items()
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(folder: Path, families: dict[str, type[Qwen3]]) -> Qwen3:
+    """The model of a checkpoint that ``export`` wrote; ``families`` are the classes per ``model_type``."""
+    from safetensors.torch import load_file
+
+    fields = json.loads((folder / "config.json").read_text())
+    if fields["model_type"] not in families:
+        raise SystemExit(f"{folder} is a {fields['model_type']} checkpoint; known are {', '.join(families)}")
+    family = families[fields["model_type"]]
+    fields.setdefault("head_dim", fields["hidden_size"] // fields["num_attention_heads"])
+    fields.setdefault("rope_theta", fields.get("rope_parameters", {}).get("rope_theta"))
+    shape = family.SHAPE(**{field.name: fields[field.name] for field in dataclasses.fields(family.SHAPE)})
+    model = family(shape)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model

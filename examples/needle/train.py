@@ -218,7 +218,7 @@ class Run:
     def train_stage(self, stage: Stage) -> bool:
         """Train until the stage ends; False when the time is up before it did."""
         if isinstance(self.model, HiLS):
-            self.model.set_topk(stage.topk or self.model.shape.hils_topk)
+            self.model.set_selection(stage.topk or self.model.shape.hils_topk)
         workers = self.args.workers
         loader = torch.utils.data.DataLoader(
             Batches(self.recipe, stage, self.args.seed, self.step),
@@ -315,7 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.save()
     run.model.eval()
     if isinstance(run.model, HiLS):
-        run.model.set_topk(run.model.shape.hils_topk)  # of the checkpoint, in whatever stage the time was up
+        run.model.set_selection(run.model.shape.hils_topk)  # of the checkpoint, in whatever stage the time was up
 
     checkpoint = args.out / "checkpoint"
     export(run.model, checkpoint, run.tokenizer.eos_token_id, run.tokenizer.pad_token_id)
