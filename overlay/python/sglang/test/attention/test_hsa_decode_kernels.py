@@ -107,6 +107,7 @@ def test_odd_lengths(length):
         (16, "landmark", "group", "mass", 5.0),
         (64, "slow_keys", "head", "mass", 0.0),
         (16, "mean_std", "softmax_head", "score", 0.0),
+        (16, "mean", "softmax_head", "mass", 5.0),
     ],
 )
 def test_masked_last_slots(page_size, chunk_repr, strategy, weights, cap):
@@ -121,6 +122,27 @@ def test_masked_last_slots(page_size, chunk_repr, strategy, weights, cap):
         h.poison_last_slots(sequences)
         check(h, sequences)
     assert h.backend.counters.snapshot()["pages_selected"] > 0
+
+
+@pytest.mark.parametrize(
+    "page_size,chunk_repr,strategy,cap",
+    [
+        (16, "mean_std", "group", 0.0),
+        (16, "mean", "softmax_head", 0.0),
+        (16, "landmark", "head", 5.0),
+        (64, "mean_std", "softmax_head", 0.0),
+    ],
+)
+def test_pages_that_weigh_by_their_scores(page_size, chunk_repr, strategy, cap):
+    h = harness(
+        weight_mode="score", page_size=page_size, chunk_repr=chunk_repr, selection_strategy=strategy, logit_cap=cap
+    )  # fmt: skip
+    sequences = [h.new_sequence() for _ in range(3)]
+    h.step(sequences, [8 * page_size + 2, page_size - 1, 4 * page_size])
+    for _ in range(3):
+        check(h, sequences)
+    counts = h.backend.counters.snapshot()
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
 
 def test_every_page_selected_is_dense():

@@ -200,7 +200,7 @@ def test_verification_then_decode():
 
 @ragged_draft_extends
 @pytest.mark.parametrize(
-    "options", [{}, dict(weight_mode="score")], ids=["split", "tiled"]
+    "options", [{}, dict(weight_mode="score")], ids=["mass", "score"]
 )
 def test_draft_rounds(options):
     """Draft steps, then the accepted tokens again as one ragged extend, over page boundaries."""
@@ -220,7 +220,7 @@ def test_draft_rounds(options):
     "begin", [begin_eagerly, begin_as_in_a_graph], ids=["eager", "graph"]
 )
 @pytest.mark.parametrize(
-    "options", [{}, dict(weight_mode="score")], ids=["split", "tiled"]
+    "options", [{}, dict(weight_mode="score")], ids=["mass", "score"]
 )
 def test_draft_rounds_that_overlap(options, begin):
     """Draft steps, then all draft tokens as one extend, rejected ones among them: pages are complete by accepted ones alone."""

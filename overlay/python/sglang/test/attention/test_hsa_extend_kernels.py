@@ -11,7 +11,6 @@ from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fw
 from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
 from sglang.srt.layers.attention.hsa.ops.select import extend_kernel
 from sglang.srt.layers.attention.hsa.params import layer_params
-from sglang.srt.layers.attention.hsa.passes.tiled_decode import TiledDecode
 from sglang.test.attention.hsa_device import ATOL, DEVICE, ON_GPU, needs_kernels
 from sglang.test.attention.hsa_fixtures import KINDS_AND_STRATEGIES
 from sglang.test.attention.hsa_harness import Harness
@@ -72,25 +71,6 @@ def test_masked_last_slots(page_size, chunk_repr, strategy, weights, cap):
     h.poison_last_slots(sequences)
     check(h, sequences, [5, 1])
     assert h.backend.counters.snapshot()["pages_selected"] > 0
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        dict(weight_mode="score"),
-        dict(selection_strategy="softmax_head", weight_mode="score", chunk_repr="mean"),
-    ],
-)
-def test_decode_in_tiles(options):
-    """The option that the split decode kernels lack."""
-    h = Harness(device=DEVICE, decode_kernels=True, **options)
-    sequences = [h.new_sequence() for _ in range(3)]
-    h.step(sequences, [130, 15, 64])
-    for _ in range(3):
-        check(h, sequences, [1, 1, 1], decode=True)
-    assert isinstance(h.backend.decode.buffers.attention, TiledDecode)
-    counts = h.backend.counters.snapshot()
-    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
 
 @pytest.mark.parametrize(

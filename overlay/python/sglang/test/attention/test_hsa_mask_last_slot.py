@@ -6,11 +6,7 @@ import pytest
 import torch
 
 from sglang.srt.layers.attention.hsa.config import SELECTION_STRATEGIES
-from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.params import LayerCache
-from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
 from sglang.test.attention import hsa_oracle
-from sglang.test.attention.hsa_fixtures import make_params
 from sglang.test.attention.hsa_harness import Harness
 
 ATOL = 3e-5
@@ -126,19 +122,6 @@ def test_a_dense_layer_is_refused(decode):
     h.layer_inputs = {"hsa_mask_last_slot": True}
     with pytest.raises(NotImplementedError, match="layer 0 .*dense .*--hsa-layers"):
         h.step([s], [1], layer=0, decode=decode)
-
-
-def test_split_decode_refuses_shares_of_unmasked_keys():
-    """Its selection by shares takes the log-sum-exp of the window from keys that it does not mask."""
-    options = dict(selection_strategy="softmax_head", chunk_repr="mean")
-    params = make_params(mask_last_slot=True, **options)
-    decode = SplitDecode(
-        params.config, HSACounters("cpu"), DecodeSize(1, 4, 2, 1, 16), torch.device("cpu")
-    )  # fmt: skip
-    cache = LayerCache(*[torch.zeros(256, 1, 16)] * 3)
-    table, lens = torch.zeros(1, 4, dtype=torch.int32), torch.ones(1)
-    with pytest.raises(NotImplementedError, match="--hsa-weight-mode score"):
-        decode.launch(torch.zeros(1, 2, 16), cache, table, lens, params)
 
 
 def test_the_oracle_masks_by_the_definition():

@@ -145,7 +145,6 @@ class HSAAttnBackend(AttentionBackend):
                 self.pool,
                 self.req_to_token_pool,
                 self.config,
-                self.tiling,
                 layers,
                 self.counters,
                 *(() if landmarks else drafts),

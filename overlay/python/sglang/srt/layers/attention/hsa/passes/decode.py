@@ -11,13 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional
 
 import torch
-import triton
 
 from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.config import WHOLE_PAST
 from sglang.srt.layers.attention.hsa.layer_contract import unsupported
 from sglang.srt.layers.attention.hsa.ops.common import padded_width
-from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
     AllLayers,
     write_committed_pages,
@@ -25,10 +23,10 @@ from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass, LayerInputs
+from sglang.srt.layers.attention.hsa.passes.decode_buffers import StaticPasses
 from sglang.srt.layers.attention.hsa.passes.dense_decode import DenseDecode
 from sglang.srt.layers.attention.hsa.passes.draft_rows import Rows, write_draft_rows
-from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
-from sglang.srt.layers.attention.hsa.passes.tiled_decode import TiledDecode
+from sglang.srt.layers.attention.hsa.passes.split_decode import SplitDecode
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -37,19 +35,6 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
     from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-
-
-def decode_attention(
-    config: HSAConfig,
-    counters: HSACounters,
-    size: DecodeSize,
-    device: torch.device,
-    tiling: Tiling,
-) -> SplitDecode | TiledDecode:
-    """The decode of these options: split if its kernels have them, since it is the faster one."""
-    if config.weight_mode == "mass":
-        return SplitDecode(config, counters, size, device)
-    return TiledDecode(config, counters, size, device, tiling)
 
 
 def decoded_layers(
@@ -82,26 +67,21 @@ class DecodeBuffers(NamedTuple):
 
     seq_lens: torch.Tensor
     page_table: torch.Tensor
-    attention: SplitDecode | TiledDecode
+    attention: SplitDecode
     dense: DenseDecode
 
+    @property
+    def rows(self) -> int:
+        return self.seq_lens.shape[1]
 
-class DecodeState:
+
+class DecodeState(StaticPasses):
     """What the decode passes of one model share: static buffers, page versions, addresses.
 
     Args:
-        pool: pool that keeps the representations.
-        req_to_token_pool: slots of the requests' tokens; its width bounds the number of pages.
-        config: resolved options.
-        tiling: of the extend kernels.
-        layers: the attention layers of the model, by number.
-        counters: counts are added to it on the device.
         num_draft_tokens: most rows of a request in a pass of speculative decoding; 1 without it.
         draft_steps: steps of the multi-step draft that the passes are for; 0 for any other use.
-
-    Attributes:
-        layers: numbers of the layers that the passes attend.
-        steps: one pass for each step of a multi-step draft, else the only one.
+        Others as of StaticPasses.
     """
 
     def __init__(
@@ -109,36 +89,25 @@ class DecodeState:
         pool: PageReprMixin,
         req_to_token_pool: ReqToTokenPool,
         config: HSAConfig,
-        tiling: Tiling,
         layers: Dict[int, RadixAttention],
         counters: HSACounters,
         num_draft_tokens: int = 1,
         draft_steps: int = 0,
     ):
-        self.pool, self.config, self.counters = pool, config, counters
+        super().__init__(
+            pool,
+            req_to_token_pool,
+            config,
+            layers,
+            counters,
+            rows_per_request=1 if draft_steps else num_draft_tokens,
+        )
         self.layers = decoded_layers(layers, pool, config)
         self.first_layer = min(self.layers)
-        self.tiling, self.num_draft_tokens = tiling, num_draft_tokens
-        self.draft_steps = draft_steps
-        self.rows_per_request = 1 if draft_steps else num_draft_tokens
-        # What all layers share is launched before the layers, where a CUDA graph holds that too, else by the first of them.
-        self.begins_early = compat.graphs_hold_metadata()
-        self.begins_before_graphs = False
-        self.req_to_token = req_to_token_pool.req_to_token
+        self.num_draft_tokens, self.draft_steps = num_draft_tokens, draft_steps
         device = self.req_to_token.device
-        self.size = DecodeSize(
-            0,
-            triton.cdiv(self.req_to_token.shape[1], config.page_size),
-            layers[pool.hsa_layer_ids[0]].tp_q_head_num,
-            pool.head_num,
-            pool.v_head_dim,
-        )
-        self.reserved: Optional[DecodeBuffers] = None
-        self.grown: Optional[DecodeBuffers] = None
         self.buffers: Optional[DecodeBuffers] = None  # of the pass that began last
         self.rows: List[Rows] = []  # its rows, by draft step
-        self.page_version = torch.empty_like(pool.page_version)
-        self.built_at = torch.zeros(1, dtype=torch.int64, device=device)
         params = [layer_params(layers[i], pool, config) for i in pool.hsa_layer_ids]
         self.params = params[0]
         self.k_scales = torch.tensor([p.k_scale for p in params], device=device)
@@ -151,43 +120,21 @@ class DecodeState:
         ]
         self.steps = [DecodePass(self, step) for step in range(max(draft_steps, 1))]
 
-    def reserve(self, requests: int) -> None:
-        """Make the buffers that CUDA graphs of so many requests hold, before the first of them is captured."""
-        self.reserved = self._make_buffers(requests * self.rows_per_request)
-
     def _make_buffers(self, rows: int) -> DecodeBuffers:
         size, device = self.size._replace(rows=rows), self.req_to_token.device
         shape = (len(self.steps), rows, padded_width(size.max_pages))
         return DecodeBuffers(
             torch.zeros(shape[:2], dtype=torch.int32, device=device),
             torch.zeros(shape, dtype=torch.int32, device=device),
-            decode_attention(self.config, self.counters, size, device, self.tiling),
+            SplitDecode(self.config, self.counters, size, device),
             DenseDecode(size, device),
         )
-
-    def _buffers_for(self, rows: int) -> DecodeBuffers:
-        """Those of the graphs if the rows fit, else others that grow with the largest batch."""
-        for buffers in (self.reserved, self.grown):
-            if buffers is not None and rows <= buffers.seq_lens.shape[1]:
-                return buffers
-        self.grown = self._make_buffers(triton.next_power_of_2(rows))
-        return self.grown
-
-    def prepare(self, page_handouts: int) -> None:
-        """Tell the next pass when its batch was built, outside any graph: one launch, no sync.
-
-        Args:
-            page_handouts: hand-outs of the pool at that time (see docs/storage.md).
-        """
-        self.built_at.fill_(page_handouts)
 
     def begin(self, forward_batch: ForwardBatch) -> None:
         """Launch what all layers of all steps share, for a batch in decode, verification, or draft extend."""
         # Versions before the table, as in ``build_metadata``.
         self.pool.versions_at(self.built_at, out=self.page_version)
-        self.buffers = self._buffers_for(
-            len(forward_batch.seq_lens) * self.rows_per_request
-        )
+        self.buffers = self.buffers_for(len(forward_batch.seq_lens))
         self.rows = self._write_rows(forward_batch)
         if self.pool.repr_kind.stored:
             self._write_representations(forward_batch)
@@ -253,7 +200,7 @@ class DecodePass(AttentionPass):
         if layer.layer_id == state.first_layer:
             if self.step == 0 and not state.begins_early:
                 state.begin(forward_batch)
-            state.buffers.attention.begin(state.rows[self.step].seq_lens)
+            state.buffers.attention.begin()
             state.buffers.dense.begin()
 
     def write_representations(

@@ -124,7 +124,6 @@ def _warm_up_landmarks(
         pool.layer_cache(layer.layer_id, none),
         LandmarkRows(nowhere, nowhere, nowhere, nowhere),
         nowhere,
-        None,
         few.counters.values,
         layer_params(layer, pool, config),
     )

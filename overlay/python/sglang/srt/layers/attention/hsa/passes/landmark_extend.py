@@ -60,7 +60,6 @@ class LandmarkExtendPass(ExtendPass):
             self.pool.layer_cache(layer.layer_id, self.page_version),
             self.landmark_rows,
             self.out_slots,
-            None,
             self.counters.values,
             layer_params(layer, self.pool, self.config),
         )

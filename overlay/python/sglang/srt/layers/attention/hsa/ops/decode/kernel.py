@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernel of the decode op: sinks, selected pages and window under one softmax, in one launch.
 
-The pages of one sequence and KV head form one list: sinks, selected, window. Several programs share the list, each
+The pages of one row and KV head form one list: sinks, selected, window. Several programs share the list, each
 attends its part for all query heads of the KV head at once, and the one that finishes last combines the parts.
 """
 
 from __future__ import annotations
+
+from typing import Optional
 
 import torch
 import triton
@@ -19,13 +21,18 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     soft_cap,
     stages_that_fit,
 )
+from sglang.srt.layers.attention.hsa.ops.decode.page_scores import (
+    head_features,
+    page_score,
+)
+from sglang.srt.layers.attention.hsa.ops.extend.attention_step import weigh_by_score
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 MAX_SPLITS = 16
 MAX_STAGES = 3  # pages in flight, as far as they fit into shared memory
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences"])
 def _decode_hsa_kernel(
     q,
     k_buffer,
@@ -33,11 +40,16 @@ def _decode_hsa_kernel(
     selected,
     page_table,
     seq_lens,
+    select_q,
+    repr_buffer,
+    biases,
     out,
     part_o,
     part_lse,
     arrivals,
+    sequences,
     sm_scale,
+    score_scale,
     logit_cap,
     k_scale,
     v_scale,
@@ -50,6 +62,10 @@ def _decode_hsa_kernel(
     stride_selected_row,
     stride_selected_head,
     stride_table,
+    stride_select_row,
+    stride_select_head,
+    stride_repr_page,
+    stride_repr_head,
     stride_out_row,
     stride_out_head,
     KV_HEADS: tl.constexpr,
@@ -63,8 +79,14 @@ def _decode_hsa_kernel(
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
     DENSE_BELOW: tl.constexpr,
+    SLOTS: tl.constexpr,
+    EXACT: tl.constexpr,
     TOPK: tl.constexpr,
     CAP: tl.constexpr,
+    BY_SCORE: tl.constexpr,
+    ZERO_LOGIT: tl.constexpr,
+    KIND: tl.constexpr,
+    WIDTH: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     COMBINE_SPLITS: tl.constexpr,
     COMBINE_G: tl.constexpr,
@@ -78,7 +100,7 @@ def _decode_hsa_kernel(
     position, start, candidates = decode_row(
         seq_lens, b, PAGE_SIZE, WINDOW, SINKS, DENSE_BELOW
     )
-    table_row = page_table + b.to(tl.int64) * stride_table
+    table_row = page_table + (b % sequences).to(tl.int64) * stride_table
     selected_row = (
         selected + b.to(tl.int64) * stride_selected_row + g * stride_selected_head
     )
@@ -95,6 +117,10 @@ def _decode_hsa_kernel(
         + d[None, :]
     )
     query = tl.load(q_ptr, mask=in_group[:, None] & (d[None, :] < HEAD_DIM), other=0.0)
+    if BY_SCORE:
+        first_feature, second_feature = head_features(
+            select_q, b, g, score_scale, stride_select_row, stride_select_head, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND
+        )  # fmt: skip
 
     # The last page of the window is the query's own; the list is as long as this row needs.
     window_pages = position // PAGE_SIZE - start + 1
@@ -118,9 +144,11 @@ def _decode_hsa_kernel(
         visible = (page >= 0) & (
             from_selection | (logical * PAGE_SIZE + offset <= position)
         )
+        if EXACT > 0:
+            visible = visible & (logical * PAGE_SIZE + offset > position - EXACT)
         if MASK_LAST:
             visible = visible & (offset < PAGE_SIZE - 1)
-        slot = tl.maximum(page, 0).to(tl.int64) * PAGE_SIZE + offset
+        slot = tl.maximum(page, 0).to(tl.int64) * SLOTS + offset
         k_ptr = (
             k_buffer + slot[None, :] * stride_k_slot + g * stride_k_head + d[:, None]
         )
@@ -134,6 +162,13 @@ def _decode_hsa_kernel(
         if CAP:
             logits = soft_cap(logits, logit_cap)
         logits = tl.where(visible[None, :], logits, float("-inf"))
+        if BY_SCORE:
+            score = page_score(
+                first_feature, second_feature, tl.maximum(page, 0).to(tl.int64), g, repr_buffer, biases,
+                stride_repr_page, stride_repr_head, KV_HEADS, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, WIDTH,
+            )  # fmt: skip
+            weighed = weigh_by_score(logits, score)
+            logits = tl.where(from_selection, weighed, logits)
         new_top, origin = running_max(top, tl.max(logits, axis=1))
         rescale = tl.exp(top - origin)
         p = tl.exp(logits - origin[:, None])
@@ -163,10 +198,14 @@ def _decode_hsa_kernel(
                 part_lse + at, mask=live, other=float("-inf"), cache_modifier=".cg"
             )
             highest = tl.max(lse, axis=0)
+            if ZERO_LOGIT:
+                highest = tl.maximum(highest, 0.0)
             # A head of padding has no part at all; measure it against 0 to avoid -inf - -inf.
             highest = tl.where(highest == float("-inf"), 0.0, highest)
             weight = tl.exp(lse - highest[None, :])
             mass = tl.sum(weight, axis=0)
+            if ZERO_LOGIT:
+                mass += tl.exp(-highest)
             o = tl.load(
                 part_o + at[:, :, None] * V_DIM + dv[None, None, :],
                 mask=live[:, :, None] & (dv[None, None, :] < V_DIM),
@@ -234,18 +273,20 @@ def decode_hsa(
     workspace: DecodeWorkspace,
     params: AttentionParams,
     num_splits: int = MAX_SPLITS,
+    select_q: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """Attention of one new token per sequence over sinks, selected pages and window.
+    """Attention of rows with one query each over sinks, selected pages and window.
 
     Args:
         q: queries ``[B, H_q, D]``, last dimension contiguous.
         cache: of the layer; the keys and values of the new tokens are written.
         selected_pages: physical pages ``[B, H_kv, K]`` int32, -1 for none; K may be 0.
-        page_table: physical page of each logical page ``[B, max_pages]`` int32.
-        seq_lens: ``[B]`` int32, the new token included, at least 1.
-        out: ``[B, H_q, D_v]``, written whole.
+        page_table: physical page of each logical page ``[N, max_pages]`` int32; row b is of sequence b mod N.
+        seq_lens: places up to the query's own, which it includes ``[B]`` int32; 0 for a row that attends nothing.
+        out: ``[B, H_q, D_v]``, written whole; zeros for a row that attends nothing.
         workspace: scratch for at least this batch.
-        num_splits: programs that share one sequence and KV head, at least 1.
+        num_splits: programs that share one row and KV head, at least 1.
+        select_q: queries that chose the pages ``[B, H_q, D]``, last dimension contiguous; None for q.
 
     Returns:
         ``out``.
@@ -264,6 +305,9 @@ def decode_hsa(
     group = num_heads // num_kv_heads
     block_v = triton.next_power_of_2(v_dim)
     combine_splits = triton.next_power_of_2(num_splits)
+    by_score = params.by_score and selected_pages.shape[-1] > 0
+    chooser = q if select_q is None else select_q
+    reprs = cache.reprs if by_score else None
     page_bytes = page_size * (head_dim + v_dim) * k_buffer.element_size()
     _decode_hsa_kernel[(batch * num_kv_heads, num_splits)](
         q,
@@ -272,11 +316,16 @@ def decode_hsa(
         selected_pages,
         page_table,
         seq_lens,
+        chooser,
+        reprs,
+        cache.biases,
         out,
         workspace.part_o,
         workspace.part_lse,
         workspace.arrivals,
+        len(page_table),
         params.sm_scale,
+        params.score_scale,
         params.logit_cap,
         params.k_scale,
         params.v_scale,
@@ -289,6 +338,10 @@ def decode_hsa(
         selected_pages.stride(0),
         selected_pages.stride(1),
         page_table.stride(0),
+        chooser.stride(0),
+        chooser.stride(1),
+        reprs.stride(0) if by_score else 0,
+        reprs.stride(1) if by_score else 0,
         out.stride(0),
         out.stride(1),
         KV_HEADS=num_kv_heads,
@@ -299,8 +352,14 @@ def decode_hsa(
         V_DIM=v_dim,
         BLOCK_V=max(16, block_v),
         **params.layout,
+        SLOTS=params.slots_per_page,
+        EXACT=params.exact_window,
         TOPK=selected_pages.shape[-1],
         CAP=params.logit_cap > 0,
+        BY_SCORE=by_score,
+        ZERO_LOGIT=params.zero_logit,
+        KIND=params.kind.name if by_score else "",
+        WIDTH=getattr(params.kind, "width", 0),
         NUM_SPLITS=num_splits,
         COMBINE_SPLITS=combine_splits,
         COMBINE_G=min(

@@ -18,7 +18,6 @@ ROWS = {128: 64, 256: 32}
 MAX_LIST_ROWS = 32  # one bit of an int32 each
 SELECT_ROWS = 32  # of selection for group, with a second program beside it; at least MAX_LIST_ROWS
 SLOW_ROWS = 128  # of selection by slow_keys
-MIN_ROWS = 16  # of a matrix product
 
 
 class Tiling(NamedTuple):
@@ -31,12 +30,6 @@ class Tiling(NamedTuple):
 
     tile_rows: int
     list_rows: int
-
-    def narrow(self) -> Tiling:
-        """For tiles of a single token: scratch for no more rows than a product or a list must have."""
-        return self._replace(
-            tile_rows=min(self.tile_rows, max(self.list_rows, MIN_ROWS))
-        )
 
 
 def check_head_dim(head_dim: int) -> None:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 import triton
 import triton.language as tl
@@ -12,6 +10,65 @@ import triton.language as tl
 from sglang.srt.layers.attention.hsa.landmark_rows import LandmarkRows
 from sglang.srt.layers.attention.hsa.ops.common import REPRS_WRITTEN, ROWS_LANDMARK
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
+
+
+@triton.jit
+def represent_landmark_page(
+    query_ptr,
+    page,
+    g,
+    k_buffer,
+    repr_buffer,
+    biases,
+    stamps,
+    page_version,
+    counters,
+    scale,
+    stride_q_head,
+    stride_k_slot,
+    stride_k_head,
+    stride_repr_page,
+    stride_repr_head,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PLACES: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    """Write k' and b' of one page and KV head, by the landmark's queries at ``query_ptr``, and count them.
+
+    A page without a version belongs to a later batch: the row's request has ended, and nothing is written.
+    """
+    version = tl.load(page_version + page)
+    if version >= 0:
+        offset = tl.arange(0, PLACES)
+        d = tl.arange(0, BLOCK_D)
+        in_head = d < HEAD_DIM
+        key_ptr = k_buffer + (page * SLOTS + offset)[:, None] * stride_k_slot
+        keys = tl.load(
+            key_ptr + g * stride_k_head + d[None, :],
+            mask=(offset < SLOTS)[:, None] & in_head[None, :],
+            other=0.0,
+        ).to(tl.float32)
+        dtype: tl.constexpr = repr_buffer.dtype.element_ty
+        for h in range(GROUP):
+            query = tl.load(query_ptr + h * stride_q_head + d, mask=in_head, other=0.0)
+            logits = scale * tl.sum(keys * query.to(tl.float32)[None, :], axis=1)
+            logits = tl.where(offset < SLOTS, logits, float("-inf"))
+            top = tl.max(logits, axis=0)
+            lse = top + tl.log(tl.sum(tl.exp(logits - top), axis=0))
+            share = tl.exp(logits - lse)
+            entropy = tl.sum(tl.where(offset < SLOTS, share * (lse - logits), 0.0))
+            mean = tl.sum(keys * share[:, None], axis=0)
+            target = repr_buffer + page * stride_repr_page + g * stride_repr_head
+            tl.store(target + h * HEAD_DIM + d, mean.to(dtype), mask=in_head)
+            tl.store(biases + (page * KV_HEADS + g) * GROUP + h, entropy)
+        if g == 0:
+            tl.store(stamps + page, version)
+            one = tl.full((), 1, tl.int64)
+            tl.atomic_add(counters + REPRS_WRITTEN, one)
+            tl.atomic_add(counters + ROWS_LANDMARK, one)
 
 
 @triton.jit
@@ -25,7 +82,6 @@ def _write_landmark_pages_kernel(
     landmarks,
     last_tokens,
     out_slots,
-    seq_lens,
     counters,
     scale,
     stride_q_row,
@@ -43,48 +99,14 @@ def _write_landmark_pages_kernel(
 ):
     i = tl.program_id(0)
     g = tl.program_id(1)
-    token = tl.load(last_tokens + i)
-    completes = True
-    if seq_lens is not None:  # in decode a landmark's row is there in every step
-        length = tl.load(seq_lens + token)
-        completes = (length > 1) & (length % SLOTS == 0)
-    page = tl.load(out_slots + token).to(tl.int64) // SLOTS
-    version = tl.load(page_version + page)
-    # A page without a version belongs to a later batch: this row's request has ended.
-    if completes & (version >= 0):
-        row = tl.load(landmarks + i)
-        offset = tl.arange(0, PLACES)
-        d = tl.arange(0, BLOCK_D)
-        in_head = d < HEAD_DIM
-        key_ptr = k_buffer + (page * SLOTS + offset)[:, None] * stride_k_slot
-        keys = tl.load(
-            key_ptr + g * stride_k_head + d[None, :],
-            mask=(offset < SLOTS)[:, None] & in_head[None, :],
-            other=0.0,
-        ).to(tl.float32)
-        dtype: tl.constexpr = repr_buffer.dtype.element_ty
-        for h in range(GROUP):
-            head = g * GROUP + h
-            query = tl.load(
-                select_q + row * stride_q_row + head * stride_q_head + d,
-                mask=in_head,
-                other=0.0,
-            ).to(tl.float32)
-            logits = scale * tl.sum(keys * query[None, :], axis=1)
-            logits = tl.where(offset < SLOTS, logits, float("-inf"))
-            top = tl.max(logits, axis=0)
-            lse = top + tl.log(tl.sum(tl.exp(logits - top), axis=0))
-            share = tl.exp(logits - lse)
-            entropy = tl.sum(tl.where(offset < SLOTS, share * (lse - logits), 0.0))
-            mean = tl.sum(keys * share[:, None], axis=0)
-            target = repr_buffer + page * stride_repr_page + g * stride_repr_head
-            tl.store(target + h * HEAD_DIM + d, mean.to(dtype), mask=in_head)
-            tl.store(biases + page * KV_HEADS * GROUP + head, entropy)
-        if g == 0:
-            tl.store(stamps + page, version)
-            one = tl.full((), 1, tl.int64)
-            tl.atomic_add(counters + REPRS_WRITTEN, one)
-            tl.atomic_add(counters + ROWS_LANDMARK, one)
+    row = tl.load(landmarks + i)
+    page = tl.load(out_slots + tl.load(last_tokens + i)).to(tl.int64) // SLOTS
+    represent_landmark_page(
+        select_q + row * stride_q_row + g * GROUP * stride_q_head, page, g,
+        k_buffer, repr_buffer, biases, stamps, page_version, counters, scale,
+        stride_q_head, stride_k_slot, stride_k_head, stride_repr_page, stride_repr_head,
+        KV_HEADS, GROUP, HEAD_DIM, BLOCK_D, PLACES, SLOTS,
+    )  # fmt: skip
 
 
 def write_landmark_pages(
@@ -92,18 +114,16 @@ def write_landmark_pages(
     cache: LayerCache,
     rows: LandmarkRows,
     out_slots: torch.Tensor,
-    seq_lens: Optional[torch.Tensor],
     counters: torch.Tensor,
     params: AttentionParams,
 ) -> None:
-    """Represent one layer's pages that a pass completes.
+    """Represent one layer's pages that an extend pass completes; decode does so while it selects (``prior_decode``).
 
     Args:
         select_q: queries that choose pages, of all rows ``[T, H_q, D]``, last dimension contiguous.
         cache: of the layer, versions included; the keys of the pass are written.
         rows: of the pass.
         out_slots: where it writes its tokens' keys ``[tokens]``.
-        seq_lens: of a pass with one token and a landmark's row per sequence, complete page or not ``[B]``; else None.
         counters: ``HSACounters.values``, added to.
     """
     if len(rows.landmarks) == 0:
@@ -120,7 +140,6 @@ def write_landmark_pages(
         rows.landmarks,
         rows.last_tokens,
         out_slots,
-        seq_lens,
         counters,
         params.sm_scale,
         select_q.stride(0),

@@ -16,6 +16,9 @@ from sglang.srt.layers.attention.hsa.ops.select.extend_kernel import (
     select_pages_extend,
 )
 from sglang.srt.layers.attention.hsa.ops.select.page_lists import ExtendSelectWorkspace
+from sglang.srt.layers.attention.hsa.ops.select.prior_decode import (
+    select_prior_pages_decode,
+)
 from sglang.srt.layers.attention.hsa.ops.select.prior_extend import (
     select_prior_pages_extend,
 )
@@ -35,6 +38,8 @@ def decode_op(config: HSAConfig) -> Callable:
     """``select_pages_decode`` for the kind of representation that the options name, or the op like it."""
     if kind_named(config.chunk_repr).slow:
         return select_slow_pages_decode
+    if config.has_landmark_rows:
+        return select_prior_pages_decode
     return select_pages_decode
 
 

@@ -23,16 +23,15 @@ from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
     ranking_widths,
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_scores import (
-    add_to_norm,
-    local_logits,
+    add_local_logits,
     rank_by_share,
     store_linear_scores,
+    store_norms,
 )
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 PAGES_PER_STEP = 8  # and warp
 MAX_PAGES_PER_STEP = 128
-LOCAL_KEYS: tl.constexpr = tl.constexpr(32)  # of sinks and window, per step
 MAX_PROGRAMS_PER_ROW = 32
 
 
@@ -79,6 +78,7 @@ def _select_pages_kernel(
     WIDTH: tl.constexpr,
     STRATEGY: tl.constexpr,
     CAP: tl.constexpr,
+    MASK_LAST: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
@@ -103,23 +103,15 @@ def _select_pages_kernel(
         GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, WIDTH, STRATEGY, HAS_VERSIONS, PAGES,
     )  # fmt: skip
     if STRATEGY == "softmax_head":
-        # Sinks and window count in the normaliser as their keys do. A row without candidates ranks nothing.
+        # Sinks and window count in the normaliser as their keys do.
         table = page_table + b.to(tl.int64) * stride_table
-        local_keys = (
-            tl.minimum(start, SINKS) * PAGE_SIZE + position + 1 - start * PAGE_SIZE
-        )
-        local_keys = tl.where(count > 0, local_keys, 0)
-        for lo in range(split * LOCAL_KEYS, local_keys, num_splits * LOCAL_KEYS):
-            logits = local_logits(
-                lo + tl.arange(0, LOCAL_KEYS), position, start, q_row, k_buffer, table, key_scale, logit_cap,
-                stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, SINKS,
-                CAP, LOCAL_KEYS,
-            )  # fmt: skip
-            top, total = add_to_norm(top, total, logits)
+        top, total = add_local_logits(
+            top, total, split, num_splits, position, start, count, q_row, k_buffer, table, key_scale, logit_cap,
+            stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, PAGE_SIZE,
+            SINKS, CAP, MASK_LAST,
+        )  # fmt: skip
         norms_row = norms + row.to(tl.int64) * num_splits * GROUP
-        head = tl.arange(0, BLOCK_G)
-        norm = tl.where(total > 0, top + tl.log(total), float("-inf"))
-        tl.store(norms_row + split * GROUP + head, norm, mask=head < GROUP)
+        store_norms(norms_row, split, top, total, GROUP, BLOCK_G)
 
     # The last program to arrive sees all scores.
     tl.debug_barrier()
@@ -197,16 +189,7 @@ def select_pages_decode(
 
     Returns:
         ``out``.
-
-    Raises:
-        NotImplementedError: for masked slots with the strategy ``softmax_head``.
     """
-    if params.mask_last_slot and params.strategy == "softmax_head":
-        # The log-sum-exp of the window is taken from keys that are not masked here.
-        raise NotImplementedError(
-            "hsa_mask_last_slot does not go with --hsa-selection-strategy softmax_head and --hsa-weight-mode mass; "
-            "use --hsa-weight-mode score or another strategy."
-        )
     batch, num_heads, head_dim = q.shape
     keys, reprs = cache.keys, cache.reprs
     num_kv_heads = reprs.shape[1]
@@ -254,6 +237,7 @@ def select_pages_decode(
         WIDTH=params.kind.width,
         STRATEGY=params.strategy,
         CAP=params.logit_cap > 0,
+        MASK_LAST=params.mask_last_slot,
         HAS_VERSIONS=cache.stamps is not None,
         PAGES=min(PAGES_PER_STEP * warps, MAX_PAGES_PER_STEP),
         NUM_SPLITS=programs,

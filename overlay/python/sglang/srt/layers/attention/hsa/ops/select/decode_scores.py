@@ -13,6 +13,8 @@ from sglang.srt.layers.attention.hsa.ops.common import (
 )
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
 
+LOCAL_KEYS: tl.constexpr = tl.constexpr(32)  # of sinks and window, per step
+
 
 @triton.jit
 def load_reprs(
@@ -222,21 +224,26 @@ def local_logits(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    SLOTS: tl.constexpr,
     SINKS: tl.constexpr,
     CAP: tl.constexpr,
+    MASK_LAST: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
-    """Logits of sinks and window ``[BLOCK_G, TOKENS]``: those of the keys number ``token``, counted sinks first.
+    """Logits of sinks and window ``[BLOCK_G, TOKENS]``: those of the places number ``token``, counted sinks first.
 
-    Sinks are pages 0 to SINKS - 1, the window begins at page ``start``; -inf past the query and for heads of padding.
+    Sinks are pages 0 to SINKS - 1, the window begins at page ``start``; -inf past the query, where there is no key, and for
+    heads of padding.
     """
     sinks = tl.minimum(start, SINKS)
     unit = token // PAGE_SIZE
     logical = tl.where(unit < sinks, unit, unit - sinks + start)
     place = logical * PAGE_SIZE + token % PAGE_SIZE
     visible = place <= position
+    if MASK_LAST:
+        visible = visible & (token % PAGE_SIZE < PAGE_SIZE - 1)
     page = tl.load(table + logical, mask=visible, other=0).to(tl.int64)
-    slot = page * PAGE_SIZE + token % PAGE_SIZE
+    slot = page * SLOTS + token % PAGE_SIZE
     d = tl.arange(0, BLOCK_D)
     k_ptr = k_buffer + slot[:, None] * stride_k_slot + g * stride_k_head + d[None, :]
     key = tl.load(k_ptr, mask=visible[:, None] & (d < HEAD_DIM)[None, :], other=0.0).to(
@@ -250,6 +257,57 @@ def local_logits(
         logits = soft_cap(logits, logit_cap)
     in_group = tl.arange(0, BLOCK_G) < GROUP
     return tl.where(in_group[:, None] & visible[None, :], logits, float("-inf"))
+
+
+@triton.jit
+def add_local_logits(
+    top,
+    total,
+    split,
+    num_splits,
+    position,
+    start,
+    count,
+    q_row,
+    k_buffer,
+    table,
+    key_scale,
+    logit_cap,
+    stride_q_head,
+    stride_k_slot,
+    stride_k_head,
+    g,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SINKS: tl.constexpr,
+    CAP: tl.constexpr,
+    MASK_LAST: tl.constexpr,
+):
+    """``add_to_norm`` of this program's split of sinks and window; a row without candidates ranks nothing."""
+    places = tl.minimum(start, SINKS) * PAGE_SIZE + position + 1 - start * PAGE_SIZE
+    places = tl.where(count > 0, places, 0)
+    for lo in range(split * LOCAL_KEYS, places, num_splits * LOCAL_KEYS):
+        logits = local_logits(
+            lo + tl.arange(0, LOCAL_KEYS), position, start, q_row, k_buffer, table, key_scale, logit_cap,
+            stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, SLOTS, SINKS,
+            CAP, MASK_LAST, LOCAL_KEYS,
+        )  # fmt: skip
+        top, total = add_to_norm(top, total, logits)
+    return top, total
+
+
+@triton.jit
+def store_norms(
+    norms_row, split, top, total, GROUP: tl.constexpr, BLOCK_G: tl.constexpr
+):
+    """Store this program's log-sum-exp of each head for ``rank_by_share``."""
+    head = tl.arange(0, BLOCK_G)
+    norm = tl.where(total > 0, top + tl.log(total), float("-inf"))
+    tl.store(norms_row + split * GROUP + head, norm, mask=head < GROUP)
 
 
 @triton.jit

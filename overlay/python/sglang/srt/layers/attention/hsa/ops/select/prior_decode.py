@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton kernel of the select op for decode and ``prior``: as ``decode_kernel``, with a representation per query head.
+
+A step has two rows per sequence, the token's and a landmark's (see ``landmark_rows``). The landmark of a page that the
+token completes also writes the page's representation here: no row selects the page in the same step, as it lies in the
+windows of both.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang.srt.layers.attention.hsa.ops.common import (
+    REPRS_MISSING,
+    decode_row,
+    programs_per_row,
+)
+from sglang.srt.layers.attention.hsa.ops.page_repr.landmark_kernel import (
+    represent_landmark_page,
+)
+from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
+    MAX_PROGRAMS_PER_ROW,
+    SelectPagesWorkspace,
+)
+from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
+    rank_and_count,
+    ranking_warps,
+    ranking_widths,
+)
+from sglang.srt.layers.attention.hsa.ops.select.decode_scores import (
+    add_local_logits,
+    add_to_norm,
+    rank_by_share,
+    store_norms,
+)
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
+
+PAGES_PER_STEP = 16
+ROWS_PER_SEQUENCE = 2
+
+
+@triton.jit(do_not_specialize=["sequences"])
+def _select_prior_decode_kernel(
+    q,
+    select_q,
+    k_buffer,
+    repr_buffer,
+    biases,
+    stamps,
+    page_version,
+    page_table,
+    seq_lens,
+    out,
+    scores,
+    norms,
+    arrivals,
+    counters,
+    sequences,
+    scale,
+    logit_cap,
+    stride_q_row,
+    stride_q_head,
+    stride_select_row,
+    stride_select_head,
+    stride_k_slot,
+    stride_k_head,
+    stride_repr_page,
+    stride_repr_head,
+    stride_table,
+    stride_out_row,
+    stride_out_head,
+    stride_scores,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    DENSE_BELOW: tl.constexpr,
+    SLOTS: tl.constexpr,
+    TOPK: tl.constexpr,
+    TOPK_BLOCK: tl.constexpr,
+    CAP: tl.constexpr,
+    PAGES: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    WIDTHS: tl.constexpr,
+):
+    row = tl.program_id(0)
+    split = tl.program_id(1)
+    b = (row // KV_HEADS).to(tl.int64)
+    g = row % KV_HEADS
+    position, start, count = decode_row(
+        seq_lens, b, PAGE_SIZE, WINDOW, SINKS, DENSE_BELOW
+    )
+    table = page_table + (b % sequences) * stride_table
+    table_row = table + SINKS
+    scores_row = scores + row.to(tl.int64) * GROUP * stride_scores
+    chooser = select_q + b * stride_select_row + g * GROUP * stride_select_head
+    if (b >= sequences) & (position >= 0) & (split == NUM_SPLITS - 1):
+        completed = tl.load(table + position // PAGE_SIZE).to(tl.int64)
+        represent_landmark_page(
+            chooser, completed, g,
+            k_buffer, repr_buffer, biases, stamps, page_version, counters, scale,
+            stride_select_head, stride_k_slot, stride_k_head, stride_repr_page, stride_repr_head,
+            KV_HEADS, GROUP, HEAD_DIM, BLOCK_D, PAGE_SIZE, SLOTS,
+        )  # fmt: skip
+
+    d = tl.arange(0, BLOCK_D)
+    head = tl.arange(0, BLOCK_G)
+    n = tl.arange(0, PAGES)
+    top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_G,), tl.float32)
+    missing = tl.zeros((PAGES,), tl.int32)
+    for lo in range(split * PAGES, count, NUM_SPLITS * PAGES):
+        inside = lo + n < count
+        page = tl.load(table_row + lo + n, mask=inside, other=0).to(tl.int64)
+        stamp = tl.load(stamps + page, mask=inside, other=0)
+        current = tl.load(page_version + page, mask=inside, other=-1)
+        # What has no landmark's representation weighs nothing, whatever its bytes say.
+        valid = inside & (stamp == current)
+        missing += (inside & (current >= 0) & (stamp != current)).to(tl.int32)
+        e_ptr = repr_buffer + page[:, None] * stride_repr_page + g * stride_repr_head
+        mask = inside[:, None] & (d < HEAD_DIM)[None, :]
+        raw = tl.full((BLOCK_G, PAGES), float("-inf"), tl.float32)
+        for h in tl.static_range(GROUP):
+            query = tl.load(
+                chooser + h * stride_select_head + d, mask=d < HEAD_DIM, other=0.0
+            ).to(tl.float32)
+            mean = tl.load(e_ptr + h * HEAD_DIM + d[None, :], mask=mask, other=0.0)
+            bias_ptr = biases + (page * KV_HEADS + g) * GROUP + h
+            score = scale * tl.sum(mean.to(tl.float32) * query[None, :], axis=1)
+            score += tl.load(bias_ptr, mask=inside, other=0.0)
+            raw = tl.where((head == h)[:, None], score[None, :], raw)
+        raw = tl.where(valid[None, :], raw, float("-inf"))
+        tl.store(
+            scores_row + head[:, None] * stride_scores + (lo + n)[None, :],
+            raw,
+            mask=(head < GROUP)[:, None] & inside[None, :],
+        )
+        if GROUP > 1:
+            top, total = add_to_norm(top, total, raw)
+    lost = tl.sum(missing)
+    if (g == 0) & (lost > 0):
+        tl.atomic_add(counters + REPRS_MISSING, lost.to(tl.int64))
+    if GROUP > 1:  # the normaliser of a single head ranks nothing
+        q_row = q + b * stride_q_row + g * GROUP * stride_q_head
+        top, total = add_local_logits(
+            top, total, split, NUM_SPLITS, position, start, count, q_row, k_buffer, table, scale, logit_cap,
+            stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, SLOTS,
+            SINKS, CAP, True,
+        )  # fmt: skip
+        norms_row = norms + row.to(tl.int64) * NUM_SPLITS * GROUP
+        store_norms(norms_row, split, top, total, GROUP, BLOCK_G)
+
+    # The last program to arrive sees all scores.
+    tl.debug_barrier()
+    if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == NUM_SPLITS - 1:
+        tl.store(arrivals + row, 0)  # ready for the next launch
+        if GROUP > 1:
+            rank_by_share(
+                scores_row, norms_row, count, NUM_SPLITS, stride_scores, GROUP, BLOCK_G, NUM_SPLITS,
+                WIDTHS[1] if len(WIDTHS) > 1 else WIDTHS[0],
+            )  # fmt: skip
+            tl.debug_barrier()
+        out_row = out + b * stride_out_row + g * stride_out_head
+        rank_and_count(
+            scores_row, table_row, out_row, counters, count, position, g, TOPK, TOPK_BLOCK, WIDTHS
+        )  # fmt: skip
+
+
+def select_prior_pages_decode(
+    q: torch.Tensor,
+    cache: LayerCache,
+    page_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    out: torch.Tensor,
+    workspace: SelectPagesWorkspace,
+    counters: torch.Tensor,
+    params: AttentionParams,
+    processors: int,
+    select_q: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """Select pages for a token and a landmark per sequence, and represent the pages that the tokens complete.
+
+    Args:
+        q: queries of all tokens, then of all landmarks ``[2 * B, H_q, D]``, last dimension contiguous.
+        cache: of the layer, versions included; the keys of the step are written.
+        page_table: physical page of each logical page ``[B, max_pages]`` int32.
+        seq_lens: places up to the row's own, which it includes ``[2 * B]`` int32; 0 for padding, and for the landmark of a
+            page that is not complete.
+        select_q: queries that choose ``[2 * B, H_q, D]``, last dimension contiguous; None for q.
+        Others as of ``select_pages_decode``, out for all rows.
+
+    Returns:
+        ``out``.
+    """
+    num_heads, head_dim = q.shape[1:]
+    keys, reprs, topk = cache.keys, cache.reprs, out.shape[-1]
+    num_kv_heads = reprs.shape[1]
+    rows = len(q) * num_kv_heads
+    # Most landmarks have nothing to do.
+    programs = programs_per_row(
+        processors, rows // ROWS_PER_SEQUENCE, MAX_PROGRAMS_PER_ROW
+    )
+    widths = ranking_widths(params.max_candidates(workspace.max_pages))
+    chooser = q if select_q is None else select_q
+    group = num_heads // num_kv_heads
+    _select_prior_decode_kernel[(rows, programs)](
+        q,
+        chooser,
+        keys,
+        reprs,
+        cache.biases,
+        cache.stamps,
+        cache.versions,
+        page_table,
+        seq_lens,
+        out,
+        workspace.scores,
+        workspace.norms,
+        workspace.arrivals,
+        counters,
+        len(page_table),
+        params.sm_scale,
+        params.logit_cap,
+        q.stride(0),
+        q.stride(1),
+        chooser.stride(0),
+        chooser.stride(1),
+        keys.stride(0),
+        keys.stride(1),
+        reprs.stride(0),
+        reprs.stride(1),
+        page_table.stride(0),
+        out.stride(0),
+        out.stride(1),
+        workspace.scores.stride(0),
+        KV_HEADS=num_kv_heads,
+        GROUP=group,
+        BLOCK_G=triton.next_power_of_2(group),
+        HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        **params.layout,
+        SLOTS=params.slots_per_page,
+        TOPK=topk,
+        TOPK_BLOCK=triton.next_power_of_2(topk),
+        CAP=params.logit_cap > 0,
+        PAGES=PAGES_PER_STEP,
+        NUM_SPLITS=programs,
+        WIDTHS=widths,
+        num_warps=ranking_warps(widths),
+    )
+    return out
