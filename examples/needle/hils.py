@@ -33,7 +33,7 @@ class HiLSShape(Shape):
 class HiLSAttention(Attention):
     """Attention of rows of tokens and landmarks to window and chosen pages, with a logit of 0 beside (softmax1)."""
 
-    QUERIES = 256  # rows whose logits are held at once; a multiple of a page
+    QUERIES = 1024  # rows whose logits are held at once; a multiple of a page
 
     def __init__(self, shape: HiLSShape):
         super().__init__(shape)

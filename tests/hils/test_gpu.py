@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """HiLS on a CUDA device: the reference's answers, with decode in CUDA graphs and without, alone and for many requests."""
 
+import json
+
 import pytest
 import torch
-from hils_checkpoints import NAMES, cases, engine_arguments, request
+from hils_checkpoints import FOLDER, NAMES, cases, engine_arguments, request
 
 from sglang.test.attention.hsa_release import graphs_up_to
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 FLOAT32 = 1e-3
-BF16_MEAN = 0.02
+DTYPES = ("float32", "bfloat16")
 
 
-def answers(name, requests, **options):
-    """Results of an engine, one list per request, and its counters."""
+def answers(name, requests, every=False, **options):
+    """Results of an engine, one list per request, and its counters; log-probabilities of ``every`` token if asked for."""
     import sglang as sgl
 
     arguments = engine_arguments(name, device="cuda", mem_fraction_static=0.3, log_level="error", random_seed=0)
     results = []
+    more = dict(top_logprobs_num=json.loads((FOLDER / name / "config.json").read_text())["vocab_size"]) if every else {}
     with sgl.Engine(**{**arguments, **options}) as engine:
         for one in requests:
             outputs = engine.generate(
@@ -26,6 +29,7 @@ def answers(name, requests, **options):
                 sampling_params=dict(temperature=0, ignore_eos=True, max_new_tokens=one["max_new_tokens"]),
                 return_logprob=True,
                 logprob_start_len=0,
+                **more,
             )
             results.append(outputs)
         state = engine.get_server_info()["internal_states"][0]
@@ -54,18 +58,28 @@ def test_float32_is_the_reference(name, graphs):
     assert counts["rows_landmark"] == counts["reprs_written"] > 0
 
 
-@pytest.mark.parametrize("name", ["qwen_c64", "olmo_c64", "qwen_c16_g8"])
-def test_bf16_differs_by_its_rounding(name):
-    some_cases = cases(name)
-    [outputs], _ = answers(name, [request(some_cases)], dtype="bfloat16")
-    differences = [
-        abs(a - b)
-        for case, output in zip(some_cases, outputs)
-        for a, b in zip(logprobs(output, "input_token_logprobs"), case["prompt_logprobs"])
-    ]
-    mean = sum(differences) / len(differences)
-    print(f"{name}: log-probabilities in bfloat16 differ by {mean:.1e} on average, {max(differences):.1e} at most")
-    assert mean < BF16_MEAN
+# Mean and median Kullback-Leibler divergence from float32. With eight random landmarks per page rounding swaps a few
+# pages; the torch ops on a CPU differ from float32 as much (5.4e-4 in the mean, 4.6e-3 with qwen_c16_g8).
+@pytest.mark.parametrize(
+    "name,mean,median", [("qwen_c64", 1e-3, 1e-3), ("olmo_c64", 1e-3, 1e-3), ("qwen_c16_g8", 1e-2, 2e-3)]
+)
+def test_bf16_differs_by_its_rounding(name, mean, median):
+    some_cases = [case for case in cases(name) if len(case["prompt"]) < 300]
+    one = request(some_cases)
+    full, rounded = (distributions(answers(name, [one], dtype=dtype, every=True)[0][0]) for dtype in DTYPES)
+    kl = (full.exp() * (full - rounded)).sum(dim=-1)
+    print(f"{name}: KL of bfloat16 {kl.mean():.1e} in the mean, {kl.median():.1e} median, {kl.max():.1e} at most")
+    assert len(kl) > 100 and kl.mean() < mean and kl.median() < median
+
+
+def distributions(outputs):
+    """Log-probabilities of the prompts' tokens but the first ``[N, vocab]``."""
+    rows = []
+    for output in outputs:
+        for entries in output["meta_info"]["input_top_logprobs"][1:]:
+            by_id = {token: logprob for logprob, token, _ in entries}
+            rows.append([by_id[token] for token in range(len(by_id))])
+    return torch.tensor(rows)
 
 
 def test_requests_beyond_the_largest_graph():

@@ -11,8 +11,7 @@ from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
-from sglang.srt.layers.attention.hsa.passes.decode import decode_attention
-from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize
+from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
 from sglang.srt.layers.attention.hsa.passes.tile_attention import TileAttention
 
 
@@ -28,8 +27,8 @@ class HSAKernels:
     def _begin(self, state: CacheState) -> None:
         config, kv, device = self.config, state.kv, state.page_table.device
         sizes = state.spec.num_heads, state.spec.num_kv_heads, state.spec.head_dim
-        tiling = choose_tiling(sizes[0] // sizes[1], sizes[2], config)
         if not state.decode:
+            tiling = choose_tiling(sizes[0] // sizes[1], sizes[2], config)
             plan = plan_extend(
                 [first for first, _ in state.spans],
                 state.counts,
@@ -47,9 +46,8 @@ class HSAKernels:
             if self.decode is None:
                 rows, pages = len(kv.req_to_token), kv.pages_for(kv.max_tokens)
                 size = DecodeSize(rows, pages, *sizes)
-                buffers = config, self.counters, size, device, tiling
-                self.decode = decode_attention(*buffers)
-            self.decode.begin(state.cache_seqlens)
+                self.decode = SplitDecode(config, self.counters, size, device)
+            self.decode.begin()
         self.begun = state.spans
 
     def attend(

@@ -63,13 +63,14 @@ def test_start_up_compiled_the_kernels_of_prompts():
     def variants():
         return [sum(len(c[0]) for c in k.device_caches.values()) for k in kernels]
 
-    before = variants()
+    for kernel in kernels:  # of other tests in this process
+        kernel.device_caches.clear()
     h = Harness(
         num_pages=300, num_heads=16, num_kv_heads=2, head_dim=64, device="cuda", dtype=torch.bfloat16,
         page_size=64, window_size=512, topk=32, chunk_repr="slow_keys", selection_strategy="head",
     )  # fmt: skip
     compiled = variants()
-    assert [more - less for more, less in zip(compiled, before)] == [1] * len(kernels)
+    assert compiled == [1] * len(kernels)
     sequences = [h.new_sequence() for _ in range(3)]
     h.step(sequences, [9000, 65, 1])
     h.step(sequences, [100, 700, 2])

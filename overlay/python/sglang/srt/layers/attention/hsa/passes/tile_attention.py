@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selection and attention of one layer over tiles of queries: the launches that extend and some decodes share."""
+"""Selection and attention of one layer over tiles of queries: the launches of extend passes."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class TileAttention:
 
     def _output(self, q: torch.Tensor, cache: LayerCache) -> torch.Tensor:
         """Room for ``[T, H_q, D_v]``; rows of no tile are padding, and read as zeros."""
-        whole = self.plan.complete and self.plan.rows == len(q)
+        whole = self.plan.rows == len(q)
         shape = (*q.shape[:2], cache.values.shape[-1])
         return q.new_empty(shape) if whole else q.new_zeros(shape)
 

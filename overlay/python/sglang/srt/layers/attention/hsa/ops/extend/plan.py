@@ -73,7 +73,6 @@ class ExtendPlan:
         max_candidates: largest number of candidate pages of any row (host int).
         max_rows: largest number of rows of a tile (host int).
         rows: T.
-        complete: every row is in a tile (host bool); a decode step in a CUDA graph leaves out those that pad it.
         sequences: candidate pages and tiles of each sequence (host ints).
     """
 
@@ -83,7 +82,6 @@ class ExtendPlan:
     max_candidates: int
     max_rows: int
     rows: int
-    complete: bool
     sequences: Tuple[Tuple[int, int], ...] = ()
 
 
@@ -142,7 +140,6 @@ def plan_extend(
         max_candidates=int(candidates.max()),
         max_rows=min(tile_rows, int(new.max())),
         rows=int(new.sum()),
-        complete=True,
         sequences=tuple(zip(candidates.tolist(), tiles_of.tolist())),
     )
 
