@@ -145,19 +145,25 @@ class HiLS(Qwen3):
                 nn.init.normal_(weight, std=weight.shape[1] ** -0.5, generator=generator)
 
     @torch.no_grad()
-    def start_from(self, folder: Path) -> None:
-        """Take the weights of a dense checkpoint, and landmarks that choose as its queries do."""
+    def start_from(self, folder: Path) -> bool:
+        """Take the weights of a checkpoint; of a dense one with landmarks that choose as its queries do.
+
+        Returns whether it has landmarks.
+        """
         from safetensors.torch import load_file
 
         dense = load_file(folder / "model.safetensors")
         missing, surplus = self.load_state_dict(dense, strict=False)
         own = {name for name in missing if "lmk_" in name}
-        if surplus or set(missing) != own:
+        if surplus or set(missing) - own:
             raise SystemExit(f"train: {folder} is no checkpoint of this shape: {[*surplus, *set(missing) - own]}")
+        if not missing:
+            return True
         self.model.lmk_embed.copy_(self.model["embed_tokens"].weight.mean(dim=0))
         for layer in self.model["layers"]:
             layer.self_attn.lmk_q_proj[1].weight.zero_()
             layer.self_attn.lmk_q_norm.weight.copy_(layer.self_attn.q_norm.weight)
+        return False
 
     def set_selection(self, pages: int, bias: bool = True) -> None:
         """Pages that a row attends from now on, and whether their scores and weights have the entropy b'."""

@@ -104,8 +104,7 @@ class Run:
         shape = self.recipe.shape
         assert shape.vocab_size == vocabulary.rows(self.tokenizer), (shape.vocab_size, len(self.tokenizer))
         self.model = (HiLS if isinstance(shape, HiLSShape) else Qwen3)(shape, args.seed)
-        if args.start:
-            self.model.start_from(args.start)
+        has_landmarks = bool(args.start) and self.model.start_from(args.start)
         self.model.to(self.device)
         matrices = [w for w in self.model.parameters() if w.dim() == 2]
         vectors = [w for w in self.model.parameters() if w.dim() < 2]
@@ -119,6 +118,8 @@ class Run:
         self.stage_begin = self.begin
         # Stages in order, each with its number of steps where that is known.
         self.plan = [dict(stage=i) for i in range(len(self.recipe.stages))]
+        if has_landmarks:
+            self.plan = self.plan[-1:]
         if args.schedule:
             self.plan = json.loads(args.schedule.read_text())
         self.saved = time.monotonic()
@@ -276,7 +277,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and of the run's state")
     parser.add_argument("--recipe", default="needle", choices=RECIPES)
-    parser.add_argument("--start", type=Path, help="dense checkpoint that a recipe of HiLS goes on from")
+    parser.add_argument("--start", type=Path, help="checkpoint that a recipe of HiLS goes on from: a dense one, or one with landmarks, by the last stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--minutes", type=float, default=9.0, help="wall-clock time with evaluation (default: %(default)s)"
