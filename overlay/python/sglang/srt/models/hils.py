@@ -235,10 +235,10 @@ class OlmoHiLSLayer(HiLSLayer):
         forward_batch: ForwardBatch,
         residual: None,
     ) -> Tuple[torch.Tensor, None]:
-        """As of Qwen, with nothing left to be added."""
+        """(x, None): nothing is left to be added."""
         attended = self.self_attn(positions, x, forward_batch)
         x = self.post_attention_layernorm.add_to(x, attended)
-        return self.post_feedforward_layernorm.add_to(x, self.mlp(x)), residual
+        return self.post_feedforward_layernorm.add_to(x, self.mlp(x)), None
 
 
 class QwenHiLSLayer(HiLSLayer):
