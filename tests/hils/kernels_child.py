@@ -13,6 +13,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "kernels")]
 import quick_interpreter  # noqa: E402, F401, a plugin that works by being imported
 from engine_client import main  # noqa: E402
 
+from sglang.srt.layers import hils_ops  # noqa: E402
 from sglang.srt.layers.attention.hsa.backend import KERNELS, HSAAttnBackend  # noqa: E402
 from sglang.srt.mem_cache.page_repr_pool import HSASWAKVPool, PageReprMixin  # noqa: E402
 
@@ -30,5 +31,6 @@ def poisoned(create):
 
 if __name__ == "__main__":  # the scheduler is a fork
     HSAAttnBackend._kernels_on = lambda self, device, asked: KERNELS
+    hils_ops.on_kernels = lambda x: True
     PageReprMixin._create_repr_buffers = poisoned(PageReprMixin._create_repr_buffers)
     main(*sys.argv[1:])

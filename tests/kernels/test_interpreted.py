@@ -16,6 +16,7 @@ KERNEL_TESTS = {
         "test_hsa_decode_selection.py": 15,
         "test_hsa_dense_layers.py": 17,
         "test_hsa_draft_rows.py": 12,
+        "test_hils_norm_rotary.py": 34,
     },
     "extend": {
         "test_hsa_dense_prefill.py": 20,
@@ -43,6 +44,7 @@ def test_kernels(child, group, monkeypatch):
 
 def test_no_file_is_forgotten():
     """Every file of tests that asks for the interpreter is run under it."""
-    asks = {path.name for path in FOLDER.glob("test_hsa_*.py") if "TRITON_INTERPRET" in path.read_text()}
+    files = [*FOLDER.glob("test_hsa_*.py"), *FOLDER.glob("test_hils_*.py")]
+    asks = {path.name for path in files if "TRITON_INTERPRET" in path.read_text()}
     known = {name for group in KERNEL_TESTS.values() for name in group}
     assert asks - {"test_hsa_backend_dense_integration.py"} == known

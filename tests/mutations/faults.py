@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 POOL = "mem_cache/page_repr_pool.py"
 HSA = "layers/attention/hsa/"
+HILS_KERNELS = "layers/hils_kernels.py"
 
 
 @dataclass(frozen=True)
@@ -241,4 +242,39 @@ ATTENTION = (
     ),
 )
 
-FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION
+NORMS = (
+    Fault(
+        "a norm is rounded after its weight alone",
+        HILS_KERNELS,
+        "first = _round(_round(first * scale, dtype) * first_weight, dtype)",
+        "first = _round(first * scale * first_weight, dtype)",
+        "test_hils_norm_rotary.py::test_heads_are_those_of_torch",
+        kernel=True,
+    ),
+    Fault(
+        "a rotary embedding rounds its sums and not its products",
+        HILS_KERNELS,
+        "turned = _round(first * cosine, turn) - _round(second * sine, turn)",
+        "turned = first * cosine - second * sine",
+        "test_hils_norm_rotary.py::test_heads_are_those_of_torch",
+        kernel=True,
+    ),
+    Fault(
+        "the query that selects is turned with the rounding of q",
+        HILS_KERNELS,
+        "positions, cos, sin, True, SELECT_ALL_HEADS",
+        "positions, cos, sin, False, SELECT_ALL_HEADS",
+        "test_hils_norm_rotary.py::test_heads_are_those_of_torch",
+        kernel=True,
+    ),
+    Fault(
+        "hidden states are normed before their sum is rounded",
+        HILS_KERNELS,
+        "values = _round(values + more, dtype)",
+        "values = values + more",
+        "test_hils_norm_rotary.py::test_hidden_states_are_those_of_torch",
+        kernel=True,
+    ),
+)
+
+FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS

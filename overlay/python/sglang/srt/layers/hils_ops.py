@@ -3,38 +3,66 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from typing import Dict
+from typing import Dict, NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import nn
 
 from sglang.srt.configs.hils import HiLSConfig, OlmoHiLSConfig
 from sglang.srt.distributed import tensor_model_parallel_all_reduce
+from sglang.srt.layers import hils_kernels
 from sglang.srt.layers.attention.hsa import compat
-from sglang.srt.layers.layernorm import RMSNorm
 
 # Of the norms in layers with HSA, whatever rms_norm_eps is.
 LANDMARK_EPS = 1e-6
 
 
-def make_norm(
-    head_dim: int, total_heads: int, all_heads: bool, eps: float
-) -> nn.Module:
-    """A norm of ``[..., H, D]``, over each head or over all heads of all ranks; rounded before its weight multiplies."""
-    if all_heads and total_heads > 1:
-        return AllHeadsNorm(head_dim, total_heads, eps)
-    norm = RMSNorm(head_dim, eps=eps, cast_x_before_out_mul=True)
-    if "cast_x_before_out_mul" not in inspect.getsource(RMSNorm.forward_cuda):
-        norm._forward_method = (
-            norm.forward_native
-        )  # until 0.5.12 its kernel multiplies first
-    return norm
+def on_kernels(x: torch.Tensor) -> bool:
+    """Whether norms and rotary embeddings of x run on the kernels of ``hils_kernels``: on a CUDA device."""
+    return x.is_cuda
+
+
+class HiLSNorm(nn.Module):
+    """RMS norm of the last dimension, rounded before its weight multiplies."""
+
+    all_heads, ranks = False, 1
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values = x.float()
+        squares = values.square().mean(dim=-1, keepdim=True)
+        return (values * torch.rsqrt(squares + self.eps)).to(x.dtype) * self.weight
+
+
+class HiddenNorm(HiLSNorm):
+    """Norm of hidden states ``[T, hidden_size]``, with the sum before or after it."""
+
+    def forward(
+        self, x: torch.Tensor, residual: Optional[torch.Tensor] = None
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """(norm of x, x); with a residual (norm of their sum, their sum)."""
+        if on_kernels(x):
+            return hils_kernels.norm(x, residual, self.weight, self.eps)
+        if residual is not None:
+            x = x + residual
+        return super().forward(x), x
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The residual and the norm of x, added."""
+        if on_kernels(x):
+            return hils_kernels.norm_add(x, residual, self.weight, self.eps)
+        return residual + super().forward(x)
 
 
 class AllHeadsNorm(nn.Module):
     """RMS norm over the heads of all ranks ``[T, H, D]``; a rank has its heads' part of the weight."""
+
+    all_heads = True
 
     def __init__(self, head_dim: int, total_heads: int, eps: float):
         super().__init__()
@@ -54,6 +82,15 @@ class AllHeadsNorm(nn.Module):
     def _load(self, param: nn.Parameter, loaded: torch.Tensor) -> None:
         size = len(param)
         param.data.copy_(loaded.narrow(0, self.rank * size, size))
+
+
+def make_head_norm(
+    head_dim: int, total_heads: int, all_heads: bool, eps: float
+) -> Union[HiLSNorm, AllHeadsNorm]:
+    """A norm of ``[T, H, D]``, over each head or over all heads of all ranks."""
+    if all_heads and total_heads > 1:
+        return AllHeadsNorm(head_dim, total_heads, eps)
+    return HiLSNorm(head_dim, eps)
 
 
 class Rotary(nn.Module):
@@ -90,6 +127,39 @@ class Rotary(nn.Module):
         first, second = x.to(dtype).chunk(2, dim=-1)
         turned = first * cos - second * sin, second * cos + first * sin
         return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+class HeadRows(NamedTuple):
+    """Queries or keys before their norm."""
+
+    x: torch.Tensor  # [T, H, D]
+    norm: Union[HiLSNorm, AllHeadsNorm]
+    added: Optional[torch.Tensor] = None  # [T, H, D], before the norm
+
+    def normed(self) -> torch.Tensor:
+        return self.norm(self.x if self.added is None else self.x + self.added)
+
+
+def norm_rotary(
+    q: HeadRows,
+    k: HeadRows,
+    select_q: Optional[HeadRows],
+    rotary: Optional[Rotary],
+    positions: torch.Tensor,
+) -> Tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor]]:
+    """(q, k, select_q) of rows at ``positions`` ``[T]``, after their norms and rotary embedding, if there is one.
+
+    A norm over the heads of several ranks needs their squares in the middle: then none of the three is on a kernel.
+    """
+    across_ranks = any(part is not None and part.norm.ranks > 1 for part in (q, k, select_q))  # fmt: skip
+    if on_kernels(q.x) and not across_ranks:
+        return hils_kernels.norm_rotary(q, k, select_q, rotary, positions)
+    select = None if select_q is None else select_q.normed()
+    if rotary is None:
+        return q.normed(), k.normed(), select
+    if select is not None:
+        select = rotary.in_float32(positions, select)
+    return rotary(positions, q.normed()), rotary(positions, k.normed()), select
 
 
 def make_rotaries(config: HiLSConfig) -> Dict[bool, Rotary]:

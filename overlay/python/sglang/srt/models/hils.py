@@ -15,7 +15,15 @@ from torch import nn
 from sglang.srt.configs.hils import HiLSConfig, OlmoHiLSConfig
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.attention.hsa import compat, landmark_rows
-from sglang.srt.layers.hils_ops import LANDMARK_EPS, Rotary, make_norm, make_rotaries
+from sglang.srt.layers.hils_ops import (
+    LANDMARK_EPS,
+    HeadRows,
+    HiddenNorm,
+    Rotary,
+    make_head_norm,
+    make_rotaries,
+    norm_rotary,
+)
 from sglang.srt.layers.linear import (
     ColumnParallelLinear,
     MergedColumnParallelLinear,
@@ -114,14 +122,14 @@ class HiLSAttention(nn.Module):
         )
         eps = LANDMARK_EPS if self.sparse else config.rms_norm_eps
         all_heads = config.layerwise_qk_norm if self.sparse else olmo
-        self.q_norm = make_norm(self.head_dim, total_heads, all_heads, eps)
-        self.k_norm = make_norm(self.head_dim, total_kv_heads, all_heads, eps)
+        self.q_norm = make_head_norm(self.head_dim, total_heads, all_heads, eps)
+        self.k_norm = make_head_norm(self.head_dim, total_kv_heads, all_heads, eps)
         self.rotary = rotaries.get(self.sparse)
         self.lmk_q_proj = None
         if self.sparse and config.enable_lmk_q_proj:
             self.lmk_q_proj = _landmark_query(config, quant_config, prefix)
             self.adds_q = config.lmk_q_lora_dim > 0
-            self.lmk_q_norm = make_norm(
+            self.lmk_q_norm = make_head_norm(
                 self.head_dim, total_heads, config.layerwise_lmkq_norm, LANDMARK_EPS
             )
         self.attn = RadixAttention(
@@ -149,12 +157,13 @@ class HiLSAttention(nn.Module):
             part.unflatten(-1, (-1, self.head_dim))
             for part in qkv.split([n * self.head_dim for n in heads], dim=-1)
         )
-        q, k = self.q_norm(raw_q), self.k_norm(k)
-        select_q = self._select_query(x, raw_q)
-        if self.rotary is not None:
-            q, k = self.rotary(positions, q), self.rotary(positions, k)
-            if select_q is not None:
-                select_q = self.rotary.in_float32(positions, select_q)
+        q, k, select_q = norm_rotary(
+            HeadRows(raw_q, self.q_norm),
+            HeadRows(k, self.k_norm),
+            self._select_query(x, raw_q),
+            self.rotary,
+            positions,
+        )
         inputs = {}
         if self.sparse:
             inputs["hsa_select_q"] = q if select_q is None else select_q
@@ -164,16 +173,14 @@ class HiLSAttention(nn.Module):
         )
         return self.o_proj(o)[0]
 
-    def _select_query(
-        self, x: torch.Tensor, raw_q: torch.Tensor
-    ) -> Optional[torch.Tensor]:
-        """What chooses pages before its rotation ``[T, H_q, D]``; None for q."""
+    def _select_query(self, x: torch.Tensor, raw_q: torch.Tensor) -> Optional[HeadRows]:
+        """What chooses pages ``[T, H_q, D]``; None for q."""
         if self.lmk_q_proj is None:
             return None
         for proj in self.lmk_q_proj if self.adds_q else [self.lmk_q_proj]:
             x, _ = proj(x)
         query = x.unflatten(-1, (-1, self.head_dim))
-        return self.lmk_q_norm(query + raw_q if self.adds_q else query)
+        return HeadRows(query, self.lmk_q_norm, raw_q if self.adds_q else None)
 
 
 def _landmark_query(
@@ -212,7 +219,7 @@ class HiLSLayer(nn.Module):
         )
         self.mlp = HiLSMLP(config, quant_config, add_prefix("mlp", prefix))
         for name in ("post_attention_layernorm", self.other_norm):
-            norm = make_norm(config.hidden_size, 1, True, config.rms_norm_eps)
+            norm = HiddenNorm(config.hidden_size, config.rms_norm_eps)
             self.add_module(name, norm)
 
 
@@ -222,11 +229,16 @@ class OlmoHiLSLayer(HiLSLayer):
     other_norm = "post_feedforward_layernorm"
 
     def forward(
-        self, positions: torch.Tensor, x: torch.Tensor, forward_batch: ForwardBatch
-    ) -> torch.Tensor:
+        self,
+        positions: torch.Tensor,
+        x: torch.Tensor,
+        forward_batch: ForwardBatch,
+        residual: None,
+    ) -> Tuple[torch.Tensor, None]:
+        """(x, None): nothing is left to be added."""
         attended = self.self_attn(positions, x, forward_batch)
-        x = x + self.post_attention_layernorm(attended)
-        return x + self.post_feedforward_layernorm(self.mlp(x))
+        x = self.post_attention_layernorm.add_to(x, attended)
+        return self.post_feedforward_layernorm.add_to(x, self.mlp(x)), None
 
 
 class QwenHiLSLayer(HiLSLayer):
@@ -235,10 +247,17 @@ class QwenHiLSLayer(HiLSLayer):
     other_norm = "input_layernorm"
 
     def forward(
-        self, positions: torch.Tensor, x: torch.Tensor, forward_batch: ForwardBatch
-    ) -> torch.Tensor:
-        x = x + self.self_attn(positions, self.input_layernorm(x), forward_batch)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        self,
+        positions: torch.Tensor,
+        x: torch.Tensor,
+        forward_batch: ForwardBatch,
+        residual: Optional[torch.Tensor],
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """(x, residual), of which the next norm makes the sum."""
+        x, residual = self.input_layernorm(x, residual)
+        x = self.self_attn(positions, x, forward_batch)
+        x, residual = self.post_attention_layernorm(x, residual)
+        return self.mlp(x), residual
 
 
 class HiLSModel(nn.Module):
@@ -268,7 +287,7 @@ class HiLSModel(nn.Module):
             ),
             prefix=add_prefix("layers", prefix),
         )
-        self.norm = make_norm(config.hidden_size, 1, True, config.rms_norm_eps)
+        self.norm = HiddenNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self,
@@ -283,9 +302,10 @@ class HiLSModel(nn.Module):
         if rows is not None:
             x = rows.insert(x, self.lmk_embed)
             positions = rows.insert(positions, rows.positions)
+        residual = None
         for layer in self.layers:
-            x = layer(positions, x, forward_batch)
-        x = self.norm(x)
+            x, residual = layer(positions, x, forward_batch, residual)
+        x, _ = self.norm(x, residual)
         return x if rows is None else rows.drop(x)
 
 

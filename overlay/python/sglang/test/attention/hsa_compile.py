@@ -43,7 +43,7 @@ class Recorder:
     def _launch(self, *args, **constants):
         options = {
             k: constants.pop(k)
-            for k in ("num_warps", "num_stages", "maxnreg")
+            for k in ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
             if k in constants
         }
         assert options.get("num_warps", 4) <= 32
