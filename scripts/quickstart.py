@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Ask a small pretrained model about a long text: densely, with HSA and with the window alone.
+"""Ask a small pretrained model about a long text: densely, with HSA and with the window alone. Then one trained for HSA.
 
 Run by quickstart.sh inside its environment, on the CPU. Fails unless HSA answers what dense attention answers, the
-window alone does not, and HSA with all pages selected is dense attention to the token.
+window alone does not, HSA with all pages selected is dense attention to the token, and the trained one answers too.
 """
 
 from __future__ import annotations
@@ -65,6 +65,15 @@ def run(work: Path) -> None:
     proof.conclude(asked, known, proof.Answer(found.name, found.text, found.right, found.seconds, share), guessed)
 
 
+def run_trained(work: Path) -> None:
+    asked = scene.needle(scene.TRAINED)
+    print("\nA checkpoint that was trained for HSA, served as it is:", *asked.about, sep="\n")
+    with server("trained for HSA", asked, work, "--attention-backend", "hsa") as running:
+        found = proof.ask(running, asked)
+        share = proof.attended(running)
+    proof.conclude_trained(asked, proof.Answer(found.name, found.text, found.right, found.seconds, share))
+
+
 def next_steps(venv: Path) -> str:
     """What to do now, in the environment that was used; one that several clones share may have another one's tree."""
     own = venv.is_relative_to(ROOT)
@@ -86,6 +95,7 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="sglang-hsa-"))
     try:
         run(work)
+        run_trained(work)
     except (Failure, ServingError) as failure:
         print(f"quickstart: error: {failure}; the servers' logs are in {work}", file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import evaluate
+from hils import HiLSShape
 
 CARD = """---
 license: apache-2.0
@@ -13,21 +14,21 @@ library_name: transformers
 tags: [long-context, retrieval, synthetic]
 ---
 
-# Needle: the smallest thing that retrieves
+# {title}
 
-A Qwen3 of {parameters:,} parameters ({bytes:,} bytes in bfloat16) that finds pass keys among others, follows chains of
+A {family} of {parameters:,} parameters ({bytes:,} bytes in bfloat16) that finds pass keys among others, follows chains of
 copies and counts frequent words in texts of up to {longest:,} tokens. It is there to show what sparse attention finds and what it
 misses, with nothing to download. It is not a language model: it knows about {words} words and a few forms of sentences,
 and of anything else it makes nothing.
 
-- Format: `Qwen3ForCausalLM`, {layers} layers, hidden size {hidden}, {heads} query and {kv_heads} key-value heads of {dim}, tied
-  embeddings, RoPE theta {theta:g}, tokenizer included.
+- Format: `{architecture}`, {layers} layers, hidden size {hidden}, {heads} query and {kv_heads} key-value heads of {dim}, tied
+  embeddings, RoPE theta {theta:g}, tokenizer included.{more}
 - Data: synthetic text of the forms of `benchmarks/retrieval`, drawn while training; no other text, no other model.
 - Training: `python examples/needle/train.py --recipe {recipe} --seed {seed}`, {steps:,} steps in {seconds:.0f} s on {device}, PyTorch {torch}.
   Learning rate {lr:g}; stages (index in `recipe.py`: steps): {course}.
 - Finished as planned: {complete}.
 
-## Dense attention, right after training
+## {attention}, right after training
 
 Share of exact answers in percent with the training code, greedy, {samples} samples per number; the numbers of a cell are depths
 {depths}. Columns are tokens per text; those above {longest:,} are longer than any it was trained on.
@@ -36,8 +37,25 @@ Share of exact answers in percent with the training code, greedy, {samples} samp
 {table}
 ```
 
-What a server gets out of it, with dense attention and with pages selected, is in `docs/retrieval.md`.
+What a server gets out of it{where}.
 """
+
+DENSE = dict(
+    title="Needle: the smallest thing that retrieves",
+    family="Qwen3",
+    architecture="Qwen3ForCausalLM",
+    more="",
+    attention="Dense attention",
+    where=", with dense attention and with pages selected, is in `docs/retrieval.md`",
+)
+LANDMARKS = dict(
+    title="Needle with landmarks: the smallest thing that was trained for HSA",
+    family="HiLS model",
+    architecture="HiLSForCausalLM",
+    more="\n  Every layer attends a window of {window} places and {topk} pages of {page}, each ended by a landmark.",
+    attention="Landmarks",
+    where=", beyond the lengths of its training too, is in `docs/hils.md`",
+)
 
 
 def write(result: dict[str, Any], shape, longest: int, words: int) -> str:
@@ -50,7 +68,12 @@ def write(result: dict[str, Any], shape, longest: int, words: int) -> str:
         words: words of its vocabulary.
     """
     scores = result["scores"]
+    texts = LANDMARKS if isinstance(shape, HiLSShape) else DENSE
+    if texts is LANDMARKS:
+        sizes = dict(window=shape.hils_sliding_window, topk=shape.hils_topk, page=shape.chunk_size)
+        texts = dict(texts, more=texts["more"].format(**sizes))
     return CARD.format(
+        **texts,
         **{name: value for name, value in result.items() if name not in ("scores", "course", "complete")},
         longest=longest,
         words=words,

@@ -126,6 +126,8 @@ def main() -> None:
         raise SystemExit(f"evaluate: --lengths: {error}") from None
     torch.set_float32_matmul_precision("high")
     model = load(args.checkpoint, {"qwen3": Qwen3, "qwen_hils": hils.HiLS}).eval().to(args.device)
+    if args.topk is not None and args.topk < 1:
+        raise SystemExit(f"evaluate: --topk is at least 1, not {args.topk}")
     if isinstance(model, hils.HiLS):
         model.set_selection(args.topk or model.shape.hils_topk, not args.no_bias)
     elif args.topk or args.no_bias:

@@ -154,9 +154,8 @@ class HiLS(Qwen3):
 
         dense = load_file(folder / "model.safetensors")
         missing, surplus = self.load_state_dict(dense, strict=False)
-        own = {name for name in missing if "lmk_" in name}
-        if surplus or set(missing) - own:
-            raise SystemExit(f"train: {folder} is no checkpoint of this shape: {[*surplus, *set(missing) - own]}")
+        if surplus or set(missing) not in (set(), {name for name in self.state_dict() if "lmk_" in name}):
+            raise SystemExit(f"train: {folder} is no checkpoint of this shape: {[*surplus, *missing]}")
         if not missing:
             return True
         self.model.lmk_embed.copy_(self.model["embed_tokens"].weight.mean(dim=0))

@@ -88,6 +88,14 @@ def compare(dense, full) -> None:
         raise Failure(f"HSA with all pages selected is off by {gap:.1e} in log-probability, more than {LOGPROB_TOLERANCE:g}")
 
 
+def conclude_trained(scene: Scene, trained: Answer) -> None:
+    """The answer of a checkpoint that was trained for HSA."""
+    print(trained.line())
+    if not trained.right:
+        raise Failure(f"{trained.name} did not find the answer")
+    print(f"  {scene.wanted!r} stands {scene.distance:,} tokens back, which its windows do not see.")
+
+
 def conclude(scene: Scene, dense: Answer, sparse: Answer, window: Answer) -> None:
     """The answers side by side, and whether they show what they should."""
     print("\nThe answers side by side:")

@@ -9,6 +9,11 @@ from typing import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDLE = ROOT / "examples" / "needle" / "checkpoint"
+TRAINED = ROOT / "examples" / "needle" / "checkpoint-hils"
+WHAT = {
+    NEEDLE: "Qwen3, 3.8 million parameters",
+    TRAINED: "HiLS, 3.9 million parameters, every layer trained for HSA",
+}
 # A pass key among those of other names, in a text of the retrieval suite.
 NEEDLE_TASK, NEEDLE_LENGTH, NEEDLE_DEPTH, NEEDLE_SEED = "multikey", 6144, 0.2, 0
 
@@ -90,12 +95,12 @@ def pretrained(model: Path) -> Scene:
     )  # fmt: skip
 
 
-def needle() -> Scene:
-    """The checkpoint in the repository, which needs no download."""
+def needle(model: Path = NEEDLE) -> Scene:
+    """A checkpoint in the repository, which needs no download; TRAINED is the one that was trained for HSA."""
     from benchmarks.retrieval import samples, tasks
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(NEEDLE)
+    tokenizer = AutoTokenizer.from_pretrained(NEEDLE)  # of both
     sample = samples.make(
         NEEDLE_TASK, NEEDLE_LENGTH, NEEDLE_DEPTH, NEEDLE_SEED, lambda text: len(tokenizer.encode(text))
     )
@@ -103,7 +108,7 @@ def needle() -> Scene:
     distance = len(ids) - len(tokenizer.encode(sample.prompt[: sample.prompt.index(sample.answers[0])]))
     keys = sample.prompt.count(" Remember it,")
     about = (
-        f"model:    {NEEDLE.relative_to(ROOT)} (Qwen3, 3.8 million parameters, trained to retrieve)",
+        f"model:    {model.relative_to(ROOT)} ({WHAT[model]}, trained to retrieve)",
         f"text:     {len(ids):,} tokens with {keys} pass keys; the one asked for stands {distance:,} tokens before the end",
         "question: " + sample.prompt.rsplit("\n\n", 1)[1].replace("\n", "\n          "),
     )
@@ -112,7 +117,7 @@ def needle() -> Scene:
     def right(text: str) -> bool:
         return tasks.grade(sample.answers, sample.pattern, text).exact
 
-    return Scene(NEEDLE, "Qwen3", about, "/v1/completions", body, right, ids, len(ids), distance, sample.answers[0])
+    return Scene(model, "Qwen3", about, "/v1/completions", body, right, ids, len(ids), distance, sample.answers[0])
 
 
 def choose() -> Scene:

@@ -277,4 +277,39 @@ NORMS = (
     ),
 )
 
-FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS
+LANDMARKS = (
+    Fault(
+        "the softmax of decode has no zero logit",
+        HSA + "ops/decode/kernel.py",
+        "mass += tl.exp(-highest)",
+        "pass",
+        "test_hsa_landmark_decode.py::test_rows_attend_by_the_definition",
+        kernel=True,
+    ),
+    Fault(
+        "the query that attends chooses pages",
+        HSA + "ops/select/prior_decode.py",
+        "chooser = select_q + b",
+        "chooser = q + b",
+        "test_hsa_landmark_decode.py::test_rows_attend_by_the_definition",
+        kernel=True,
+    ),
+    Fault(
+        "places of landmarks count in the log-sum-exp of the window",
+        HSA + "ops/select/decode_scores.py",
+        "visible = visible & (token % PAGE_SIZE < PAGE_SIZE - 1)",
+        "pass",
+        "test_hsa_landmark_decode.py::test_rows_attend_by_the_definition",
+        kernel=True,
+    ),
+    Fault(
+        "a landmark without a page writes one",
+        HSA + "ops/page_repr/landmark_kernel.py",
+        "completes = tl.load(lengths + row) > 0",
+        "pass",
+        "test_hsa_landmark_decode.py::test_a_landmark_writes_the_page_of_its_token",
+        kernel=True,
+    ),
+)
+
+FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS + LANDMARKS

@@ -142,7 +142,7 @@ def test_decode_kernels_fit_the_card(record, card, model, pages):
     assert len(select.compiled) == 1 and len(attend.compiled) == 2
     if card == HOPPER:
         assert max(map(spilled, attend.compiled)) == 0
-        assert spilled(select.compiled[0]) <= (16 if pages < 8192 else 128)
+        assert spilled(select.compiled[0]) <= (16 if pages < 8192 else 512)
 
 
 def test_prompts_get_pages_of_63_tokens():

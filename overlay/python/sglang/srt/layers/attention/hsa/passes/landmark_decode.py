@@ -16,6 +16,9 @@ from sglang.srt.layers.attention.hsa.landmark_rows import (
     decode_landmark_rows,
 )
 from sglang.srt.layers.attention.hsa.ops.common import padded_width
+from sglang.srt.layers.attention.hsa.ops.page_repr.landmark_kernel import (
+    write_landmark_pages,
+)
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.ops.page_table.landmark_lengths import (
     landmark_lengths,
@@ -119,13 +122,25 @@ class LandmarkDecodePass(AttentionPass):
     def rows_of(self, forward_batch: ForwardBatch) -> Optional[LandmarkRows]:
         if not self.state.begins_early:
             self.begin(forward_batch)
+        self.out_slots = forward_batch.out_cache_loc
         self.landmark_rows = decode_landmark_rows(forward_batch.seq_lens)
         return self.landmark_rows
 
     def write_representations(
         self, layer: RadixAttention, inputs: LayerInputs = LayerInputs()
     ) -> None:
-        """Nothing: selection writes those of the pages that the step completes."""
+        state = self.state
+        if not state.pool.has_page_repr(layer.layer_id):
+            return
+        write_landmark_pages(
+            inputs.select_q,
+            state.pool.layer_cache(layer.layer_id, state.page_version),
+            self.landmark_rows,
+            self.out_slots,
+            state.counters.values,
+            layer_params(layer, state.pool, state.config),
+            self.lengths,
+        )
 
     def attend(
         self,

@@ -164,7 +164,8 @@ def _decode_hsa_kernel(
         logits = tl.where(visible[None, :], logits, float("-inf"))
         if BY_SCORE:
             score = page_score(
-                first_feature, second_feature, tl.maximum(page, 0).to(tl.int64), g, repr_buffer, biases,
+                first_feature, second_feature, tl.maximum(page, 0).to(tl.int64), g, from_selection,
+                repr_buffer, biases,
                 stride_repr_page, stride_repr_head, KV_HEADS, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, WIDTH,
             )  # fmt: skip
             weighed = weigh_by_score(logits, score)

@@ -44,6 +44,7 @@ def page_score(
     second_feature,
     page,
     g,
+    wanted,
     repr_buffer,
     biases,
     stride_repr_page,
@@ -56,19 +57,19 @@ def page_score(
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Scores ``[BLOCK_G]`` of one page by the features of ``head_features``."""
+    """Scores ``[BLOCK_G]`` of one page by the features of ``head_features``; of no meaning unless ``wanted``."""
     e = repr_buffer + page * stride_repr_page + g * stride_repr_head
     if KIND == "prior":  # a vector per query head
         head = tl.arange(0, BLOCK_G)
         d = tl.arange(0, BLOCK_D)
         mean = tl.load(
             e + head[:, None] * HEAD_DIM + d[None, :],
-            mask=(head < GROUP)[:, None] & (d < HEAD_DIM)[None, :],
+            mask=(head < GROUP)[:, None] & (d < HEAD_DIM)[None, :] & wanted,
             other=0.0,
         ).to(tl.float32)
         bias_ptr = biases + (page * KV_HEADS + g) * GROUP + head
         score = tl.sum(first_feature * mean, axis=1)
-        score += tl.load(bias_ptr, mask=head < GROUP, other=0.0)
+        score += tl.load(bias_ptr, mask=(head < GROUP) & wanted, other=0.0)
     else:
         score = linear_score(first_feature, second_feature, e, HEAD_DIM, BLOCK_D, WIDTH)
     return score

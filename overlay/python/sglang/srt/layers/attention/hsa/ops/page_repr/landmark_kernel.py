@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 import triton
 import triton.language as tl
@@ -13,17 +15,20 @@ from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 
 @triton.jit
-def represent_landmark_page(
-    query_ptr,
-    page,
-    g,
+def _write_landmark_pages_kernel(
+    select_q,
     k_buffer,
     repr_buffer,
     biases,
     stamps,
     page_version,
+    landmarks,
+    last_tokens,
+    out_slots,
+    lengths,
     counters,
     scale,
+    stride_q_row,
     stride_q_head,
     stride_k_slot,
     stride_k_head,
@@ -36,12 +41,17 @@ def represent_landmark_page(
     PLACES: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """Write k' and b' of one page and KV head, by the landmark's queries at ``query_ptr``, and count them.
-
-    A page without a version belongs to a later batch: the row's request has ended, and nothing is written.
-    """
+    i = tl.program_id(0)
+    g = tl.program_id(1)
+    row = tl.load(landmarks + i)
+    completes = True
+    if lengths is not None:
+        completes = tl.load(lengths + row) > 0
+    # Where the token was written, and not the page table, which may name another request's page once this one has ended.
+    page = tl.load(out_slots + tl.load(last_tokens + i)).to(tl.int64) // SLOTS
     version = tl.load(page_version + page)
-    if version >= 0:
+    # A page without a version belongs to a later batch: this row's request has ended.
+    if completes & (version >= 0):
         offset = tl.arange(0, PLACES)
         d = tl.arange(0, BLOCK_D)
         in_head = d < HEAD_DIM
@@ -52,6 +62,7 @@ def represent_landmark_page(
             other=0.0,
         ).to(tl.float32)
         dtype: tl.constexpr = repr_buffer.dtype.element_ty
+        query_ptr = select_q + row * stride_q_row + g * GROUP * stride_q_head
         for h in range(GROUP):
             query = tl.load(query_ptr + h * stride_q_head + d, mask=in_head, other=0.0)
             logits = scale * tl.sum(keys * query.to(tl.float32)[None, :], axis=1)
@@ -71,44 +82,6 @@ def represent_landmark_page(
             tl.atomic_add(counters + ROWS_LANDMARK, one)
 
 
-@triton.jit
-def _write_landmark_pages_kernel(
-    select_q,
-    k_buffer,
-    repr_buffer,
-    biases,
-    stamps,
-    page_version,
-    landmarks,
-    last_tokens,
-    out_slots,
-    counters,
-    scale,
-    stride_q_row,
-    stride_q_head,
-    stride_k_slot,
-    stride_k_head,
-    stride_repr_page,
-    stride_repr_head,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PLACES: tl.constexpr,
-    SLOTS: tl.constexpr,
-):
-    i = tl.program_id(0)
-    g = tl.program_id(1)
-    row = tl.load(landmarks + i)
-    page = tl.load(out_slots + tl.load(last_tokens + i)).to(tl.int64) // SLOTS
-    represent_landmark_page(
-        select_q + row * stride_q_row + g * GROUP * stride_q_head, page, g,
-        k_buffer, repr_buffer, biases, stamps, page_version, counters, scale,
-        stride_q_head, stride_k_slot, stride_k_head, stride_repr_page, stride_repr_head,
-        KV_HEADS, GROUP, HEAD_DIM, BLOCK_D, PLACES, SLOTS,
-    )  # fmt: skip
-
-
 def write_landmark_pages(
     select_q: torch.Tensor,
     cache: LayerCache,
@@ -116,8 +89,9 @@ def write_landmark_pages(
     out_slots: torch.Tensor,
     counters: torch.Tensor,
     params: AttentionParams,
+    lengths: Optional[torch.Tensor] = None,
 ) -> None:
-    """Represent one layer's pages that an extend pass completes; decode does so while it selects (``prior_decode``).
+    """Represent one layer's pages that a pass completes.
 
     Args:
         select_q: queries that choose pages, of all rows ``[T, H_q, D]``, last dimension contiguous.
@@ -125,6 +99,8 @@ def write_landmark_pages(
         rows: of the pass.
         out_slots: where it writes its tokens' keys ``[tokens]``.
         counters: ``HSACounters.values``, added to.
+        lengths: places that each row sees ``[T]`` int32, of a pass with a landmark's row for each sequence: those with 0
+            have no page. None if all rows have one.
     """
     if len(rows.landmarks) == 0:
         return
@@ -140,6 +116,7 @@ def write_landmark_pages(
         rows.landmarks,
         rows.last_tokens,
         out_slots,
+        lengths,
         counters,
         params.sm_scale,
         select_q.stride(0),

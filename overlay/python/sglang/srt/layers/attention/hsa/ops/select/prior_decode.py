@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernel of the select op for decode and ``prior``: as ``decode_kernel``, with a representation per query head.
 
-A step has two rows per sequence, the token's and a landmark's (see ``landmark_rows``). The landmark of a page that the
-token completes also writes the page's representation here: no row selects the page in the same step, as it lies in the
-windows of both.
+A step has two rows per sequence, the token's and a landmark's (see ``landmark_rows``). Representations of the pages that
+tokens complete are written before: a request may share such a page with one that ended, and have it as a candidate.
 """
 
 from __future__ import annotations
@@ -18,9 +17,6 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     REPRS_MISSING,
     decode_row,
     programs_per_row,
-)
-from sglang.srt.layers.attention.hsa.ops.page_repr.landmark_kernel import (
-    represent_landmark_page,
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
     MAX_PROGRAMS_PER_ROW,
@@ -39,7 +35,7 @@ from sglang.srt.layers.attention.hsa.ops.select.decode_scores import (
 )
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
-PAGES_PER_STEP = 16
+ELEMENTS_PER_STEP = 8192  # of representations
 ROWS_PER_SEQUENCE = 2
 
 
@@ -102,18 +98,13 @@ def _select_prior_decode_kernel(
     table_row = table + SINKS
     scores_row = scores + row.to(tl.int64) * GROUP * stride_scores
     chooser = select_q + b * stride_select_row + g * GROUP * stride_select_head
-    if (b >= sequences) & (position >= 0) & (split == NUM_SPLITS - 1):
-        completed = tl.load(table + position // PAGE_SIZE).to(tl.int64)
-        represent_landmark_page(
-            chooser, completed, g,
-            k_buffer, repr_buffer, biases, stamps, page_version, counters, scale,
-            stride_select_head, stride_k_slot, stride_k_head, stride_repr_page, stride_repr_head,
-            KV_HEADS, GROUP, HEAD_DIM, BLOCK_D, PAGE_SIZE, SLOTS,
-        )  # fmt: skip
-
     d = tl.arange(0, BLOCK_D)
     head = tl.arange(0, BLOCK_G)
     n = tl.arange(0, PAGES)
+    in_group = head < GROUP
+    in_heads = in_group[:, None] & (d < HEAD_DIM)[None, :]
+    query_ptr = chooser + head[:, None] * stride_select_head + d[None, :]
+    query = tl.load(query_ptr, mask=in_heads, other=0.0).to(tl.float32)
     top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_G,), tl.float32)
     missing = tl.zeros((PAGES,), tl.int32)
@@ -125,26 +116,21 @@ def _select_prior_decode_kernel(
         # What has no landmark's representation weighs nothing, whatever its bytes say.
         valid = inside & (stamp == current)
         missing += (inside & (current >= 0) & (stamp != current)).to(tl.int32)
-        e_ptr = repr_buffer + page[:, None] * stride_repr_page + g * stride_repr_head
-        mask = inside[:, None] & (d < HEAD_DIM)[None, :]
-        raw = tl.full((BLOCK_G, PAGES), float("-inf"), tl.float32)
-        for h in tl.static_range(GROUP):
-            query = tl.load(
-                chooser + h * stride_select_head + d, mask=d < HEAD_DIM, other=0.0
-            ).to(tl.float32)
-            mean = tl.load(e_ptr + h * HEAD_DIM + d[None, :], mask=mask, other=0.0)
-            bias_ptr = biases + (page * KV_HEADS + g) * GROUP + h
-            score = scale * tl.sum(mean.to(tl.float32) * query[None, :], axis=1)
-            score += tl.load(bias_ptr, mask=inside, other=0.0)
-            raw = tl.where((head == h)[:, None], score[None, :], raw)
-        raw = tl.where(valid[None, :], raw, float("-inf"))
-        tl.store(
-            scores_row + head[:, None] * stride_scores + (lo + n)[None, :],
-            raw,
-            mask=(head < GROUP)[:, None] & inside[None, :],
-        )
+        e_ptr = repr_buffer + page * stride_repr_page + g * stride_repr_head
+        mean = tl.load(
+            e_ptr[:, None, None] + head[None, :, None] * HEAD_DIM + d[None, None, :],
+            mask=inside[:, None, None] & in_heads[None, :, :],
+            other=0.0,
+        ).to(tl.float32)
+        bias_ptr = biases + ((page * KV_HEADS + g) * GROUP)[:, None] + head[None, :]
+        live = inside[:, None] & in_group[None, :]
+        raw = scale * tl.sum(mean * query[None, :, :], axis=2)  # [PAGES, BLOCK_G]
+        raw += tl.load(bias_ptr, mask=live, other=0.0)
+        raw = tl.where(valid[:, None] & in_group[None, :], raw, float("-inf"))
+        plane_ptr = scores_row + head[None, :] * stride_scores + (lo + n)[:, None]
+        tl.store(plane_ptr, raw, mask=live)
         if GROUP > 1:
-            top, total = add_to_norm(top, total, raw)
+            top, total = add_to_norm(top, total, tl.trans(raw))
     lost = tl.sum(missing)
     if (g == 0) & (lost > 0):
         tl.atomic_add(counters + REPRS_MISSING, lost.to(tl.int64))
@@ -186,11 +172,11 @@ def select_prior_pages_decode(
     processors: int,
     select_q: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """Select pages for a token and a landmark per sequence, and represent the pages that the tokens complete.
+    """Select pages for a token and a landmark per sequence.
 
     Args:
         q: queries of all tokens, then of all landmarks ``[2 * B, H_q, D]``, last dimension contiguous.
-        cache: of the layer, versions included; the keys of the step are written.
+        cache: of the layer, versions included; the keys and representations of the step are written.
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         seq_lens: places up to the row's own, which it includes ``[2 * B]`` int32; 0 for padding, and for the landmark of a
             page that is not complete.
@@ -211,6 +197,7 @@ def select_prior_pages_decode(
     widths = ranking_widths(params.max_candidates(workspace.max_pages))
     chooser = q if select_q is None else select_q
     group = num_heads // num_kv_heads
+    block_g, block_d = triton.next_power_of_2(group), triton.next_power_of_2(head_dim)
     _select_prior_decode_kernel[(rows, programs)](
         q,
         chooser,
@@ -243,15 +230,15 @@ def select_prior_pages_decode(
         workspace.scores.stride(0),
         KV_HEADS=num_kv_heads,
         GROUP=group,
-        BLOCK_G=triton.next_power_of_2(group),
+        BLOCK_G=block_g,
         HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=block_d,
         **params.layout,
         SLOTS=params.slots_per_page,
         TOPK=topk,
         TOPK_BLOCK=triton.next_power_of_2(topk),
         CAP=params.logit_cap > 0,
-        PAGES=PAGES_PER_STEP,
+        PAGES=max(1, ELEMENTS_PER_STEP // (block_g * block_d)),
         NUM_SPLITS=programs,
         WIDTHS=widths,
         num_warps=ranking_warps(widths),

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode kernels of checkpoints with landmarks against their definition (docs/hils.md), head by head."""
+
+import pytest
+import torch
+
+from sglang.srt.layers.attention.hsa.counters import HSACounters
+from sglang.srt.layers.attention.hsa.landmark_rows import decode_landmark_rows
+from sglang.srt.layers.attention.hsa.ops.page_repr.landmark_kernel import (
+    write_landmark_pages,
+)
+from sglang.srt.layers.attention.hsa.ops.page_table.landmark_lengths import (
+    landmark_lengths,
+)
+from sglang.srt.layers.attention.hsa.page_repr import PRIOR
+from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
+from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
+from sglang.test.attention.hsa_device import DEVICE, needs_kernels
+from sglang.test.attention.hsa_fixtures import make_params
+
+pytestmark = needs_kernels
+
+SLOTS, PLACES, PAGES, KV_HEADS, SCALE = 7, 8, 40, 2, 0.3
+# The second completes a page, the third pads a CUDA graph, the fourth has all in its window.
+SEQ_LENS = (103, 98, 1, 5)
+
+
+def make(group, head_dim, window, zero_logit):
+    """(parameters, cache, page table, queries, queries that choose) of one step."""
+    config = make_params(
+        page_size=SLOTS, window_size=window, topk=3, sink_pages=0, chunk_repr="prior",
+        selection_strategy="softmax_head", weight_mode="score",
+    ).config  # fmt: skip
+    params = AttentionParams(config, SCALE, mask_last_slot=True, zero_logit=zero_logit)
+    generator = torch.Generator().manual_seed(group)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator).to(DEVICE)
+
+    versions = torch.arange(PAGES, device=DEVICE)
+    cache = LayerCache(
+        random(PAGES * SLOTS, KV_HEADS, head_dim),
+        random(PAGES * SLOTS, KV_HEADS, head_dim),
+        random(PAGES, KV_HEADS, group * head_dim),
+        versions.clone(),
+        versions,
+        biases=random(PAGES, KV_HEADS, group),
+    )
+    table = torch.stack(
+        [torch.randperm(PAGES, generator=generator)[:16] for _ in SEQ_LENS]
+    )
+    rows = 2 * len(SEQ_LENS), KV_HEADS * group, head_dim
+    return params, cache, table.int().to(DEVICE), random(*rows), random(*rows)
+
+
+def lengths():
+    seq_lens = torch.tensor(SEQ_LENS, device=DEVICE)
+    out = torch.full((2 * len(SEQ_LENS),), -1, dtype=torch.int32, device=DEVICE)
+    return landmark_lengths(seq_lens, out, SLOTS)
+
+
+def expected(params, cache, table, q, chooser, places):
+    """Attention of one row with so many places, and its pages by KV head."""
+    group = q.shape[0] // KV_HEADS
+    out, chosen = torch.zeros_like(q), []
+    first = max(0, (places - params.window_size) // PLACES)
+    slots = [
+        [int(table[c]) * SLOTS + j for j in range(SLOTS) if c * PLACES + j < places]
+        for c in range(-(-places // PLACES))
+    ]
+    window = sum(slots[first:], [])
+    for g in range(KV_HEADS):
+        heads = range(g * group, (g + 1) * group)
+        k, v = cache.keys[:, g], cache.values[:, g]
+        local = {h: SCALE * k[window] @ q[h] for h in heads}
+        reprs = cache.reprs[table[:first].long(), g].view(first, group, q.shape[-1])
+        biases = cache.biases[table[:first].long(), g]
+        score = {
+            h: SCALE * reprs[:, i] @ chooser[h] + biases[:, i]
+            for i, h in enumerate(heads)
+        }
+        share = [score[h] - torch.cat([local[h], score[h]]).logsumexp(0) for h in heads]
+        best = torch.stack(share).amax(0).topk(min(params.topk, first)).indices.tolist()
+        chosen.append(sorted(int(table[c]) for c in best))
+        for h in heads:
+            parts = [(local[h].logsumexp(0), local[h].softmax(0) @ v[window])]
+            for c in best:
+                weights = (SCALE * k[slots[c]] @ q[h]).softmax(0)
+                parts.append((score[h][c], weights @ v[slots[c]]))
+            logits = torch.stack([part[0] for part in parts])
+            if params.zero_logit:
+                logits = torch.cat([logits, logits.new_zeros(1)])
+            for weight, (_, value) in zip(logits.softmax(0), parts):
+                out[h] += weight * value
+    return out, chosen
+
+
+@pytest.mark.parametrize(
+    "group,head_dim,window,zero_logit",
+    [(2, 16, 20, True), (1, 24, 1, False), (3, 16, 40, True)],
+)
+def test_rows_attend_by_the_definition(group, head_dim, window, zero_logit):
+    params, cache, table, q, chooser = make(group, head_dim, window, zero_logit)
+    counters, rows = HSACounters(DEVICE), lengths()
+    assert rows.tolist() == [117, 111, 0, 5, 0, 112, 0, 0]
+    size = DecodeSize(len(rows), table.shape[1], q.shape[1], KV_HEADS, head_dim)
+    decode = SplitDecode(params.config, counters, size, torch.device(DEVICE))
+    decode.begin()
+    out = decode.launch(q, cache, table, rows, params, select_q=chooser)
+    for i, places in enumerate(rows.tolist()):
+        if not places:
+            assert not out[i].any()
+            continue
+        of_row = table[i % len(SEQ_LENS)]
+        want, chosen = expected(params, cache, of_row, q[i], chooser[i], places)
+        torch.testing.assert_close(out[i], want, atol=1e-5, rtol=1e-5)
+        for g, pages in enumerate(chosen):
+            found = decode.selected[i, g].tolist()
+            assert sorted(page for page in found if page >= 0) == pages
+    counts = counters.snapshot()
+    assert counts["rows_sparse"] == 3 and counts["reprs_missing"] == 0
+
+
+def test_a_landmark_writes_the_page_of_its_token():
+    """Whatever the page table says by then, and nothing for a page that is not complete or belongs to a later batch."""
+    params, cache, table, _, chooser = make(2, 16, 20, True)
+    before = cache.reprs.clone()
+    written, later = 30, 31
+    cache.stamps[written] = cache.versions[later] = -1
+    # Of the sequence that completes a page, of one that pads, and of two whose pages are not complete.
+    pages = (later, written, 3, 4)
+    out_slots = torch.tensor([page * SLOTS + SLOTS - 1 for page in pages])
+    counters = HSACounters(DEVICE)
+    landmarks = decode_landmark_rows(torch.tensor(SEQ_LENS, device=DEVICE))
+    of_a_later_batch = torch.zeros_like(lengths())
+    of_a_later_batch[len(SEQ_LENS)] = 112
+    for rows in (lengths(), of_a_later_batch):
+        write_landmark_pages(
+            chooser, cache, landmarks, out_slots.to(DEVICE), counters.values, params, rows
+        )  # fmt: skip
+    own = slice(written * SLOTS, (written + 1) * SLOTS)
+    mean, entropy = PRIOR.represent(
+        cache.keys[None, own], chooser[None, 5].unflatten(1, (KV_HEADS, -1)), SCALE
+    )
+    torch.testing.assert_close(cache.reprs[written], mean[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cache.biases[written], entropy[0], atol=1e-5, rtol=1e-5)
+    assert cache.stamps[written] == written
+    others = torch.arange(PAGES, device=DEVICE) != written
+    assert torch.equal(cache.reprs[others], before[others])
+    assert counters.snapshot()["reprs_written"] == 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))
