@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from engine_client import main  # noqa: E402
 
-from sglang.srt.mem_cache.page_repr_pool import HSASWATokenToKVPoolAllocator  # noqa: E402
+from sglang.srt.mem_cache.page_repr_allocator import HSASWATokenToKVPoolAllocator  # noqa: E402
 
 
 def disturbed(init):

@@ -21,7 +21,7 @@ KERNEL_TESTS = {
     },
     "extend": {
         "test_hsa_dense_prefill.py": 20,
-        "test_hsa_extend_kernels.py": 46,
+        "test_hsa_extend_kernels.py": 45,
         "test_hsa_extend_ranking.py": 24,
         "test_hsa_extend_selection.py": 7,
     },

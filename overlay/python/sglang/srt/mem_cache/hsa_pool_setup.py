@@ -30,10 +30,12 @@ from sglang.srt.mem_cache.allocator import (
     PagedTokenToKVPoolAllocator,
 )
 from sglang.srt.mem_cache.memory_pool import KVCache, MHATokenToKVPool
-from sglang.srt.mem_cache.page_repr_pool import (
+from sglang.srt.mem_cache.page_repr_allocator import (
     HSAPagedTokenToKVPoolAllocator,
-    HSASWAKVPool,
     HSASWATokenToKVPoolAllocator,
+)
+from sglang.srt.mem_cache.page_repr_pool import (
+    HSASWAKVPool,
     HSATokenToKVPool,
     PageVersions,
 )

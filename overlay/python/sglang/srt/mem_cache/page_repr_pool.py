@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING, Optional, Sequence
 import torch
 
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
-from sglang.srt.layers.attention.hsa.compat import swa_allocator_class
 from sglang.srt.layers.attention.hsa.ops.gather import take
 from sglang.srt.layers.attention.hsa.page_repr import kind_named
 from sglang.srt.layers.attention.hsa.params import NO_VERSION, LayerCache
-from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 logger = logging.getLogger(__name__)
-
-SWATokenToKVPoolAllocator = swa_allocator_class()
 
 
 class PageVersions:
@@ -405,57 +401,3 @@ class HSASWAKVPool(PageReprMixin, SWAKVPool):
     ) -> None:
         number, _ = self.layers_mapping[layer.layer_id]
         self.swa_kv_pool.set_kv_buffer(None, slots, k, v, layer_id_override=number)
-
-
-class HSAPagedTokenToKVPoolAllocator(PagedTokenToKVPoolAllocator):
-    """PagedTokenToKVPoolAllocator that bumps the version of every page it hands out."""
-
-    def alloc(self, need_size: int):
-        return self._handed_out(super().alloc(need_size))
-
-    def alloc_extend(self, *args, **kwargs):
-        return self._handed_out(super().alloc_extend(*args, **kwargs))
-
-    def alloc_decode(self, *args, **kwargs):
-        return self._handed_out(super().alloc_decode(*args, **kwargs))
-
-    def clear(self):
-        super().clear()
-        self._kvcache.invalidate_all_pages()
-
-    @property
-    def page_handouts(self) -> int:
-        """Hand-outs so far; a batch takes this number with it when it is built."""
-        return self._kvcache.page_handouts
-
-    def _handed_out(self, slots: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
-        if slots is not None:
-            self._kvcache.bump_page_version(slots)
-        return slots
-
-
-class HSASWATokenToKVPoolAllocator(SWATokenToKVPoolAllocator):
-    """SWATokenToKVPoolAllocator that bumps the version of every full-attention page it hands out."""
-
-    def __init__(
-        self,
-        size: int,
-        size_swa: int,
-        page_size: int,
-        dtype: torch.dtype,
-        device: str,
-        kvcache: HSASWAKVPool,
-        need_sort: bool,
-        **later,  # what later releases hand on
-    ):
-        super().__init__(
-            size, size_swa, page_size, dtype, device, kvcache, need_sort, **later
-        )
-        self.full_attn_allocator = HSAPagedTokenToKVPoolAllocator(
-            size, page_size, dtype, device, kvcache, need_sort
-        )
-
-    @property
-    def page_handouts(self) -> int:
-        """Hand-outs so far; a batch takes this number with it when it is built."""
-        return self._kvcache.page_handouts

@@ -21,11 +21,8 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache import memory_pool
 from sglang.srt.mem_cache.allocator import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-from sglang.srt.mem_cache.page_repr_pool import (
-    HSAPagedTokenToKVPoolAllocator,
-    HSATokenToKVPool,
-    PageReprMixin,
-)
+from sglang.srt.mem_cache.page_repr_allocator import HSAPagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.page_repr_pool import HSATokenToKVPool, PageReprMixin
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.test.attention import hsa_oracle as oracle
 from sglang.test.attention.hsa_fixtures import rotary_channels

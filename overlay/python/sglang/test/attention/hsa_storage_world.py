@@ -17,10 +17,8 @@ from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-from sglang.srt.mem_cache.page_repr_pool import (
-    HSAPagedTokenToKVPoolAllocator,
-    HSATokenToKVPool,
-)
+from sglang.srt.mem_cache.page_repr_allocator import HSAPagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.page_repr_pool import HSATokenToKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.test.attention.hsa_radix_tree import Tree
 from sglang.test.attention.hsa_release import make_forward_batch

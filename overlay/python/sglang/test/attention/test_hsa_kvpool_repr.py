@@ -15,10 +15,8 @@ from sglang.srt.mem_cache.hsa_pool_setup import (
     repr_bytes_per_page,
 )
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-from sglang.srt.mem_cache.page_repr_pool import (
-    HSAPagedTokenToKVPoolAllocator,
-    HSATokenToKVPool,
-)
+from sglang.srt.mem_cache.page_repr_allocator import HSAPagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.page_repr_pool import HSATokenToKVPool
 from sglang.test.attention.hsa_fixtures import rotary_channels
 from sglang.test.attention.hsa_pool_owner import fake_runner
 

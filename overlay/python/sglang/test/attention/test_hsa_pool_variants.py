@@ -12,12 +12,11 @@ from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.compat import swa_allocator_class
 from sglang.srt.mem_cache import hsa_pool_setup
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-from sglang.srt.mem_cache.page_repr_pool import (
+from sglang.srt.mem_cache.page_repr_allocator import (
     HSAPagedTokenToKVPoolAllocator,
-    HSASWAKVPool,
     HSASWATokenToKVPoolAllocator,
-    HSATokenToKVPool,
 )
+from sglang.srt.mem_cache.page_repr_pool import HSASWAKVPool, HSATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.test.attention.hsa_harness import Harness
 
