@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 POOL = "mem_cache/page_repr_pool.py"
+ALLOCATOR = "mem_cache/page_repr_allocator.py"
 HSA = "layers/attention/hsa/"
 HILS_KERNELS = "layers/hils_kernels.py"
 
@@ -44,7 +45,7 @@ STORAGE = (
     ),
     Fault(
         "decode hands out pages without a new version",
-        POOL,
+        ALLOCATOR,
         "return self._handed_out(super().alloc_decode(*args, **kwargs))",
         "return super().alloc_decode(*args, **kwargs)",
         "test_hsa_kvpool_repr.py::test_alloc_decode_bumps_at_page_starts_only",
@@ -65,7 +66,7 @@ STORAGE = (
     ),
     Fault(
         "an allocator that is reset keeps the versions",
-        POOL,
+        ALLOCATOR,
         "        super().clear()\n        self._kvcache.invalidate_all_pages()",
         "        super().clear()",
         "test_hsa_kvpool_repr.py::test_clear_leaves_nothing_valid",

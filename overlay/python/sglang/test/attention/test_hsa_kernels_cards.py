@@ -4,7 +4,6 @@
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -57,12 +56,11 @@ def test_decode_selection_of_very_long_rows_fits_into_a_program(record, max_page
 def spilled(ptx: str) -> int:
     """Bytes that the card's programs keep in local memory for want of registers."""
     arch = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)[1]
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    tool = tools / "ptxas-blackwell"  # since Triton 3.6
-    if int(re.search(r"\d+", arch)[0]) < 100 or not tool.exists():
-        tool = tools / "ptxas"
+    tool = triton.knobs.nvidia.ptxas  # the one that Triton wrote for
+    if int(re.search(r"\d+", arch)[0]) >= 100:
+        tool = getattr(triton.knobs.nvidia, "ptxas_blackwell", tool)  # since 3.6
     said = subprocess.run(
-        [tool, "-v", f"-arch={arch}", "-o", os.devnull, "-"],
+        [tool.path, "-v", f"-arch={arch}", "-o", os.devnull, "-"],
         input=ptx, capture_output=True, text=True, check=True,
     ).stderr  # fmt: skip
     return int(re.search(r"(\d+) bytes spill stores", said)[1])
