@@ -11,7 +11,8 @@ from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
-from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
+from sglang.srt.layers.attention.hsa.passes.decode_attention import DecodeSize
+from sglang.srt.layers.attention.hsa.passes.split_decode import SplitDecode
 from sglang.srt.layers.attention.hsa.passes.tile_attention import TileAttention
 
 

@@ -63,7 +63,7 @@ def leave_arrivals(h: Harness, rng: np.random.Generator) -> None:
     """The counts of programs that a launch leaves behind which is cut off, in the scratch of the last decode pass."""
     buffers = h.backend.decode.buffers
     split, dense = buffers.attention, buffers.dense
-    for scratch in (split.select_workspace, split.decode_workspace, dense.workspace):
+    for scratch in (split.select_workspace, split.attention.workspace, dense.workspace):
         arrivals = scratch.arrivals
         count = rng.integers(1, 16, size=arrivals.shape)
         arrivals.copy_(torch.as_tensor(count, dtype=arrivals.dtype))

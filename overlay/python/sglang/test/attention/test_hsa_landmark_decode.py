@@ -17,7 +17,8 @@ from sglang.srt.layers.attention.hsa.ops.page_table.landmark_lengths import (
 )
 from sglang.srt.layers.attention.hsa.page_repr import PRIOR
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
-from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize, SplitDecode
+from sglang.srt.layers.attention.hsa.passes.decode_attention import DecodeSize
+from sglang.srt.layers.attention.hsa.passes.split_decode import SplitDecode
 from sglang.test.attention.hsa_device import DEVICE, needs_kernels
 from sglang.test.attention.hsa_fixtures import make_params
 
@@ -113,7 +114,7 @@ def test_rows_attend_by_the_definition(group, head_dim, window, zero_logit):
     params, cache, table, q, chooser = make(group, head_dim, window, zero_logit)
     counters, rows = HSACounters(DEVICE), lengths()
     assert rows.tolist() == [117, 111, 0, 5, 0, 112, 0, 0]
-    size = DecodeSize(len(rows), table.shape[1], q.shape[1], KV_HEADS, head_dim)
+    size = DecodeSize(len(rows), table.shape[1], q.shape[1], KV_HEADS, head_dim, 2)
     decode = SplitDecode(params.config, counters, size, torch.device(DEVICE))
     decode.begin()
     out = decode.launch(q, cache, table, rows, params, select_q=chooser)

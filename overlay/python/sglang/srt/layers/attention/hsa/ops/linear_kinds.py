@@ -26,3 +26,25 @@ def query_features(q, scale, KIND: tl.constexpr):
     if KIND == "mean_std":
         second = scale * tl.abs(q)
     return first, second
+
+
+@triton.jit
+def head_features(
+    q_row,
+    scale,
+    stride_q_head,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    """``query_features`` ``[BLOCK_G, BLOCK_D]`` of the heads at ``q_row``; 0 for those of padding."""
+    head = tl.arange(0, BLOCK_G)
+    d = tl.arange(0, BLOCK_D)
+    heads = tl.load(
+        q_row + head[:, None] * stride_q_head + d[None, :],
+        mask=(head < GROUP)[:, None] & (d < HEAD_DIM)[None, :],
+        other=0.0,
+    )
+    return query_features(heads.to(tl.float32), scale, KIND)

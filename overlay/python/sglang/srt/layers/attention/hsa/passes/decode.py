@@ -23,8 +23,11 @@ from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
 from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass, LayerInputs
+from sglang.srt.layers.attention.hsa.passes.decode_attention import (
+    DENSE_SPLITS,
+    DecodeAttention,
+)
 from sglang.srt.layers.attention.hsa.passes.decode_buffers import StaticPasses
-from sglang.srt.layers.attention.hsa.passes.dense_decode import DenseDecode
 from sglang.srt.layers.attention.hsa.passes.draft_rows import Rows, write_draft_rows
 from sglang.srt.layers.attention.hsa.passes.split_decode import SplitDecode
 
@@ -68,7 +71,7 @@ class DecodeBuffers(NamedTuple):
     seq_lens: torch.Tensor
     page_table: torch.Tensor
     attention: SplitDecode
-    dense: DenseDecode
+    dense: DecodeAttention
 
     @property
     def rows(self) -> int:
@@ -127,7 +130,7 @@ class DecodeState(StaticPasses):
             torch.zeros(shape[:2], dtype=torch.int32, device=device),
             torch.zeros(shape, dtype=torch.int32, device=device),
             SplitDecode(self.config, self.counters, size, device),
-            DenseDecode(size, device),
+            DecodeAttention(size, device, DENSE_SPLITS),
         )
 
     def begin(self, forward_batch: ForwardBatch) -> None:

@@ -11,7 +11,7 @@ import triton
 
 from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
-from sglang.srt.layers.attention.hsa.passes.split_decode import DecodeSize
+from sglang.srt.layers.attention.hsa.passes.decode_attention import DecodeSize
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig

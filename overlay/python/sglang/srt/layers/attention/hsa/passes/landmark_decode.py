@@ -69,7 +69,10 @@ class LandmarkDecodeState(StaticPasses):
         device = self.req_to_token.device
         width = padded_width(self.size.max_pages)
         table = torch.zeros((rows, width), dtype=torch.int32, device=device)
-        size = self.size._replace(rows=ROWS_PER_SEQUENCE * rows)
+        # A landmark has a row in every step, and seldom something to do.
+        size = self.size._replace(
+            rows=ROWS_PER_SEQUENCE * rows, rows_per_busy_row=ROWS_PER_SEQUENCE
+        )
         return LandmarkBuffers(
             table,
             torch.zeros_like(table),
@@ -152,7 +155,7 @@ class LandmarkDecodePass(AttentionPass):
         cache = state.pool.layer_cache(layer.layer_id, state.page_version)
         params = layer_params(layer, state.pool, state.config)
         if params.exact_window:
-            return self.attention.attend_window(
+            return self.attention.attention.launch(
                 q, cache, self.window_table, self.lengths, params
             )
         return self.attention.launch(

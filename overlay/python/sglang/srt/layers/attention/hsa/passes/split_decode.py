@@ -3,48 +3,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING
 
 import torch
-import triton
 
-from sglang.srt.layers.attention.hsa.ops.common import (
-    max_programs,
-    num_processors,
-    programs_per_row,
-)
-from sglang.srt.layers.attention.hsa.ops.decode.kernel import (
-    MAX_SPLITS,
-    DecodeWorkspace,
-    decode_hsa,
-)
+from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS
 from sglang.srt.layers.attention.hsa.ops.select.by_kind import decode_op
 from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
     MAX_PROGRAMS_PER_ROW,
     SelectPagesWorkspace,
 )
-from sglang.srt.layers.attention.hsa.ops.select.prior_decode import ROWS_PER_SEQUENCE
 from sglang.srt.layers.attention.hsa.page_repr import kind_named
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
+from sglang.srt.layers.attention.hsa.passes.decode_attention import (
+    DecodeAttention,
+    DecodeSize,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.attention.hsa.counters import HSACounters
-
-
-class DecodeSize(NamedTuple):
-    """What the static buffers of decode are made for.
-
-    Attributes:
-        rows: largest batch; max_pages: pages of the longest sequence.
-        num_heads, num_kv_heads: on this rank; v_head_dim: dimensions of a value.
-    """
-
-    rows: int
-    max_pages: int
-    num_heads: int
-    num_kv_heads: int
-    v_head_dim: int
 
 
 class SplitDecode:
@@ -55,6 +33,9 @@ class SplitDecode:
         counters: counts are added to it on the device.
         size: bounds of all steps.
         device: CUDA device, or ``cpu`` under the Triton interpreter.
+
+    Attributes:
+        attention: the launches after selection, and those of layers that attend their windows alone.
     """
 
     def __init__(
@@ -66,43 +47,28 @@ class SplitDecode:
     ):
         self.counters = counters
         self.slow = kind_named(config.chunk_repr).slow
-        self.processors = num_processors(device)
-        # Landmarks have a row in every step, and seldom something to do.
-        self.rows_per_busy_row = ROWS_PER_SEQUENCE if config.has_landmark_rows else 1
-        rows, max_pages, num_heads, num_kv_heads, v_head_dim = size
+        self.attention = DecodeAttention(size, device, MAX_SPLITS)
+        self.processors = self.attention.processors
         self.selected = torch.empty(
-            (rows, num_kv_heads, min(config.topk, max_pages)),
+            (size.rows, size.num_kv_heads, min(config.topk, size.max_pages)),
             dtype=torch.int32,
             device=device,
         )
         by_share = config.selection_strategy == "softmax_head"
         self.select_workspace = SelectPagesWorkspace(
-            rows,
-            num_kv_heads,
-            max_pages,
+            size.rows,
+            size.num_kv_heads,
+            size.max_pages,
             device,
-            group=num_heads // num_kv_heads if by_share else 1,
-            max_programs=self._max_programs(rows * num_kv_heads, MAX_PROGRAMS_PER_ROW),
+            group=size.num_heads // size.num_kv_heads if by_share else 1,
+            max_programs=size.max_programs(self.processors, MAX_PROGRAMS_PER_ROW),
         )
-        self.decode_workspace = DecodeWorkspace(
-            rows,
-            self._max_programs(rows * num_kv_heads, MAX_SPLITS),
-            num_heads,
-            num_kv_heads,
-            v_head_dim,
-            device,
-        )
-
-    def _max_programs(self, rows: int, limit: int) -> int:
-        """Bound of the programs of a launch of up to so many rows."""
-        busy = triton.cdiv(rows, self.rows_per_busy_row)
-        return self.rows_per_busy_row * max_programs(self.processors, busy, limit)
 
     def begin(self) -> None:
         """Reset what launches leave behind that were cut off."""
         if not self.slow:  # whose selection counts no programs
             self.select_workspace.reset()
-        self.decode_workspace.reset()
+        self.attention.begin()
 
     def launch(
         self,
@@ -138,40 +104,6 @@ class SplitDecode:
             self.processors,
             **chooser,
         )
-        return self._attend(q, cache, selected, page_table, seq_lens, params, **chooser)
-
-    def attend_window(
-        self,
-        q: torch.Tensor,
-        cache: LayerCache,
-        page_table: torch.Tensor,
-        seq_lens: torch.Tensor,
-        params: AttentionParams,
-    ) -> torch.Tensor:
-        """As ``launch``, of a layer that attends its window alone."""
-        nothing = self.selected[: len(q), :, :0]
-        return self._attend(q, cache, nothing, page_table, seq_lens, params)
-
-    def _attend(
-        self,
-        q: torch.Tensor,
-        cache: LayerCache,
-        selected: torch.Tensor,
-        page_table: torch.Tensor,
-        seq_lens: torch.Tensor,
-        params: AttentionParams,
-        select_q: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
-        busy = len(q) // self.rows_per_busy_row * cache.keys.shape[1]
-        return decode_hsa(
-            q,
-            cache,
-            selected,
-            page_table,
-            seq_lens,
-            q.new_empty((*q.shape[:2], cache.values.shape[-1])),
-            self.decode_workspace,
-            params,
-            programs_per_row(self.processors, busy, MAX_SPLITS),
-            select_q,
+        return self.attention.launch(
+            q, cache, page_table, seq_lens, params, selected, **chooser
         )

@@ -21,11 +21,9 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     soft_cap,
     stages_that_fit,
 )
-from sglang.srt.layers.attention.hsa.ops.decode.page_scores import (
-    head_features,
-    page_score,
-)
+from sglang.srt.layers.attention.hsa.ops.decode.page_scores import page_score
 from sglang.srt.layers.attention.hsa.ops.extend.attention_step import weigh_by_score
+from sglang.srt.layers.attention.hsa.ops.linear_kinds import head_features
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 MAX_SPLITS = 16
@@ -119,7 +117,8 @@ def _decode_hsa_kernel(
     query = tl.load(q_ptr, mask=in_group[:, None] & (d[None, :] < HEAD_DIM), other=0.0)
     if BY_SCORE:
         first_feature, second_feature = head_features(
-            select_q, b, g, score_scale, stride_select_row, stride_select_head, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND
+            select_q + b.to(tl.int64) * stride_select_row + g * GROUP * stride_select_head, score_scale,
+            stride_select_head, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND,
         )  # fmt: skip
 
     # The last page of the window is the query's own; the list is as long as this row needs.

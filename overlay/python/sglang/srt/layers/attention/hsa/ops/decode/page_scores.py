@@ -7,35 +7,6 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.extend.attention_step import linear_score
-from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
-
-
-@triton.jit
-def head_features(
-    select_q,
-    row,
-    g,
-    score_scale,
-    stride_row,
-    stride_head,
-    GROUP: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    KIND: tl.constexpr,
-):
-    """The factors of both halves of a representation ``[BLOCK_G, BLOCK_D]`` float32, of the heads of KV head ``g``."""
-    head = tl.arange(0, BLOCK_G)
-    d = tl.arange(0, BLOCK_D)
-    chooser = tl.load(
-        select_q
-        + row.to(tl.int64) * stride_row
-        + (g * GROUP + head[:, None]) * stride_head
-        + d[None, :],
-        mask=(head[:, None] < GROUP) & (d[None, :] < HEAD_DIM),
-        other=0.0,
-    ).to(tl.float32)
-    return query_features(chooser, score_scale, KIND)
 
 
 @triton.jit
@@ -57,7 +28,7 @@ def page_score(
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Scores ``[BLOCK_G]`` of one page by the features of ``head_features``; of no meaning unless ``wanted``."""
+    """Scores ``[BLOCK_G]`` of one page by the features of ``linear_kinds.head_features``; of no meaning unless ``wanted``."""
     e = repr_buffer + page * stride_repr_page + g * stride_repr_head
     if KIND == "prior":  # a vector per query head
         head = tl.arange(0, BLOCK_G)

@@ -18,13 +18,12 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     programs_per_row,
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
-    rank_and_count,
     ranking_warps,
     ranking_widths,
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_scores import (
     add_local_logits,
-    rank_by_share,
+    rank_last,
     store_linear_scores,
     store_norms,
 )
@@ -96,6 +95,7 @@ def _select_pages_kernel(
     out_row = out + b.to(tl.int64) * stride_out_row + g * stride_out_head
     PLANES: tl.constexpr = GROUP if STRATEGY == "softmax_head" else 1
     scores_row = scores + row.to(tl.int64) * PLANES * stride_scores
+    norms_row = norms + row.to(tl.int64) * num_splits * GROUP
     q_row = q + b.to(tl.int64) * stride_q_row + (g * GROUP).to(tl.int64) * stride_q_head
     top, total = store_linear_scores(
         split, num_splits, count, table_width - SINKS, scores_row, repr_buffer, repr_version, page_version, table_row,
@@ -110,22 +110,12 @@ def _select_pages_kernel(
             stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, PAGE_SIZE,
             SINKS, CAP, MASK_LAST,
         )  # fmt: skip
-        norms_row = norms + row.to(tl.int64) * num_splits * GROUP
         store_norms(norms_row, split, top, total, GROUP, BLOCK_G)
 
-    # The last program to arrive sees all scores.
-    tl.debug_barrier()
-    if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == num_splits - 1:
-        tl.store(arrivals + row, 0)  # ready for the next launch
-        if STRATEGY == "softmax_head":
-            rank_by_share(
-                scores_row, norms_row, count, num_splits, stride_scores, GROUP, BLOCK_G, NUM_SPLITS,
-                WIDTHS[1] if len(WIDTHS) > 1 else WIDTHS[0],
-            )  # fmt: skip
-            tl.debug_barrier()
-        rank_and_count(
-            scores_row, table_row, out_row, counters, count, position, g, TOPK, TOPK_BLOCK, WIDTHS
-        )  # fmt: skip
+    rank_last(
+        arrivals + row, scores_row, norms_row, table_row, out_row, counters, count, position, g, stride_scores,
+        STRATEGY == "softmax_head", GROUP, BLOCK_G, NUM_SPLITS, TOPK, TOPK_BLOCK, WIDTHS,
+    )  # fmt: skip
 
 
 class SelectPagesWorkspace:

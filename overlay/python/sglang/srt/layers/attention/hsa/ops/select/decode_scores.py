@@ -11,7 +11,11 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     running_max,
     soft_cap,
 )
-from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
+from sglang.srt.layers.attention.hsa.ops.linear_kinds import (
+    head_features,
+    query_features,
+)
+from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import rank_and_count
 
 LOCAL_KEYS: tl.constexpr = tl.constexpr(32)  # of sinks and window, per step
 
@@ -169,14 +173,9 @@ def store_linear_scores(
     first = tl.zeros((BLOCK_D,), tl.float32)
     second = tl.zeros((BLOCK_D,), tl.float32)
     if STRATEGY == "group":
-        head = tl.arange(0, BLOCK_G)
-        d = tl.arange(0, BLOCK_D)
-        heads = tl.load(
-            q_row + head[:, None] * stride_q_head + d[None, :],
-            mask=(head < GROUP)[:, None] & (d < HEAD_DIM)[None, :],
-            other=0.0,
-        )
-        features = query_features(heads.to(tl.float32), sm_scale, KIND)
+        features = head_features(
+            q_row, sm_scale, stride_q_head, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND
+        )  # fmt: skip
         first = tl.sum(features[0], axis=0)
         second = tl.sum(features[1], axis=0)
     index = split * PAGES + tl.arange(0, PAGES)
@@ -316,6 +315,41 @@ def add_to_norm(top, total, values):
     new_top, origin = running_max(top, tl.max(values, axis=1))
     exponentials = tl.exp(values - origin[:, None])
     return new_top, total * tl.exp(top - origin) + tl.sum(exponentials, axis=1)
+
+
+@triton.jit
+def rank_last(
+    arrival,
+    scores_row,
+    norms_row,
+    table_row,
+    out_row,
+    counters,
+    count,
+    position,
+    g,
+    stride_scores,
+    BY_SHARE: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    TOPK: tl.constexpr,
+    TOPK_BLOCK: tl.constexpr,
+    WIDTHS: tl.constexpr,
+):
+    """``rank_and_count``, by the last of a row's programs to arrive, which sees all scores."""
+    tl.debug_barrier()
+    if tl.atomic_add(arrival, 1, sem="acq_rel") == NUM_SPLITS - 1:
+        tl.store(arrival, 0)  # ready for the next launch
+        if BY_SHARE:
+            rank_by_share(
+                scores_row, norms_row, count, NUM_SPLITS, stride_scores, GROUP, BLOCK_G, NUM_SPLITS,
+                WIDTHS[1] if len(WIDTHS) > 1 else WIDTHS[0],
+            )  # fmt: skip
+            tl.debug_barrier()
+        rank_and_count(
+            scores_row, table_row, out_row, counters, count, position, g, TOPK, TOPK_BLOCK, WIDTHS
+        )  # fmt: skip
 
 
 @triton.jit

@@ -18,19 +18,19 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     decode_row,
     programs_per_row,
 )
+from sglang.srt.layers.attention.hsa.ops.linear_kinds import head_features
 from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
     MAX_PROGRAMS_PER_ROW,
     SelectPagesWorkspace,
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
-    rank_and_count,
     ranking_warps,
     ranking_widths,
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_scores import (
     add_local_logits,
     add_to_norm,
-    rank_by_share,
+    rank_last,
     store_norms,
 )
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
@@ -97,14 +97,16 @@ def _select_prior_decode_kernel(
     table = page_table + (b % sequences) * stride_table
     table_row = table + SINKS
     scores_row = scores + row.to(tl.int64) * GROUP * stride_scores
+    norms_row = norms + row.to(tl.int64) * NUM_SPLITS * GROUP
     chooser = select_q + b * stride_select_row + g * GROUP * stride_select_head
     d = tl.arange(0, BLOCK_D)
     head = tl.arange(0, BLOCK_G)
     n = tl.arange(0, PAGES)
     in_group = head < GROUP
     in_heads = in_group[:, None] & (d < HEAD_DIM)[None, :]
-    query_ptr = chooser + head[:, None] * stride_select_head + d[None, :]
-    query = tl.load(query_ptr, mask=in_heads, other=0.0).to(tl.float32)
+    feature, _ = head_features(
+        chooser, scale, stride_select_head, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, "prior"
+    )  # fmt: skip
     top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_G,), tl.float32)
     missing = tl.zeros((PAGES,), tl.int32)
@@ -124,7 +126,7 @@ def _select_prior_decode_kernel(
         ).to(tl.float32)
         bias_ptr = biases + ((page * KV_HEADS + g) * GROUP)[:, None] + head[None, :]
         live = inside[:, None] & in_group[None, :]
-        raw = scale * tl.sum(mean * query[None, :, :], axis=2)  # [PAGES, BLOCK_G]
+        raw = tl.sum(mean * feature[None, :, :], axis=2)  # [PAGES, BLOCK_G]
         raw += tl.load(bias_ptr, mask=live, other=0.0)
         raw = tl.where(valid[:, None] & in_group[None, :], raw, float("-inf"))
         plane_ptr = scores_row + head[None, :] * stride_scores + (lo + n)[:, None]
@@ -141,23 +143,13 @@ def _select_prior_decode_kernel(
             stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, SLOTS,
             SINKS, CAP, True,
         )  # fmt: skip
-        norms_row = norms + row.to(tl.int64) * NUM_SPLITS * GROUP
         store_norms(norms_row, split, top, total, GROUP, BLOCK_G)
 
-    # The last program to arrive sees all scores.
-    tl.debug_barrier()
-    if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == NUM_SPLITS - 1:
-        tl.store(arrivals + row, 0)  # ready for the next launch
-        if GROUP > 1:
-            rank_by_share(
-                scores_row, norms_row, count, NUM_SPLITS, stride_scores, GROUP, BLOCK_G, NUM_SPLITS,
-                WIDTHS[1] if len(WIDTHS) > 1 else WIDTHS[0],
-            )  # fmt: skip
-            tl.debug_barrier()
-        out_row = out + b * stride_out_row + g * stride_out_head
-        rank_and_count(
-            scores_row, table_row, out_row, counters, count, position, g, TOPK, TOPK_BLOCK, WIDTHS
-        )  # fmt: skip
+    out_row = out + b * stride_out_row + g * stride_out_head
+    rank_last(
+        arrivals + row, scores_row, norms_row, table_row, out_row, counters, count, position, g, stride_scores,
+        GROUP > 1, GROUP, BLOCK_G, NUM_SPLITS, TOPK, TOPK_BLOCK, WIDTHS,
+    )  # fmt: skip
 
 
 def select_prior_pages_decode(
