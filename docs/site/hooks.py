@@ -16,7 +16,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 def pages() -> list[Path]:
     """Every Markdown page of the repository."""
-    patterns = ("*.md", "docs/*.md", "benchmarks/*.md", "examples/*/checkpoint/README.md")
+    patterns = ("*.md", "docs/*.md", "benchmarks/*.md", "examples/*/checkpoint*/README.md")
     return sorted(page for pattern in patterns for page in ROOT.glob(pattern))
 
 
