@@ -17,6 +17,7 @@ KINDS_AND_STRATEGIES = IN_TREE + "test_hsa_decode_kernels.py::test_every_kind_an
 OTHER_OPTIONS = SPARSE + "test_other_options_equal_the_brute_force_model"
 HALF = IN_TREE + "test_hsa_kv_dtypes.py::test_half_precision_caches"
 HICACHE = IN_TREE + "test_hsa_hierarchical_cache.py::test_pages_from_the_host_are_healed"
+WINDOWS = "tests/hsa/test_window_memory.py::"
 REFUSAL_TESTS = IN_TREE + "test_hsa_refusals.py::"
 DRAFTS = IN_TREE + "test_hsa_speculative_gpu.py::test_drafts_leave_the_tokens_alone"
 HILS = "tests/hils/"
@@ -130,7 +131,23 @@ CELLS = (
         "--speculative-draft-attention-backend triton.",
     ),
     Cell("Sliding window", "layers in the common pool", (SPARSE + "test_layer_lists_and_sliding_window_layers",)),
-    Cell("Sliding window", "layers with a pool of their own", refusal="hybrid sliding-window memory"),
+    Cell(
+        "Sliding window",
+        "layers with a pool of their own",
+        (WINDOWS + "test_gpt_oss_is_what_transformers_computes[64]", WINDOWS + "test_the_pool_of_windows_saves_memory"),
+    ),
+    Cell("Sliding window", "the same, with SGLang 0.5.12 and earlier", refusal="hybrid sliding-window memory"),
+    Cell(
+        "Sliding window",
+        "the same, with drafts",
+        refusal="speculative decoding with hybrid sliding-window memory",
+    ),
+    Cell(
+        "Sliding window",
+        "the same, with the hierarchical cache",
+        refusal="the hierarchical cache with hybrid sliding-window memory",
+    ),
+    Cell("Sliding window", "heads of another size", refusal="heads of other sizes in sliding-window layers"),
     Cell("Sliding window", "attention chunks", refusal="chunked local attention"),
     Cell(
         "Soft cap",
@@ -207,7 +224,16 @@ CELLS = (
     ),
     Cell("Models", "multimodal", refusal="multimodal models"),
     Cell("Models", "MLA", refusal="multi-head latent attention"),
-    Cell("Models", "learned attention sinks", refusal="attention sinks"),
+    Cell(
+        "Models",
+        "gpt-oss: learned attention sinks",
+        (
+            WINDOWS + "test_gpt_oss_is_what_transformers_computes[64]",
+            WINDOWS + "test_sinks_and_few_pages_equal_the_brute_force_model",
+        ),
+    ),
+    Cell("Models", "learned sinks with another dense backend than FA3 and Triton", refusal="learned sinks with FlashInfer or torch_native on a GPU"),
+    Cell("Models", "learned attention sinks of others", refusal="attention sinks"),
     Cell(
         "Models",
         "attention with a temperature by position, or another soft cap than tanh",

@@ -63,14 +63,16 @@ def run_engine(tmp_path_factory, engine_child):
 
     With ``info=True``: (those, the scheduler's counters and memory use). With ``start=run_child`` the engine starts as on
     a host, and takes a minute of a core for it. With ``random_weights=True`` a model loaded as a dummy gets weights of
-    which every token depends on those before it.
+    which every token depends on those before it. ``client`` may be another script like ``engine_client.py``.
     """
 
-    def run(engine, requests, info=False, start=engine_child, random_weights=False, **extra):
+    def run(
+        engine, requests, info=False, start=engine_child, random_weights=False, client="engine_client.py", **extra
+    ):  # fmt: skip
         folder = tmp_path_factory.mktemp("engine")
         job, result = folder / "job.json", folder / "result.json"
         job.write_text(json.dumps({"engine": engine, "requests": requests, "random_weights": random_weights}))
-        start([HERE / "engine_client.py", job, result], **extra)
+        start([HERE / client, job, result], **extra)
         answer = json.loads(result.read_text())
         return (answer["results"], answer["info"]) if info else answer["results"]
 

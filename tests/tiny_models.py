@@ -78,6 +78,24 @@ _SHAPES: dict[str, dict[str, Any]] = {
         query_pre_attn_scalar=16,
         tie_word_embeddings=True,
     ),
+    # Learned sinks, a window of 128 on layers 0 and 2, and frequencies that YaRN stretches eightfold.
+    "gpt_oss": dict(
+        num_hidden_layers=4,
+        intermediate_size=64,
+        sliding_window=128,
+        swiglu_limit=7.0,  # published configs have it; transformers has the number in its code
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters=dict(
+            rope_type="yarn",
+            rope_theta=150000.0,
+            factor=8.0,
+            beta_fast=32.0,
+            beta_slow=1.0,
+            truncate=False,
+            original_max_position_embeddings=4096,
+        ),
+    ),
     "mistral": dict(sliding_window=150),
     "olmo2": {},
     "phi3": {},
@@ -196,6 +214,9 @@ def _write_model(shape: str, fields: dict[str, Any], seed: int, path: Path) -> N
                 # Sharp attention (q, k) and a loud attention output keep far context relevant.
                 gain = 2.0 if any(p in name for p in ("q_proj", "k_proj", "o_proj", "lm_head")) else 1.0
                 weight.copy_(noise * (gain / weight.shape[1] ** 0.5))
+            elif name.endswith("sinks"):
+                # Large enough to take mass from keys; SGLang keeps them in bfloat16.
+                weight.copy_((2.0 + noise).bfloat16())
             else:
                 # A norm weight: its neutral value (0 for Gemma's 1 + w) plus some noise.
                 weight.add_(0.1 * noise)

@@ -28,12 +28,15 @@ STEP3P5 = dict(
     pad_token_id=0,
 )
 
+# Layers of classes whose default slides in none.
+WINDOWS = (["sliding_attention"] * 3 + ["full_attention"]) * 2
+
 # Classes whose configuration transformers or SGLang registers: (model type, fields that its defaults lack or have wrong
 # for a small model).
 KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "AfmoeForCausalLM": (
         "afmoe",
-        dict(layer_types=["sliding_attention"] * 3 + ["full_attention"] + ["sliding_attention"] * 3 + ["full_attention"]),
+        dict(layer_types=WINDOWS),
     ),
     "ApertusForCausalLM": ("apertus", {}),
     "ArceeForCausalLM": ("arcee", {}),
@@ -89,6 +92,7 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3n",
         dict(text_config=dict(num_hidden_layers=LAYERS, intermediate_size=128, activation_sparsity_pattern=[0.0] * LAYERS)),
     ),
+    "Gemma4ForCausalLM": ("gemma4_text", dict(global_head_dim=32, sliding_window=64, hidden_size_per_layer_input=16)),
     "GemmaForCausalLM": ("gemma", {}),
     "Glm4ForCausalLM": ("glm4", {}),
     "Glm4MoeForCausalLM": ("glm4_moe", {}),
@@ -98,7 +102,7 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "GlmAsrForConditionalGeneration": ("glmasr", {}),
     "GlmMoeDsaForCausalLM": ("glm_moe_dsa", dict(mlp_layer_types=None)),
     "GlmOcrForConditionalGeneration": ("glm_ocr", {}),
-    "GptOssForCausalLM": ("gpt_oss", {}),
+    "GptOssForCausalLM": ("gpt_oss", dict(swiglu_limit=7.0, sliding_window=128)),
     "GraniteForCausalLM": ("granite", {}),
     "GraniteMoeForCausalLM": ("granitemoe", dict(attention_multiplier=0.25)),
     "GraniteMoeHybridForCausalLM": (
@@ -129,6 +133,7 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "KimiLinearForCausalLM": ("kimi_linear", {}),
     "KimiVLForConditionalGeneration": ("kimi_vl", {}),
+    "LagunaForCausalLM": ("laguna", dict(layer_types=WINDOWS, sliding_window=64)),
     "Lfm2ForCausalLM": ("lfm2", dict(layer_types=["conv", "full_attention"] * 4)),
     "Lfm2MoeForCausalLM": ("lfm2_moe", dict(layer_types=["conv", "full_attention"] * 4)),
     "Llama4ForCausalLM": ("llama4_text", dict(attention_chunk_size=8192)),
@@ -137,6 +142,7 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "LlamaForSequenceClassification": ("llama", {}),
     "LlavaForConditionalGeneration": ("llava", {}),
     "LongcatFlashForCausalLM": ("longcat_flash", {}),
+    "MellumForCausalLM": ("mellum", dict(layer_types=WINDOWS, sliding_window=64)),
     "MiniMaxM2ForCausalLM": ("minimax_m2", dict(rope_theta=5000000.0)),
     "Ministral3ForCausalLM": ("ministral3", {}),
     "Mistral3ForConditionalGeneration": ("mistral3", {}),

@@ -2,8 +2,6 @@
 """Sliding windows of HiLS checkpoints in a pool of their own, which holds a small part of the tokens."""
 
 import inspect
-import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,25 +18,22 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("name,chunk", [("olmo_c16", 30), ("olmo_c16", -1), ("olmo_c64", 63)])
-def test_windows_are_exact_while_pages_leave_them(engine_child, tmp_path, name, chunk):
+def test_windows_are_exact_while_pages_leave_them(run_engine, name, chunk):
     """Slots that are evicted hold NaN, and pages of both pools have other numbers. # trap 23, trap 24, trap 47, trap 48"""
     some_cases = cases(name)
     engine = engine_arguments(name, chunked_prefill_size=chunk, swa_full_tokens_ratio=0.1, max_total_tokens=16380)
     batch = request(some_cases)
     cached = {**batch, "prompt_logprobs": False}  # what gives those of its prompt computes all of it
     requests = [request([case]) for case in some_cases[-2:]] + [batch, cached]
-    job, result = tmp_path / "job.json", tmp_path / "result.json"
-    job.write_text(json.dumps({"engine": engine, "requests": requests, "random_weights": False}))
-    engine_child([Path(__file__).with_name("window_pool_child.py"), job, result])
-    answer = json.loads(result.read_text())
-    for case, one in zip(some_cases[-2:], answer["results"]):
+    results, info = run_engine(engine, requests, info=True, client="window_pool_child.py")
+    for case, one in zip(some_cases[-2:], results):
         check_answers([case], one)
-    *_, batch, cached = answer["results"]
+    *_, batch, cached = results
     check_answers(some_cases, batch)
     assert max(cached["cached"]) > 0
     for i, case in enumerate(some_cases):
         check_answer(case, cached["tokens"][i], cached["logprobs"][i])
-    assert answer["info"]["hsa_counters"]["reprs_missing"] == 0
+    assert info["hsa_counters"]["reprs_missing"] == 0
 
 
 def test_the_pool_keeps_more_than_three_and_a_half_times_the_tokens(run_engine):

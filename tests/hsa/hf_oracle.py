@@ -12,7 +12,8 @@ import os
 import torch
 from tiny_models import greedy_tokens
 from transformers import AttentionInterface, AutoModelForCausalLM
-from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+from transformers.models.gemma2 import modeling_gemma2
+from transformers.models.gpt_oss import modeling_gpt_oss
 
 from sglang.test.attention import hsa_oracle as oracle
 
@@ -31,13 +32,16 @@ def greedy(
     pairs = model.model.rotary_emb.inv_freq.argsort()[: len(model.model.rotary_emb.inv_freq) // 2].tolist()
     channels = tuple(pairs + [pair + len(model.model.rotary_emb.inv_freq) for pair in pairs])
 
-    def attention(module, query, key, value, mask, scaling, dropout=0.0, softcap=None, sliding_window=None, **_):
+    def attention(
+        module, query, key, value, mask, scaling, dropout=0.0, softcap=None, sliding_window=None, s_aux=None, **_
+    ):  # fmt: skip
         if sliding_window is not None:
             # transformers prepares the masks of windowed layers as for eager attention.
-            return eager_attention_forward(
-                module, query, key, value, mask, scaling=scaling, softcap=softcap
-            )
-        layer_options = oracle.dataclasses.replace(options, scale=scaling, cap=softcap or 0.0, channels=channels)
+            eager = modeling_gemma2 if s_aux is None else modeling_gpt_oss
+            return eager.eager_attention_forward(module, query, key, value, mask, scaling=scaling, softcap=softcap)
+        layer_options = oracle.dataclasses.replace(
+            options, scale=scaling, cap=softcap or 0.0, channels=channels, sinks=() if s_aux is None else s_aux.tolist()
+        )
         everything = oracle.dataclasses.replace(layer_options, window_size=1 << 30)
         q, k, v = (x[0].transpose(0, 1).double().numpy() for x in (query, key, value))
         first = len(k) - len(q)

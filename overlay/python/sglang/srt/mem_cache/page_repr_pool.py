@@ -171,6 +171,8 @@ class PageReprMixin:
 
     # Whether layers with a sliding window have slots and pages of their own.
     windows_apart = False
+    # Slot in those of each slot of the layers with HSA ``[num_slots]`` int64, where they have some.
+    window_map: Optional[torch.Tensor] = None
 
     def window_slots(self, slots: torch.Tensor) -> torch.Tensor:
         """Slots ``[N]`` of the layers with a sliding window, of those of the layers with HSA."""
@@ -186,9 +188,10 @@ class PageReprMixin:
         slots: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        *scales: Optional[torch.Tensor],
     ) -> None:
-        """Write keys and values ``[N, H_kv, D]`` of a layer with a sliding window into its slots."""
-        self.set_kv_buffer(layer, slots, k, v)
+        """As ``set_kv_buffer``, of a layer with a sliding window, into its slots."""
+        self.set_kv_buffer(layer, slots, k, v, *scales)
 
     def _repr_region(self):
         """Where the representations are allocated: memory that is released and resumed with the keys."""
@@ -383,6 +386,10 @@ class HSASWAKVPool(PageReprMixin, SWAKVPool):
         self._create_repr_buffers()
         self._account_reprs()
 
+    @property
+    def window_map(self) -> torch.Tensor:
+        return self.full_to_swa_index_mapping
+
     def window_slots(self, slots: torch.Tensor) -> torch.Tensor:
         return self.translate_loc_from_full_to_swa(slots)
 
@@ -398,6 +405,9 @@ class HSASWAKVPool(PageReprMixin, SWAKVPool):
         slots: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        *scales: Optional[torch.Tensor],
     ) -> None:
         number, _ = self.layers_mapping[layer.layer_id]
-        self.swa_kv_pool.set_kv_buffer(None, slots, k, v, layer_id_override=number)
+        self.swa_kv_pool.set_kv_buffer(
+            None, slots, k, v, *scales, layer_id_override=number
+        )

@@ -142,7 +142,11 @@ class HiLSAttention(nn.Module):
             sliding_window_size=-1 if self.sparse else config.window_tokens - 1,
             prefix=add_prefix("attn", prefix),
         )
-        self.attn.hsa_zero_logit = self.sparse and config.enable_softmax1
+        if self.sparse and config.enable_softmax1:
+            # One logit of 0 more, which no value belongs to.
+            self.register_buffer("sinks", torch.zeros(self.num_heads), persistent=False)
+        else:
+            self.sinks = None
 
     def forward(
         self,
@@ -169,7 +173,7 @@ class HiLSAttention(nn.Module):
             inputs["hsa_select_q"] = q if select_q is None else select_q
         # The batch counts tokens, and RadixAttention cuts what has more rows since 0.5.23.
         o = compat.backend_of(forward_batch).forward(
-            q.flatten(1), k, v, self.attn, forward_batch, **inputs
+            q.flatten(1), k, v, self.attn, forward_batch, sinks=self.sinks, **inputs
         )
         return self.o_proj(o)[0]
 

@@ -27,6 +27,9 @@ class Options:
     cap: float = 0.0
     mask_last: bool = False
     dense_below: int = 0
+    sinks: Tuple[
+        float, ...
+    ] = ()  # one logit more of each query head, which no value belongs to
 
 
 def window_start(i: int, opt: Options) -> int:
@@ -155,10 +158,11 @@ def attend(
     out = np.zeros((num_heads, v.shape[-1]))
     for h in range(num_heads):
         g = h // group
+        sink = opt.sinks[h] if opt.sinks else -np.inf
         if opt.mode == "mass":
             keys = local + [j for c in chosen[g] for j in page_positions(c, opt)]
             logits = _logits(q[h], k[keys, g], opt)
-            p = np.exp(logits - _lse(logits))
+            p = np.exp(logits - np.logaddexp(_lse(logits), sink))
             out[h] = p @ v[keys, g]
             continue
         parts, scores = [], []
@@ -168,7 +172,7 @@ def attend(
             logits = _logits(q[h], k[keys, g], opt)
             parts.append(np.exp(logits - _lse(logits)) @ v[keys, g])
             scores.append(_lse(logits) if score is None else score)
-        weights = np.exp(np.array(scores) - _lse(np.array(scores)))
+        weights = np.exp(np.array(scores) - np.logaddexp(_lse(np.array(scores)), sink))
         out[h] = weights @ np.array(parts)
     return out
 
@@ -181,5 +185,7 @@ def dense(
     out = np.zeros((q.shape[0], v.shape[-1]))
     for h in range(q.shape[0]):
         logits = _logits(q[h], k[: i + 1, h // group], opt)
-        out[h] = np.exp(logits - _lse(logits)) @ v[: i + 1, h // group]
+        sink = opt.sinks[h] if opt.sinks else -np.inf
+        p = np.exp(logits - np.logaddexp(_lse(logits), sink))
+        out[h] = p @ v[: i + 1, h // group]
     return out

@@ -261,15 +261,16 @@ def test_half_precision_pools():
     np.testing.assert_allclose(o.float().numpy(), h.expected(q, [s], [200]), atol=4e-3)
 
 
-def test_unknown_layer_inputs_are_refused():
+def test_layer_inputs_that_are_not_computed_are_refused():
     h = Harness()
     batch = h.batch({0: 5}, [h.new_sequence()], decode=False)
     h.backend.init_forward_metadata(batch)
     q, k = torch.randn(5, 64), torch.randn(5, 2, 16)
-    with pytest.raises(
-        NotImplementedError, match="layer 0 passes sinks.*choose another"
-    ):
-        h.backend.forward_extend(q, k, k, h.layers[0], batch, sinks=torch.zeros(4))
+    for name, instead in (("return_lse", "choose another"), ("sinks", "use fa3")):
+        with pytest.raises(NotImplementedError, match=f"passes {name} .*{instead}"):
+            h.backend.forward_extend(
+                q, k, k, h.layers[0], batch, **{name: torch.zeros(4)}
+            )
 
 
 if __name__ == "__main__":

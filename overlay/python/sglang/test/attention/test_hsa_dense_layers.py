@@ -9,54 +9,11 @@ import pytest
 import torch
 
 from sglang.srt.layers.attention.hsa.passes.decode import decoded_layers
-from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.test.attention import hsa_oracle
-from sglang.test.attention.hsa_device import ATOL, DEVICE, needs_kernels
+from sglang.test.attention.hsa_device import needs_kernels
 from sglang.test.attention.hsa_faults import leave_arrivals
-from sglang.test.attention.hsa_harness import Harness
+from sglang.test.attention.hsa_layers import Layers
 
 pytestmark = needs_kernels
-
-
-class Layers(Harness):
-    """Layer 0 is dense, layer 1 uses HSA; both get the same inputs. The dense backend is for prompts alone."""
-
-    def __init__(self, **options):
-        options = {"layers": 2, "hsa_layer_ids": [1], "num_pages": 80, **options}
-        super().__init__(device=DEVICE, decode_kernels=True, **options)
-        self.whole = hsa_oracle.Options(
-            page_size=self.oracle.page_size, window_size=10**6, sink_pages=0, scale=self.oracle.scale,
-            cap=self.oracle.cap,
-        )  # fmt: skip
-
-    def prefill(self, sequences, lengths):
-        batch = self.batch(dict(enumerate(lengths)), sequences, False)
-        self.backend.init_forward_metadata(batch)
-        q, k, v = self.inputs(sequences, lengths)
-        for layer in range(len(self.layers)):
-            self.forward(batch, q, k, v, layer)
-
-    def decode_batch(self, sequences, new=1):
-        batch = self.batch(dict.fromkeys(range(len(sequences)), new), sequences, new == 1)  # fmt: skip
-        if new > 1:
-            batch.forward_mode = ForwardMode.TARGET_VERIFY
-            batch.seq_lens = batch.seq_lens - new
-            batch.seq_lens_cpu = batch.seq_lens_cpu - new
-        return batch
-
-    def check(self, sequences, new=1):
-        """A pass through all layers, each against the oracle of its own attention."""
-        counts = [new] * len(sequences)
-        batch = self.decode_batch(sequences, new)
-        self.backend.init_forward_metadata(batch)
-        q, k, v = self.inputs(sequences, counts)
-        sparse, rows = self.oracle, q.cpu()
-        for number in range(len(self.layers)):
-            o = self.forward(batch, q, k, v, number)
-            self.oracle = sparse if self.pool.has_page_repr(number) else self.whole
-            expected = self.expected(rows, sequences, counts)
-            np.testing.assert_allclose(o.float().numpy(), expected, atol=ATOL)
-        self.oracle = sparse
 
 
 def without_dense_backend(h, monkeypatch):
@@ -137,14 +94,6 @@ def layers_of(h):
     return decoded_layers(dict(enumerate(h.layers)), h.backend.pool, h.backend.config)
 
 
-def test_a_sliding_window_layer_goes_to_the_dense_backend():
-    h = Layers()
-    h.layers[0].sliding_window_size = 64
-    assert layers_of(h) == {1}
-    h.layers[0].sliding_window_size = -1
-    assert layers_of(h) == {0, 1}
-
-
 @pytest.mark.parametrize(
     "attribute,value",
     [("xai_temperature_len", 100), ("use_irope", True), ("tp_q_head_num", 8)],
@@ -160,6 +109,6 @@ def test_an_input_that_is_not_computed_is_refused():
     batch = h.decode_batch([h.new_sequence()])
     h.backend.init_forward_metadata(batch)
     inputs = h.inputs([h.new_sequence()], [1])
-    h.layer_inputs = {"sinks": torch.zeros(4)}
-    with pytest.raises(NotImplementedError, match="layer 0 passes sinks"):
+    h.layer_inputs = {"return_lse": True}
+    with pytest.raises(NotImplementedError, match="layer 0 passes return_lse"):
         h.forward(batch, *inputs, 0)

@@ -31,13 +31,14 @@ SEQ_LENS = (103, 98, 1, 5)
 WRITTEN = (31, 30, 3, 4)
 
 
-def make(group, head_dim, window, zero_logit):
+def make(group, head_dim, window, softmax1):
     """(parameters, cache, page table, queries, queries that choose) of one step."""
     config = make_params(
         page_size=SLOTS, window_size=window, topk=3, sink_pages=0, chunk_repr="prior",
         selection_strategy="softmax_head", weight_mode="score",
     ).config  # fmt: skip
-    params = AttentionParams(config, SCALE, mask_last_slot=True, zero_logit=zero_logit)
+    sinks = torch.zeros(KV_HEADS * group, device=DEVICE) if softmax1 else None
+    params = AttentionParams(config, SCALE, mask_last_slot=True, sink_logits=sinks)
     generator = torch.Generator().manual_seed(group)
 
     def random(*shape):
@@ -99,7 +100,7 @@ def expected(params, cache, table, q, chooser, places):
                 weights = (SCALE * k[slots[c]] @ q[h]).softmax(0)
                 parts.append((score[h][c], weights @ v[slots[c]]))
             logits = torch.stack([part[0] for part in parts])
-            if params.zero_logit:
+            if params.sink_logits is not None:
                 logits = torch.cat([logits, logits.new_zeros(1)])
             for weight, (_, value) in zip(logits.softmax(0), parts):
                 out[h] += weight * value
@@ -107,11 +108,11 @@ def expected(params, cache, table, q, chooser, places):
 
 
 @pytest.mark.parametrize(
-    "group,head_dim,window,zero_logit",
+    "group,head_dim,window,softmax1",
     [(2, 16, 20, True), (1, 24, 1, False), (3, 16, 40, True)],
 )
-def test_rows_attend_by_the_definition(group, head_dim, window, zero_logit):
-    params, cache, table, q, chooser = make(group, head_dim, window, zero_logit)
+def test_rows_attend_by_the_definition(group, head_dim, window, softmax1):
+    params, cache, table, q, chooser = make(group, head_dim, window, softmax1)
     counters, rows = HSACounters(DEVICE), lengths()
     assert rows.tolist() == [117, 111, 0, 5, 0, 112, 0, 0]
     size = DecodeSize(len(rows), table.shape[1], q.shape[1], KV_HEADS, head_dim, 2)

@@ -64,7 +64,7 @@ def test_kernels_fit_the_card(record, card, model):
     select = record(prior_extend, "_select_prior_pages_kernel", card)
     attend = record(extend, "_extend_hsa_kernel", card)
     write = record(landmark_kernel, "_write_landmark_pages_kernel", card)
-    params, group = landmark_params(zero_logit=True), heads // kv_heads
+    params, group = landmark_params(sink_logits=torch.zeros(heads)), heads // kv_heads
     tiling = choose_tiling(group, head_dim, params.config)
     cache = make_cache(model)
     counters = torch.zeros(8, dtype=torch.int64)
@@ -109,7 +109,7 @@ def test_decode_kernels_fit_the_card(record, card, model, pages):
     heads, kv_heads, head_dim = SHAPES[model]
     select = record(prior_decode, "_select_prior_decode_kernel", card)
     attend = record(decode, "_decode_hsa_kernel", card)
-    params, cache = landmark_params(zero_logit=True), make_cache(model)
+    params, cache = landmark_params(sink_logits=torch.zeros(heads)), make_cache(model)
     rows = prior_decode.ROWS_PER_SEQUENCE
     q = torch.empty(rows, heads, head_dim, dtype=torch.bfloat16)
     lengths = torch.zeros(rows, dtype=torch.int32)

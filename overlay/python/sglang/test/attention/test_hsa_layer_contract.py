@@ -54,7 +54,7 @@ def test_every_attribute_of_a_layer_is_known():
 
 def test_models_set_no_other_attribute():
     """From outside, as Grok does with its temperature; a ``_kv_scale`` that nobody reads is Hunyuan's, ``kv_b_proj`` is of MLA models."""
-    known = contract.COMPUTED | contract.OWN | set(contract.REFUSED)
+    known = contract.COMPUTED | set(contract.REFUSED)
     known |= {"_kv_scale", "kv_b_proj"}
     found = {
         target.attr

@@ -70,7 +70,9 @@ ASKED_BY_MODEL = {
             layer_types=["linear_attention", "full_attention"]
         )
     ),
-    "hybrid sliding-window memory": dict(is_hybrid_swa=True),
+    "heads of other sizes in sliding-window layers": dict(
+        hf_text_config=SimpleNamespace(head_dim=256, global_head_dim=512)
+    ),
     "chunked local attention": dict(attention_chunk_size=8192),
     "multimodal models": dict(is_multimodal=True),
     "the Transformers modelling backend": dict(model_impl="transformers"),
@@ -93,6 +95,27 @@ ASKED_BY_MODEL = {
 }
 
 
+# A chain of drafts on a CUDA device; each entry asks for one thing more.
+DRAFTS = dict(
+    device="cuda",
+    speculative_algorithm="EAGLE",
+    speculative_num_steps=3,
+    speculative_eagle_topk=1,
+    speculative_num_draft_tokens=4,
+)
+
+# Of models whose sliding-window layers have a pool of their own, and learned sinks.
+IN_ONE_POOL = "hybrid sliding-window memory"
+ASKED_OF_GPT_OSS = {
+    "speculative decoding with hybrid sliding-window memory": DRAFTS,
+    "the hierarchical cache with hybrid sliding-window memory": dict(
+        device="cuda", enable_hierarchical_cache=True
+    ),
+    "learned sinks with FlashInfer or torch_native on a GPU": dict(
+        device="cuda", hsa_dense_backend="flashinfer"
+    ),
+}
+
 # Of checkpoints that were trained for HSA.
 ASKED_OF_HILS = {
     "speculative decoding of HiLS checkpoints": dict(
@@ -104,14 +127,6 @@ ASKED_OF_HILS = {
     "8-bit KV caches of HiLS checkpoints": dict(kv_cache_dtype="fp8_e4m3"),
 }
 
-# A chain of drafts on a CUDA device; each entry asks for one thing more.
-DRAFTS = dict(
-    device="cuda",
-    speculative_algorithm="EAGLE",
-    speculative_num_steps=3,
-    speculative_eagle_topk=1,
-    speculative_num_draft_tokens=4,
-)
 ASKED_BY_DRAFTS = {
     "speculative decoding on a CPU": dict(device="cpu"),
     "NGRAM speculative decoding": dict(speculative_algorithm="NGRAM"),
@@ -144,8 +159,9 @@ ASKED_OF_DRAFTS_BY_VARIABLES = {
 
 def test_every_refusal_is_tested_and_worded_apart():
     features = [refusal.feature for refusal in refusals.REFUSALS]
-    asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS, *ASKED_OF_HILS, SIZED_LATE}  # fmt: skip
-    assert sorted(features) == sorted({*asked, *ASKED_OF_DRAFTS_BY_VARIABLES})
+    asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS, *ASKED_OF_HILS, *ASKED_OF_GPT_OSS}  # fmt: skip
+    alone = {*ASKED_OF_DRAFTS_BY_VARIABLES, SIZED_LATE, IN_ONE_POOL}
+    assert sorted(features) == sorted(asked | alone)
 
 
 def drafting(model_path, **changed):
@@ -264,6 +280,21 @@ def test_refused_models(model_path, feature):
         refusals.check(args, changed)
 
 
+@pytest.mark.parametrize("feature", ASKED_OF_GPT_OSS)
+def test_refused_of_windows_in_a_pool_of_their_own(model_path, feature):
+    args = server_args(model_path)
+    model = vars(compat.model_config(args))
+    config = SimpleNamespace(architectures=["GptOssForCausalLM"])
+    model = SimpleNamespace(**{**model, "hf_config": config, "is_hybrid_swa": True})
+    if compat.graphs_hold_metadata():
+        refusals.check(compat.arguments(args), model)
+    else:
+        assert is_refused(IN_ONE_POOL, compat.arguments(args), model)
+    change(args, **ASKED_OF_GPT_OSS[feature])
+    with pytest.raises(ValueError, match=f"does not support {feature}"):
+        refusals.check(compat.arguments(args), model)
+
+
 @pytest.mark.parametrize("feature", ASKED_OF_HILS)
 def test_refused_of_checkpoints_that_were_trained_for_hsa(model_path, feature):
     args = server_args(model_path)
@@ -305,7 +336,6 @@ SMALL = dict(
 )
 # What SGLang asserts about these models, or a property of theirs that needs a running server, once hid the refusal.
 REFUSED_BEFORE_SGLANG_ADJUSTS = {
-    "GptOssForCausalLM": ("gpt_oss", "attention sinks", {}),
     "Exaone4ForCausalLM": ("exaone4", "sliding windows of EXAONE", {}),
     "FalconH1ForCausalLM": ("falcon_h1", "linear-attention hybrids", {}),
     "Lfm2ForCausalLM": (

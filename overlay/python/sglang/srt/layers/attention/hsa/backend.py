@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import time
-from functools import partial
 from typing import TYPE_CHECKING, FrozenSet, Optional, Union
 
 import torch
@@ -14,7 +13,12 @@ from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa import counters as hsa_counters
-from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, HSAConfig
+from sglang.srt.layers.attention.hsa.config import (
+    FIELD_PREFIX,
+    SINK_BACKENDS,
+    HSAConfig,
+)
+from sglang.srt.layers.attention.hsa.model_layers import layers_beyond, sink_logits
 from sglang.srt.layers.attention.hsa.ops.common import shared_bytes
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling
 from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
@@ -99,10 +103,18 @@ class HSAAttnBackend(AttentionBackend):
         }
         self.layers = frozenset(layers)
         self.kernels = self._kernels_on(model_runner.device, kernels)
-        self.extend_pass, self.reference_pass = ExtendPass, ReferencePass
         if self.config.has_landmark_rows:
-            self.extend_pass = partial(LandmarkExtendPass, layers=self.layers)
-            self.reference_pass = partial(LandmarkReferencePass, layers=self.layers)
+            self.extend_pass, self.reference_pass = (
+                LandmarkExtendPass,
+                LandmarkReferencePass,
+            )
+            self.beyond_dense = self.layers
+        else:
+            self.extend_pass, self.reference_pass = ExtendPass, ReferencePass
+            self.beyond_dense = layers_beyond(
+                self.config.dense_backend, model_runner.model, self.pool.windows_apart
+            )
+        self.attended = self.pool.hsa_layers | self.beyond_dense
         self.decode: Optional[Union[DecodeState, LandmarkDecodeState]] = None
         self.tree_mask = None
         if self.kernels:
@@ -129,6 +141,7 @@ class HSAAttnBackend(AttentionBackend):
                 self.req_to_token_pool.req_to_token.shape[1],
                 chunk if chunk and chunk > 0 else args.max_prefill_tokens,
                 self._a_window_layer(layers),
+                sink_logits(model_runner.model).get(first.layer_id),
             )
             logger.info(
                 f"HSA made its kernels for prompts in {time.perf_counter() - begin:.1f} s; "
@@ -190,9 +203,11 @@ class HSAAttnBackend(AttentionBackend):
         # find the lengths of a draft extend.
         mode = forward_batch.forward_mode
         unselective = self.forward_pass.max_candidates == 0
-        unselective &= not (self.quantised or self.config.has_landmark_rows)
-        self.goes_dense = unselective and not compat.is_draft_extend(mode)
-        if self.goes_dense or self.layers > self.forward_pass.layers:
+        self.goes_dense = unselective and not (
+            self.quantised or compat.is_draft_extend(mode)
+        )
+        leaves_layers = self.goes_dense or self.layers > self.forward_pass.layers
+        if self.dense is not None and leaves_layers:
             self.dense.init_forward_metadata(forward_batch)
 
     def _make_pass(self, forward_batch: ForwardBatch) -> AttentionPass:
@@ -214,9 +229,15 @@ class HSAAttnBackend(AttentionBackend):
                 self.tiling,
                 self.counters,
                 self.scratch,
+                self.attended,
             )
         return self.reference_pass(
-            forward_batch, self.pool, req_to_token, self.config, self.counters
+            forward_batch,
+            self.pool,
+            req_to_token,
+            self.config,
+            self.counters,
+            self.attended,
         )
 
     # CUDA graphs hold decode, verification and draft extend on the decode kernels, whose buffers are static and which
@@ -301,18 +322,27 @@ class HSAAttnBackend(AttentionBackend):
         save_kv_cache: bool = True,
         hsa_mask_last_slot: bool = False,
         hsa_select_q: Optional[torch.Tensor] = None,
+        sinks: Optional[torch.Tensor] = None,
         **kwargs,
     ) -> torch.Tensor:
         """One layer of any pass; q ``[T, H_q * D]``, k and v ``[T, H_kv, D]``, returns ``[T, H_q * D_v]``.
 
-        With rows of landmarks T counts these, too.
+        With rows of landmarks T counts these, too. Sinks ``[H_q]`` are logits more of the softmax, without a value.
         """
         sparse = self.pool.has_page_repr(layer.layer_id)
         here = layer.layer_id in self.forward_pass.layers
-        inputs = LayerInputs(hsa_mask_last_slot, hsa_select_q)
+        inputs = LayerInputs(hsa_mask_last_slot, hsa_select_q, sinks)
         _refuse_inputs(layer, self.config, sparse, here, inputs, kwargs)
         # Dense backends mask no slot.
-        if not here or (self.goes_dense and not hsa_mask_last_slot):
+        stays = hsa_mask_last_slot or layer.layer_id in self.beyond_dense
+        if not here or (self.goes_dense and not stays):
+            if sinks is not None:
+                if self.config.dense_backend not in SINK_BACKENDS:
+                    raise NotImplementedError(
+                        f"layer {layer.layer_id} passes sinks to its attention, which --hsa-dense-backend "
+                        f"{self.config.dense_backend} does not read; use {' or '.join(SINK_BACKENDS)}."
+                    )
+                kwargs["sinks"] = sinks
             o = self.dense.forward(
                 q, k, v, layer, forward_batch, save_kv_cache=save_kv_cache, **kwargs
             )
@@ -326,25 +356,24 @@ class HSAAttnBackend(AttentionBackend):
             rows = self.forward_pass.landmark_rows
             if rows is not None:
                 k, v = rows.drop(k), rows.drop(v)
-            if rows is None or sparse:
-                self._set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
-            else:
-                slots = self.forward_pass.window_slots
-                self.pool.set_window_buffer(layer, slots, k, v)
-        self.forward_pass.write_representations(layer, inputs)
+            self._write_keys(layer, forward_batch.out_cache_loc, k, v)
+        if sparse:
+            self.forward_pass.write_representations(layer, inputs)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         return self.forward_pass.attend(q, layer, inputs).flatten(1)
 
     forward_extend = forward_decode
 
-    def _set_kv_buffer(self, layer, slots, k, v) -> None:
+    def _write_keys(self, layer, slots, k, v) -> None:
+        scales = ()
         if self.quantised:
             # The pool divides what it is given in place.
-            self.pool.set_kv_buffer(
-                layer, slots, k.clone(), v.clone(), layer.k_scale, layer.v_scale
-            )
+            k, v, scales = k.clone(), v.clone(), (layer.k_scale, layer.v_scale)
+        if layer.sliding_window_size > 0:
+            slots = self.forward_pass.windows.slots
+            self.pool.set_window_buffer(layer, slots, k, v, *scales)
         else:
-            self.pool.set_kv_buffer(layer, slots, k, v)
+            self.pool.set_kv_buffer(layer, slots, k, v, *scales)
 
 
 def _refuse_inputs(
@@ -361,11 +390,10 @@ def _refuse_inputs(
         sparse: whether the layer uses HSA; here: whether HSA's pass attends it, sparsely or not.
     """
     passed = [name for name in kwargs if name.startswith(FIELD_PREFIX)]
-    given = [
-        FIELD_PREFIX + name
-        for name, value in inputs._asdict().items()
-        if value is not None and value is not False
-    ]
+    own = dict(
+        mask_last_slot=inputs.mask_last_slot, select_q=inputs.select_q is not None
+    )
+    given = [FIELD_PREFIX + name for name, value in own.items() if value]
     if not sparse and (passed or given):
         passed += given
         raise NotImplementedError(

@@ -18,6 +18,7 @@ CHUNK_REPR_KINDS = (*KINDS, PRIOR.name)
 WEIGHT_MODES = ("mass", "score")
 NOT_WEIGHTS = tuple(name for name, kind in KINDS.items() if kind.slow)
 DENSE_BACKENDS = ("fa3", "flashinfer", "triton", "torch_native")
+SINK_BACKENDS = ("fa3", "triton")  # of these, those that read learned sinks
 
 FIELD_PREFIX = "hsa_"
 WHOLE_PAST = 1 << 30  # a ``dense_below`` beyond every position

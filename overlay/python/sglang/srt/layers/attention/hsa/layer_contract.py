@@ -21,9 +21,6 @@ COMPUTED = frozenset(
     }
 )  # fmt: skip
 
-# What models made for HSA give their layers, beside what SGLang's class has.
-OWN = frozenset({"hsa_zero_logit"})
-
 # Attributes that ask for more: (whether a layer's value does, what it asks for).
 REFUSED: Dict[str, Tuple[Callable[[RadixAttention], bool], str]] = {
     "xai_temperature_len": (
@@ -56,10 +53,12 @@ COMPUTED |= _IN_GRAPHS
 # Of these, what layers of older releases do not have yet.
 LATER = _INDEXER | _IN_GRAPHS | {"q_scale_float"}
 
-# Model classes that pass ``sinks`` to their attention: their configuration is refused.
+# Model classes that pass ``sinks`` to their attention.
 SINK_MODELS = frozenset(
     {"GptOssForCausalLM", "MiMoV2ForCausalLM", "MiMoV2FlashForCausalLM", "MiMoV2MTP"}
 )
+# Those that have been compared with what transformers computes; the configuration of the others is refused.
+SERVED_WITH_SINKS = frozenset({"GptOssForCausalLM"})
 # Model types that do, of classes that serve others, too.
 SINK_TYPES = frozenset({"granite_swa", "granitemoe_swa"})
 

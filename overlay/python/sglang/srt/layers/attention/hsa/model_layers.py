@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Iterator, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, FrozenSet, Iterator, Sequence, Tuple
 
 import torch
 
@@ -151,6 +151,31 @@ def choose_layers(
     chosen = select_layers(named, eligible, config.num_hidden_layers)
     check_layers((name, module) for name, module in layers if module.layer_id in chosen)
     return chosen
+
+
+def sink_logits(model: torch.nn.Module) -> Dict[int, torch.Tensor]:
+    """The learned sinks ``[H_q]`` of the attentions that have some, by number of the layer: the module around each has them."""
+    modules = dict(model.named_modules())
+    found = {}
+    for name, module in attentions(model):
+        sinks = getattr(modules[name.rpartition(".")[0]], "sinks", None)
+        if sinks is not None:
+            found[module.layer_id] = sinks
+    return found
+
+
+def layers_beyond(
+    dense_backend: str, model: torch.nn.Module, windows_apart: bool
+) -> FrozenSet[int]:
+    """Layers that the dense backend cannot attend: torch_native reads no sinks, and from one pool alone.
+
+    Args:
+        windows_apart: whether layers with a sliding window have a pool of their own.
+    """
+    if dense_backend != "torch_native":
+        return frozenset()
+    slide = {x.layer_id for _, x in attentions(model) if x.sliding_window_size > 0}
+    return frozenset(sink_logits(model)) | (slide if windows_apart else set())
 
 
 def attention_names(model: torch.nn.Module, layer_ids: Sequence[int]) -> list[str]:

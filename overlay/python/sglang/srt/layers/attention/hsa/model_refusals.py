@@ -7,7 +7,12 @@ import dataclasses
 from typing import TYPE_CHECKING, Callable, Tuple
 
 from sglang.srt.configs.hils import is_hils
-from sglang.srt.layers.attention.hsa.layer_contract import SINK_MODELS, SINK_TYPES
+from sglang.srt.layers.attention.hsa import compat
+from sglang.srt.layers.attention.hsa.layer_contract import (
+    SERVED_WITH_SINKS,
+    SINK_MODELS,
+    SINK_TYPES,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -68,6 +73,16 @@ def _has_linear_attention(args: ServerArgs, model: ModelConfig) -> bool:
     )
 
 
+def has_window_pool(model: ModelConfig) -> bool:
+    """Whether layers with a sliding window have a pool of their own, in a model that was not trained for HSA."""
+    return bool(model.is_hybrid_swa) and not is_hils(model.hf_config)
+
+
+def reads_sinks(model: ModelConfig) -> bool:
+    """Whether the attention of a model that is served has learned sinks."""
+    return _is_one_of(model, *SERVED_WITH_SINKS)
+
+
 def _runs_in_transformers(args: ServerArgs, model: ModelConfig) -> bool:
     return model.model_impl == "transformers" or _is_one_of(model, TRANSFORMERS_CLASS)
 
@@ -78,6 +93,14 @@ def _has_windows_of_exaone(args: ServerArgs, model: ModelConfig) -> bool:
     )
 
 
+def _has_two_head_dims(args: ServerArgs, model: ModelConfig) -> bool:
+    config = model.hf_text_config
+    return getattr(config, "global_head_dim", None) not in (
+        None,
+        getattr(config, "head_dim", None),
+    )
+
+
 def _has_block_sparse_layers(args: ServerArgs, model: ModelConfig) -> bool:
     """Whether layers of a Phi-3-small attend blocks: all but every n-th."""
     return _is_one_of(model, "Phi3SmallForCausalLM") and (
@@ -85,9 +108,9 @@ def _has_block_sparse_layers(args: ServerArgs, model: ModelConfig) -> bool:
     )
 
 
-def _has_sinks(args: ServerArgs, model: ModelConfig) -> bool:
+def _has_other_sinks(args: ServerArgs, model: ModelConfig) -> bool:
     return (
-        _is_one_of(model, *SINK_MODELS)
+        _is_one_of(model, *(SINK_MODELS - SERVED_WITH_SINKS))
         or getattr(model.hf_config, "model_type", None) in SINK_TYPES
         or bool(getattr(model.hf_config, "enable_sink_attention", False))
     )
@@ -106,10 +129,9 @@ TRANSFORMERS_BACKEND = Refusal(
 # The one that an option lifts.
 HYBRID_MEMORY = Refusal(
     "hybrid sliding-window memory",
-    "a model whose sliding-window layers have a pool of their own",
-    lambda args, model: bool(model.is_hybrid_swa) and not is_hils(model.hf_config),
-    "its pool keeps representations beside the full-attention layers, but "
-    "no model that has one has been served with it",
+    "a model whose sliding-window layers have a pool of their own, with SGLang 0.5.12 and earlier",
+    lambda args, model: has_window_pool(model) and not compat.graphs_hold_metadata(),
+    "with those releases no model that has one has been served",
     "add --disable-hybrid-swa-memory",
 )
 
@@ -123,9 +145,9 @@ MODEL_REFUSALS: Tuple[Refusal, ...] = (
     ),
     Refusal(
         "attention sinks",
-        "a model whose attention has learned sinks",
-        _has_sinks,
-        "a sink adds to the softmax's sum what is the logit of no key, and no HSA op does",
+        "a model whose attention has learned sinks, other than gpt-oss",
+        _has_other_sinks,
+        "of models with learned sinks gpt-oss alone has been compared with what transformers computes",
         _OTHER,
     ),
     Refusal(
@@ -150,6 +172,13 @@ MODEL_REFUSALS: Tuple[Refusal, ...] = (
         _OTHER,
     ),
     HYBRID_MEMORY,
+    Refusal(
+        "heads of other sizes in sliding-window layers",
+        "a Gemma 4 model",
+        _has_two_head_dims,
+        "its full-attention layers have heads of 512 dimensions, and HSA's kernels take 256",
+        "use --attention-backend triton",
+    ),
     Refusal(
         "chunked local attention",
         "a model with attention chunks",

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Dict, NamedTuple, Optional
 
 import torch
 
-from sglang.srt.layers.attention.hsa.config import HSAConfig
+from sglang.srt.layers.attention.hsa.config import WHOLE_PAST, HSAConfig
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages, num_places
 from sglang.srt.layers.attention.hsa.page_repr import PageRepr, kind_named
 
@@ -58,7 +58,8 @@ class AttentionParams:
         dense_below: queries at smaller positions attend their whole past.
         exact_window: of a layer that attends the most recent places alone, so many of them, its own included; 0 for a
             layer that uses HSA.
-        zero_logit: whether the softmax has one logit of 0 more, that no value belongs to (softmax1).
+        sink_logits: one logit more of each query head's softmax, that no value belongs to ``[H_q]``: the learned sinks of
+            a model, or zeros for softmax1; None for none. It does not take part in the choice of pages.
     """
 
     config: HSAConfig
@@ -69,7 +70,7 @@ class AttentionParams:
     mask_last_slot: bool = False
     dense_below: int = 0
     exact_window: int = 0
-    zero_logit: bool = False
+    sink_logits: Optional[torch.Tensor] = field(default=None, compare=False)
 
     @property
     def page_size(self) -> int:
@@ -88,7 +89,7 @@ class AttentionParams:
 
     @property
     def sink_pages(self) -> int:
-        return self.config.sink_pages
+        return 0 if self.exact_window else self.config.sink_pages
 
     @property
     def topk(self) -> int:
@@ -141,8 +142,14 @@ def layer_params(
     config: HSAConfig,
     mask_last_slot: bool = False,
     dense_below: int = 0,
+    sink_logits: Optional[torch.Tensor] = None,
 ) -> AttentionParams:
-    """Parameters of a layer of SGLang whose cache ``pool`` keeps. A model may give it an attribute ``hsa_zero_logit``."""
+    """Parameters of a layer of SGLang whose cache ``pool`` keeps; the last three as in ``AttentionParams``."""
+    exact_window = _exact_window(layer, config)
+    if exact_window:
+        dense_below = 0
+    elif not pool.has_page_repr(layer.layer_id):
+        dense_below = WHOLE_PAST
     scales = {}
     if pool.dtype.itemsize == 1 and layer.k_scale is not None:
         scales = dict(k_scale=layer.k_scale_float, v_scale=layer.v_scale_float)
@@ -152,15 +159,15 @@ def layer_params(
         layer.logit_cap,
         mask_last_slot=mask_last_slot or config.has_landmark_rows,
         dense_below=dense_below,
-        exact_window=_exact_window(layer, config),
-        zero_logit=getattr(layer, "hsa_zero_logit", False),
+        exact_window=exact_window,
+        sink_logits=sink_logits,
         **scales,
     )
 
 
 def _exact_window(layer: RadixAttention, config: HSAConfig) -> int:
-    """Places that a layer with a sliding window attends; HSA has such layers where they read rows of landmarks."""
-    if not config.has_landmark_rows or layer.sliding_window_size <= 0:
+    """Places that a layer with a sliding window attends; 0 for any other."""
+    if layer.sliding_window_size <= 0:
         return 0
     tokens = layer.sliding_window_size + 1  # SGLang counts those before the query
-    return num_places(tokens, config.page_size)
+    return num_places(tokens, config.page_size) if config.has_landmark_rows else tokens

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Sequence, Tuple
 from sglang.srt.configs.hils import is_hils
 from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.checkpoint_options import HILS_REFUSALS
+from sglang.srt.layers.attention.hsa.config import SINK_BACKENDS
 from sglang.srt.layers.attention.hsa.model_refusals import (
     HYBRID_MEMORY,
     MODEL_REFUSALS,
     Refusal,
+    has_window_pool,
+    reads_sinks,
 )
 
 if TYPE_CHECKING:
@@ -90,6 +93,15 @@ REFUSALS: Tuple[Refusal, ...] = (
         and args.kv_cache_dtype == "fp8_e5m2",
         "FlashAttention 3 reads fp8_e4m3 only",
         "use --hsa-dense-backend triton or --kv-cache-dtype fp8_e4m3",
+    ),
+    Refusal(
+        "learned sinks with FlashInfer or torch_native on a GPU",
+        "--hsa-dense-backend flashinfer or torch_native",
+        lambda args, model: reads_sinks(model)
+        and args.device != "cpu"
+        and args.hsa_dense_backend not in SINK_BACKENDS,
+        "dense layers would leave the sinks out",
+        "use --hsa-dense-backend fa3 or triton",
     ),
     Refusal(
         "double sparsity",
@@ -270,6 +282,20 @@ REFUSALS: Tuple[Refusal, ...] = (
         and args.enable_hierarchical_cache,
         "the host keeps no keys of the draft model",
         "drop one of the two",
+    ),
+    Refusal(
+        "speculative decoding with hybrid sliding-window memory",
+        "--speculative-algorithm",
+        lambda args, model: bool(args.speculative_algorithm) and has_window_pool(model),
+        "rows of drafts read windows from the common pool alone",
+        "add --disable-hybrid-swa-memory",
+    ),
+    Refusal(
+        "the hierarchical cache with hybrid sliding-window memory",
+        "--enable-hierarchical-cache",
+        lambda args, model: args.enable_hierarchical_cache and has_window_pool(model),
+        _UNTESTED,
+        "add --disable-hybrid-swa-memory",
     ),
     Refusal(
         "two-batch overlap",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
     from sglang.srt.layers.attention.hsa.landmark_rows import LandmarkRows
     from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
@@ -26,15 +27,36 @@ def prefill_dense_below(forward_batch: ForwardBatch, config: HSAConfig) -> int:
 
 
 class LayerInputs(NamedTuple):
-    """What a layer passes to its attention beside q, k and v, each as ``hsa_`` and its name.
+    """What a layer passes to its attention beside q, k and v.
 
     Attributes:
         mask_last_slot: the last slot of a page is no key (see ``layout``).
         select_q: queries that choose pages, rotated ``[T, H_q, D]``; None for those that attend.
+        sink_logits: as in ``AttentionParams``.
     """
 
     mask_last_slot: bool = False
     select_q: Optional[torch.Tensor] = None
+    sink_logits: Optional[torch.Tensor] = None
+
+
+class WindowCache(NamedTuple):
+    """Where the layers with a sliding window keep the keys of a pass.
+
+    Attributes:
+        slots: that the new tokens are written to ``[T]``.
+        page_table: physical page of each logical page ``[B, max_pages]`` int32; any for one that no window reaches.
+    """
+
+    slots: torch.Tensor
+    page_table: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, pool: PageReprMixin, slots: torch.Tensor, page_table: torch.Tensor
+    ) -> WindowCache:
+        """Of an eager pass, by its slots and pages in the layers that attend more."""
+        return cls(pool.window_slots(slots), pool.window_pages(page_table))
 
 
 class AttentionPass(abc.ABC):
@@ -44,12 +66,14 @@ class AttentionPass(abc.ABC):
         layers: numbers of the layers that it attends, all with HSA among them; the dense backend has the others.
         rows: new tokens (host int); unknown to passes that run in CUDA graphs.
         max_candidates: largest number of candidate pages of any new token (host int), or a bound of it.
+        windows: of the layers that it attends and that have a sliding window; None if there is none.
         landmark_rows: where landmarks are among the rows; None for a model without, and until decode was asked for them.
     """
 
     layers: FrozenSet[int]
     rows: int
     max_candidates: int
+    windows: Optional[WindowCache] = None
     landmark_rows: Optional[LandmarkRows] = None
 
     def rows_of(self, forward_batch: ForwardBatch) -> Optional[LandmarkRows]:
@@ -66,7 +90,7 @@ class AttentionPass(abc.ABC):
     def write_representations(
         self, layer: RadixAttention, inputs: LayerInputs = LayerInputs()
     ) -> None:
-        """Represent the pages that are complete and have no valid representation."""
+        """In a layer with HSA, represent the pages that are complete and have no valid representation."""
 
     @abc.abstractmethod
     def attend(

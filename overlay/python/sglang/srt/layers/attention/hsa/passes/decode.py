@@ -8,21 +8,23 @@ passes with more rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 import torch
 
 from sglang.srt.layers.attention.hsa import compat
-from sglang.srt.layers.attention.hsa.config import WHOLE_PAST
 from sglang.srt.layers.attention.hsa.layer_contract import unsupported
 from sglang.srt.layers.attention.hsa.ops.common import padded_width
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
     AllLayers,
     write_committed_pages,
 )
-from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.params import layer_params
-from sglang.srt.layers.attention.hsa.passes.base import AttentionPass, LayerInputs
+from sglang.srt.layers.attention.hsa.passes.base import (
+    AttentionPass,
+    LayerInputs,
+    WindowCache,
+)
 from sglang.srt.layers.attention.hsa.passes.decode_attention import (
     DENSE_SPLITS,
     DecodeAttention,
@@ -43,19 +45,23 @@ if TYPE_CHECKING:
 def decoded_layers(
     layers: Dict[int, RadixAttention], pool: PageReprMixin, config: HSAConfig
 ) -> FrozenSet[int]:
-    """The layers that decode attends: those with HSA, and of the others those that attend their whole past alike."""
+    """The layers that decode attends: those with HSA, and of the others those whose heads are alike."""
     sparse = frozenset(pool.hsa_layer_ids)
     if config.dense_backend == "torch_native" and pool.dtype.itemsize == 1:
         # It writes and reads 8-bit keys without their scales; whoever wrote them in extend must read them.
         return sparse
-    heads = layers[pool.hsa_layer_ids[0]].tp_q_head_num
+    first = layers[pool.hsa_layer_ids[0]]
     return sparse | {
         number
         for number, layer in layers.items()
-        if layer.sliding_window_size <= 0
-        and layer.tp_q_head_num == heads
-        and not unsupported(layer)
+        if _shape(layer) == _shape(first) and not unsupported(layer)
     }
+
+
+def _shape(layer: RadixAttention) -> Tuple[int, ...]:
+    """What the scratch of a launch is made for."""
+    heads = layer.tp_q_head_num, layer.tp_k_head_num
+    return *heads, layer.qk_head_dim, layer.v_head_dim
 
 
 class DecodeBuffers(NamedTuple):
@@ -66,12 +72,14 @@ class DecodeBuffers(NamedTuple):
         page_table: physical page of each logical page ``[steps, rows, max_pages]`` int32.
         attention: scratch and launches of a step.
         dense: those of the layers without HSA.
+        window: as of ``write_tables``.
     """
 
     seq_lens: torch.Tensor
     page_table: torch.Tensor
     attention: SplitDecode
     dense: DecodeAttention
+    window: WindowCache
 
     @property
     def rows(self) -> int:
@@ -111,10 +119,13 @@ class DecodeState(StaticPasses):
         device = self.req_to_token.device
         self.buffers: Optional[DecodeBuffers] = None  # of the pass that began last
         self.rows: List[Rows] = []  # its rows, by draft step
+        self.windows: List[WindowCache] = (
+            []
+        )  # the same of its layers with a sliding window
         params = [layer_params(layers[i], pool, config) for i in pool.hsa_layer_ids]
         self.params = params[0]
         self.k_scales = torch.tensor([p.k_scale for p in params], device=device)
-        keys = [pool.k_buffer[layer - pool.start_layer] for layer in pool.hsa_layer_ids]
+        keys = [pool.get_key_buffer(layer) for layer in pool.hsa_layer_ids]
         self.addresses = [
             torch.tensor(
                 [t.data_ptr() for t in tensors], dtype=torch.uint64, device=device
@@ -131,6 +142,7 @@ class DecodeState(StaticPasses):
             torch.zeros(shape, dtype=torch.int32, device=device),
             SplitDecode(self.config, self.counters, size, device),
             DecodeAttention(size, device, DENSE_SPLITS),
+            self.make_window(rows),
         )
 
     def begin(self, forward_batch: ForwardBatch) -> None:
@@ -138,14 +150,14 @@ class DecodeState(StaticPasses):
         # Versions before the table, as in ``build_metadata``.
         self.pool.versions_at(self.built_at, out=self.page_version)
         self.buffers = self.buffers_for(len(forward_batch.seq_lens))
-        self.rows = self._write_rows(forward_batch)
+        self._write_rows(forward_batch)
         if self.pool.repr_kind.stored:
             self._write_representations(forward_batch)
 
-    def _write_rows(self, forward_batch: ForwardBatch) -> List[Rows]:
+    def _write_rows(self, forward_batch: ForwardBatch) -> None:
         seq_lens, page_table = self.buffers.seq_lens, self.buffers.page_table
         if not forward_batch.forward_mode.is_decode() or self.draft_steps:
-            return write_draft_rows(
+            self.rows = write_draft_rows(
                 forward_batch,
                 self.req_to_token,
                 seq_lens,
@@ -153,14 +165,15 @@ class DecodeState(StaticPasses):
                 page_size=self.config.page_size,
                 num_draft_tokens=self.rows_per_request,
             )
-        table = build_page_table(
-            self.req_to_token,
-            forward_batch.req_pool_indices,
-            forward_batch.seq_lens,
-            page_table[0, : len(forward_batch.seq_lens)],
-            self.config.page_size,
+            # Drafts are refused where windows have slots of their own.
+            slots = forward_batch.out_cache_loc
+            self.windows = [WindowCache(slots, step.page_table) for step in self.rows]
+            return
+        table, windows = self.write_tables(
+            forward_batch, page_table[0], self.buffers.window
         )
-        return [Rows(forward_batch.seq_lens, table)]
+        self.rows = [Rows(forward_batch.seq_lens, table)]
+        self.windows = [windows]
 
     def _write_representations(self, forward_batch: ForwardBatch) -> None:
         """Represent the page that each request's previous pass completed, and heal. Draft tokens complete none."""
@@ -198,6 +211,10 @@ class DecodePass(AttentionPass):
         self.state, self.step, self.layers = state, step, state.layers
         self.rows, self.max_candidates = 0, state.size.max_pages
 
+    @property
+    def windows(self) -> WindowCache:
+        return self.state.windows[self.step]
+
     def enter_layer(self, layer: RadixAttention, forward_batch: ForwardBatch) -> None:
         state = self.state
         if layer.layer_id == state.first_layer:
@@ -218,16 +235,24 @@ class DecodePass(AttentionPass):
         inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
         state = self.state
-        attention, dense_below = state.buffers.attention, 0
-        if not state.pool.has_page_repr(layer.layer_id):
-            attention, dense_below = state.buffers.dense, WHOLE_PAST
         seq_lens, page_table = state.rows[self.step]
+        params = layer_params(
+            layer,
+            state.pool,
+            state.config,
+            inputs.mask_last_slot,
+            sink_logits=inputs.sink_logits,
+        )
+        attention = state.buffers.dense
+        if params.exact_window:
+            attention = state.buffers.attention.attention
+            page_table = self.windows.page_table
+        elif state.pool.has_page_repr(layer.layer_id):
+            attention = state.buffers.attention
         return attention.launch(
             q,
             state.pool.layer_cache(layer.layer_id, state.page_version),
             page_table,
             seq_lens,
-            layer_params(
-                layer, state.pool, state.config, inputs.mask_last_slot, dense_below
-            ),
+            params,
         )

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import torch
 import triton
 
 from sglang.srt.layers.attention.hsa import compat
-from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
+from sglang.srt.layers.attention.hsa.ops.common import padded_width
+from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
+from sglang.srt.layers.attention.hsa.passes.base import AttentionPass, WindowCache
 from sglang.srt.layers.attention.hsa.passes.decode_attention import DecodeSize
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ class StaticPasses(abc.ABC):
         begins_before_graphs: whether that must run outside of the graph.
     """
 
-    begins_before_graphs = False
     steps: List[AttentionPass]
 
     def __init__(
@@ -57,6 +58,8 @@ class StaticPasses(abc.ABC):
         self.layers = frozenset(layers)
         self.rows_per_request = rows_per_request
         self.begins_early = compat.graphs_hold_metadata()
+        # The scheduler clears the map of windows once what comes before a graph has run.
+        self.begins_before_graphs = pool.windows_apart
         self.req_to_token = req_to_token_pool.req_to_token
         first = layers[pool.hsa_layer_ids[0]]
         self.size = DecodeSize(
@@ -92,6 +95,49 @@ class StaticPasses(abc.ABC):
             page_handouts: hand-outs of the pool at that time (see docs/storage.md).
         """
         self.built_at.fill_(page_handouts)
+
+    def write_tables(
+        self,
+        forward_batch: ForwardBatch,
+        page_table: torch.Tensor,
+        window: WindowCache,
+    ) -> Tuple[torch.Tensor, WindowCache]:
+        """Page tables of one row per request, and where layers with a sliding window write.
+
+        Args:
+            page_table: ``[>= B, max_pages]`` int32, written.
+            window: buffers of so many rows, written if these layers have a pool of their own.
+
+        Returns:
+            The parts that are written ``[B, max_pages]``, of layers with a sliding window what they have.
+        """
+        requests, slots = len(forward_batch.seq_lens), forward_batch.out_cache_loc
+        table, apart = page_table[:requests], self.pool.windows_apart
+        window_table = window.page_table[:requests] if apart else None
+        build_page_table(
+            self.req_to_token,
+            forward_batch.req_pool_indices,
+            forward_batch.seq_lens,
+            table,
+            self.config.page_size,
+            self.pool.window_map,
+            window_table,
+        )
+        if not apart:
+            return table, WindowCache(slots, table)
+        # A batch whose graph has more rows gives slots for its own; the others take padding.
+        window_slots = window.slots[:requests].zero_()
+        window_slots[: len(slots)] = self.pool.window_slots(slots)
+        return table, WindowCache(window_slots, window_table)
+
+    def make_window(self, rows: int) -> WindowCache:
+        """Buffers for ``write_tables``; empty if windows have no pool of their own."""
+        rows *= self.pool.windows_apart
+        shape, device = (rows, padded_width(self.size.max_pages)), self.built_at.device
+        return WindowCache(
+            torch.zeros(rows, dtype=torch.int64, device=device),
+            torch.zeros(shape, dtype=torch.int32, device=device),
+        )
 
     def buffers_for(self, requests: int) -> Any:
         """Those of the graphs if the requests fit, else others that grow with the largest batch."""

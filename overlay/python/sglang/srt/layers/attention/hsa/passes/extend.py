@@ -8,7 +8,7 @@ attention. Nothing here reads the device.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Optional, Tuple
+from typing import TYPE_CHECKING, FrozenSet, Optional, Tuple
 
 import torch
 import triton
@@ -29,6 +29,7 @@ from sglang.srt.layers.attention.hsa.params import NO_VERSION, layer_params
 from sglang.srt.layers.attention.hsa.passes.base import (
     AttentionPass,
     LayerInputs,
+    WindowCache,
     prefill_dense_below,
 )
 from sglang.srt.layers.attention.hsa.passes.tile_attention import TileAttention
@@ -52,6 +53,7 @@ def prepare_prompts(
     context: int,
     chunk: int,
     window_layer: Optional[RadixAttention] = None,
+    sinks: Optional[torch.Tensor] = None,
 ) -> None:
     """Take the scratch and compile the kernels of prompts at start-up, where neither surprises a request.
 
@@ -62,12 +64,15 @@ def prepare_prompts(
         layer: one with HSA; dtype: of its queries.
         context: most tokens of a request; chunk: of a pass that is cut into chunks.
         window_layer: one with a sliding window that HSA attends, if there is one.
+        sinks: sink logits of ``layer``, if it has some.
     """
     device, page_size = scratch.device, config.page_size
     context = min(context, pool.size)
     places = num_places(context, page_size) if config.has_landmark_rows else context
     counters = HSACounters(device)  # of nobody
-    params = layer_params(layer, pool, config, dense_below=config.dense_below)
+    params = layer_params(
+        layer, pool, config, dense_below=config.dense_below, sink_logits=sinks
+    )
     width = padded_width(triton.cdiv(context, page_size))
     table = torch.zeros((1, width), dtype=torch.int32, device=device)
 
@@ -150,6 +155,7 @@ class ExtendPass(AttentionPass):
         tiling: of the kernels.
         counters: counts are added to it on the device.
         scratch: that the passes of a backend take turns with.
+        layers: numbers of the layers that it attends.
     """
 
     def __init__(
@@ -161,10 +167,10 @@ class ExtendPass(AttentionPass):
         tiling: Tiling,
         counters: HSACounters,
         scratch: Scratch,
+        layers: FrozenSet[int],
     ):
         self.pool, self.config, self.counters = pool, config, counters
-        self.scratch = scratch
-        self.layers = pool.hsa_layers
+        self.scratch, self.layers = scratch, layers
         self.dense_below = prefill_dense_below(forward_batch, config)
         device = forward_batch.seq_lens.device
         # A draft extend still has the prefix lengths of its requests' prefill; the differences are always right.
@@ -191,6 +197,9 @@ class ExtendPass(AttentionPass):
             ),
             config.page_size,
         )
+        if layers > pool.hsa_layers:
+            slots = forward_batch.out_cache_loc
+            self.windows = WindowCache.of(pool, slots, self.page_table)
 
     def _prefix_and_rows(
         self, seq_lens: torch.Tensor, new_lens: torch.Tensor
@@ -223,11 +232,17 @@ class ExtendPass(AttentionPass):
         layer: RadixAttention,
         inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
-        return self.tiles.launch(
-            q,
-            self.pool.layer_cache(layer.layer_id, self.page_version),
-            self.page_table,
-            layer_params(
-                layer, self.pool, self.config, inputs.mask_last_slot, self.dense_below
-            ),
+        cache = self.pool.layer_cache(layer.layer_id, self.page_version)
+        params = layer_params(
+            layer,
+            self.pool,
+            self.config,
+            inputs.mask_last_slot,
+            self.dense_below,
+            inputs.sink_logits,
         )
+        if self.pool.has_page_repr(layer.layer_id):
+            return self.tiles.launch(q, cache, self.page_table, params, inputs.select_q)
+        slides = params.exact_window > 0
+        table = self.windows.page_table if slides else self.page_table
+        return self.tiles.attend_window(q, cache, table, params)

@@ -19,13 +19,16 @@ from sglang.srt.layers.attention.hsa.ops.common import padded_width
 from sglang.srt.layers.attention.hsa.ops.page_repr.landmark_kernel import (
     write_landmark_pages,
 )
-from sglang.srt.layers.attention.hsa.ops.page_table.kernel import build_page_table
 from sglang.srt.layers.attention.hsa.ops.page_table.landmark_lengths import (
     landmark_lengths,
 )
 from sglang.srt.layers.attention.hsa.ops.select.prior_decode import ROWS_PER_SEQUENCE
 from sglang.srt.layers.attention.hsa.params import layer_params
-from sglang.srt.layers.attention.hsa.passes.base import AttentionPass, LayerInputs
+from sglang.srt.layers.attention.hsa.passes.base import (
+    AttentionPass,
+    LayerInputs,
+    WindowCache,
+)
 from sglang.srt.layers.attention.hsa.passes.decode_buffers import StaticPasses
 from sglang.srt.layers.attention.hsa.passes.split_decode import SplitDecode
 
@@ -39,15 +42,13 @@ class LandmarkBuffers(NamedTuple):
 
     Attributes:
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
-        window_table: the same of layers with a sliding window.
-        window_slots: where they write their keys ``[B]`` int64.
+        window: as of ``write_tables``.
         lengths: places that each row sees, first all tokens, then all landmarks ``[2 * B]`` int32.
         attention: scratch and launches of a step.
     """
 
     page_table: torch.Tensor
-    window_table: torch.Tensor
-    window_slots: torch.Tensor
+    window: WindowCache
     lengths: torch.Tensor
     attention: SplitDecode
 
@@ -61,8 +62,6 @@ class LandmarkDecodeState(StaticPasses):
 
     def __init__(self, *args):
         super().__init__(*args)
-        # The scheduler clears the map of windows once what comes before a graph has run.
-        self.begins_before_graphs = self.pool.windows_apart
         self.steps = [LandmarkDecodePass(self)]
 
     def _make_buffers(self, rows: int) -> LandmarkBuffers:
@@ -75,8 +74,7 @@ class LandmarkDecodeState(StaticPasses):
         )
         return LandmarkBuffers(
             table,
-            torch.zeros_like(table),
-            torch.zeros(rows, dtype=torch.int64, device=device),
+            self.make_window(rows),
             torch.zeros(size.rows, dtype=torch.int32, device=device),
             SplitDecode(self.config, self.counters, size, device),
         )
@@ -98,29 +96,15 @@ class LandmarkDecodePass(AttentionPass):
         # Versions before the table, as in ``build_metadata``.
         state.pool.versions_at(state.built_at, out=state.page_version)
         seq_lens = forward_batch.seq_lens
-        requests, slots_per_page = len(seq_lens), state.config.page_size
+        requests = len(seq_lens)
         buffers = state.buffers_for(requests)
         self.attention = buffers.attention
         self.attention.begin()
-        self.page_table = build_page_table(
-            state.req_to_token,
-            forward_batch.req_pool_indices,
-            seq_lens,
-            buffers.page_table[:requests],
-            slots_per_page,
+        self.page_table, self.windows = state.write_tables(
+            forward_batch, buffers.page_table, buffers.window
         )
         lengths = buffers.lengths[: ROWS_PER_SEQUENCE * requests]
-        self.lengths = landmark_lengths(seq_lens, lengths, slots_per_page)
-        slots, table = forward_batch.out_cache_loc, self.page_table
-        if state.pool.windows_apart:
-            # A batch whose graph has more rows gives slots for its own; the others take padding.
-            own = state.pool.window_slots(slots)
-            slots = buffers.window_slots[:requests].zero_()
-            slots[: len(own)] = own
-            table = buffers.window_table[:requests].copy_(
-                state.pool.window_pages(self.page_table)
-            )
-        self.window_slots, self.window_table = slots, table
+        self.lengths = landmark_lengths(seq_lens, lengths, state.config.page_size)
 
     def rows_of(self, forward_batch: ForwardBatch) -> Optional[LandmarkRows]:
         if not self.state.begins_early:
@@ -133,8 +117,6 @@ class LandmarkDecodePass(AttentionPass):
         self, layer: RadixAttention, inputs: LayerInputs = LayerInputs()
     ) -> None:
         state = self.state
-        if not state.pool.has_page_repr(layer.layer_id):
-            return
         write_landmark_pages(
             inputs.select_q,
             state.pool.layer_cache(layer.layer_id, state.page_version),
@@ -153,10 +135,12 @@ class LandmarkDecodePass(AttentionPass):
     ) -> torch.Tensor:
         state = self.state
         cache = state.pool.layer_cache(layer.layer_id, state.page_version)
-        params = layer_params(layer, state.pool, state.config)
+        params = layer_params(
+            layer, state.pool, state.config, sink_logits=inputs.sink_logits
+        )
         if params.exact_window:
             return self.attention.attention.launch(
-                q, cache, self.window_table, self.lengths, params
+                q, cache, self.windows.page_table, self.lengths, params
             )
         return self.attention.launch(
             q, cache, self.page_table, self.lengths, params, select_q=inputs.select_q

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, FrozenSet, Tuple
+from typing import TYPE_CHECKING, Tuple
 
 import torch
 
@@ -26,17 +26,12 @@ class LandmarkExtendPass(ExtendPass):
 
     Args:
         forward_batch: the batch; its lengths on the host must be set.
-        layers: numbers of the model's attention layers; the others as of ExtendPass.
+        Others as of ExtendPass.
     """
 
-    def __init__(
-        self, forward_batch: ForwardBatch, *args, layers: FrozenSet[int]
-    ) -> None:
+    def __init__(self, forward_batch: ForwardBatch, *args) -> None:
         super().__init__(forward_batch, *args)
-        self.layers = layers
         self.out_slots = forward_batch.out_cache_loc
-        self.window_slots = self.pool.window_slots(self.out_slots)
-        self.window_table = self.pool.window_pages(self.page_table)
         self.landmark_rows = plan_landmark_rows(
             forward_batch.seq_lens_cpu.numpy().astype("int64"),
             torch.as_tensor(forward_batch.extend_seq_lens_cpu).numpy().astype("int64"),
@@ -53,8 +48,6 @@ class LandmarkExtendPass(ExtendPass):
     def write_representations(
         self, layer: RadixAttention, inputs: LayerInputs = LayerInputs()
     ) -> None:
-        if not self.pool.has_page_repr(layer.layer_id):
-            return
         write_landmark_pages(
             inputs.select_q,
             self.pool.layer_cache(layer.layer_id, self.page_version),
@@ -63,15 +56,3 @@ class LandmarkExtendPass(ExtendPass):
             self.counters.values,
             layer_params(layer, self.pool, self.config),
         )
-
-    def attend(
-        self,
-        q: torch.Tensor,
-        layer: RadixAttention,
-        inputs: LayerInputs = LayerInputs(),
-    ) -> torch.Tensor:
-        cache = self.pool.layer_cache(layer.layer_id, self.page_version)
-        params = layer_params(layer, self.pool, self.config)
-        if params.exact_window:
-            return self.tiles.attend_window(q, cache, self.window_table, params)
-        return self.tiles.launch(q, cache, self.page_table, params, inputs.select_q)

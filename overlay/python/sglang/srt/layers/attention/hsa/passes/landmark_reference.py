@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, FrozenSet
+from typing import TYPE_CHECKING, Tuple
 
 import torch
 
-from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.page_repr.reference import landmark_repr_fwd
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes import strict
@@ -17,7 +16,7 @@ from sglang.srt.layers.attention.hsa.passes.reference_attention import attend_re
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
-    from sglang.srt.layers.attention.hsa.counters import HSACounters
+    from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -29,8 +28,7 @@ class LandmarkReferencePass(ReferencePass):
     Every layer gives q, k and v of all rows, layers with HSA ``select_q``, too. Those with a sliding window attend it
     exactly. In decode a sequence has one row or, if its token is the last of a page, two, so that it is an extend pass.
 
-    Args:
-        layers: numbers of the model's attention layers; the others as of ReferencePass.
+    Args: as of ReferencePass.
     """
 
     def __init__(
@@ -39,14 +37,10 @@ class LandmarkReferencePass(ReferencePass):
         pool: PageReprMixin,
         req_to_token: torch.Tensor,
         config: HSAConfig,
-        counters: HSACounters,
-        layers: FrozenSet[int],
+        *args,
     ):
-        super().__init__(forward_batch, pool, req_to_token, config, counters)
-        self.layers = layers
+        super().__init__(forward_batch, pool, req_to_token, config, *args)
         self.landmark_rows = self.metadata.landmark_rows
-        self.window_slots = pool.window_slots(self.out_cache_loc)
-        self.window_table = pool.window_pages(self.metadata.real_page_table)
         slots = self.out_cache_loc[self.landmark_rows.last_tokens]
         self.completed_pages = slots // config.page_size  # [M]
         versions = pool.versions_at(pool.built_at(forward_batch))
@@ -58,8 +52,6 @@ class LandmarkReferencePass(ReferencePass):
         if self.config.strict:
             strict.check_page_table(self.metadata, self.out_cache_loc, self.pool)
         layer_id = layer.layer_id
-        if not self.pool.has_page_repr(layer_id):
-            return
         pages = self.completed_pages
         if len(pages):
             reprs, bias = landmark_repr_fwd(
@@ -75,31 +67,18 @@ class LandmarkReferencePass(ReferencePass):
         if self.config.strict:
             strict.check_all_represented(self.metadata, self.pool, layer_id)
 
-    def attend(
+    def _attend(
         self,
         q: torch.Tensor,
-        layer: RadixAttention,
-        inputs: LayerInputs = LayerInputs(),
-    ) -> torch.Tensor:
-        md, pool, layer_id = self.metadata, self.pool, layer.layer_id
-        params = layer_params(layer, pool, self.config)
-        cache = pool.layer_cache(layer_id)
-        if params.exact_window:
-            o, _ = extend_local_fwd(
-                q,
-                cache.keys,
-                cache.values,
-                self.window_table,
-                md.cu_seqlens_q,
-                md.places,
-                params,
-            )
-            return o.to(q.dtype)
-
-        valid = md.page_complete & pool.repr_valid(
-            layer_id, md.real_page_table, md.page_version
-        )
-        o, selected = attend_reference(
+        cache: LayerCache,
+        valid: torch.Tensor,
+        params: AttentionParams,
+        inputs: LayerInputs,
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        md = self.metadata
+        self.counters.add("reprs_missing", (md.page_complete & ~valid).sum())
+        self.counters.add("rows_landmark", len(self.landmark_rows.landmarks))
+        return attend_reference(
             q,
             cache,
             valid,
@@ -112,7 +91,3 @@ class LandmarkReferencePass(ReferencePass):
             own=torch.zeros_like(valid),
             select_q=inputs.select_q,
         )
-        self.counters.add("reprs_missing", (md.page_complete & ~valid).sum())
-        self.counters.add("rows_landmark", len(self.landmark_rows.landmarks))
-        self.count_rows(selected)
-        return o.to(q.dtype)

@@ -3,20 +3,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Tuple
+from typing import TYPE_CHECKING, FrozenSet, Tuple
 
 import torch
 
+from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
-from sglang.srt.layers.attention.hsa.params import NO_VERSION, layer_params
+from sglang.srt.layers.attention.hsa.params import (
+    NO_VERSION,
+    AttentionParams,
+    LayerCache,
+    layer_params,
+)
 from sglang.srt.layers.attention.hsa.passes import strict
 from sglang.srt.layers.attention.hsa.passes.base import (
     AttentionPass,
     LayerInputs,
+    WindowCache,
     prefill_dense_below,
 )
 from sglang.srt.layers.attention.hsa.passes.metadata import HSAMetadata, build_metadata
-from sglang.srt.layers.attention.hsa.passes.reference_attention import attend_reference
+from sglang.srt.layers.attention.hsa.passes.reference_attention import (
+    attend_reference,
+    share_with_sinks,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -35,6 +45,7 @@ class ReferencePass(AttentionPass):
         req_to_token: slot of each position of each request ``[num_requests, context]`` int32.
         config: resolved options.
         counters: counts are added to it.
+        layers: numbers of the layers that it attends.
 
     Attributes:
         metadata: of the batch.
@@ -47,14 +58,18 @@ class ReferencePass(AttentionPass):
         req_to_token: torch.Tensor,
         config: HSAConfig,
         counters: HSACounters,
+        layers: FrozenSet[int],
     ):
         self.pool, self.config, self.counters = pool, config, counters
-        self.layers = pool.hsa_layers
+        self.layers = layers
         self.out_cache_loc = forward_batch.out_cache_loc
         self.dense_below = prefill_dense_below(forward_batch, config)
         self.metadata: HSAMetadata = build_metadata(
             forward_batch, pool, req_to_token, config, self.dense_below
         )
+        if layers > pool.hsa_layers:
+            table = self.metadata.real_page_table
+            self.windows = WindowCache.of(pool, self.out_cache_loc, table)
 
         self.decode = forward_batch.forward_mode.is_decode()
         self.rows = self.metadata.rows
@@ -101,25 +116,60 @@ class ReferencePass(AttentionPass):
         layer: RadixAttention,
         inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
+        params = layer_params(
+            layer,
+            self.pool,
+            self.config,
+            inputs.mask_last_slot,
+            self.dense_below,
+            inputs.sink_logits,
+        )
+        if not self.pool.has_page_repr(layer.layer_id):
+            return self._attend_local(q, layer, params)
         md = self.metadata
         valid = md.page_complete & self.pool.repr_valid(
             layer.layer_id, md.real_page_table, md.page_version
         )
-        o, selected = attend_reference(
-            q,
-            self.pool.layer_cache(layer.layer_id),
-            valid,
-            md.real_page_table,
-            md.cache_seqlens_int32,
-            md.cu_seqlens_q,
-            layer_params(
-                layer, self.pool, self.config, inputs.mask_last_slot, self.dense_below
-            ),
-            decode=self.decode,
-            own=md.page_version != NO_VERSION,
+        o, selected = self._attend(
+            q, self.pool.layer_cache(layer.layer_id), valid, params, inputs
         )
         self.count_rows(selected)
         return o.to(q.dtype)
+
+    def _attend_local(
+        self, q: torch.Tensor, layer: RadixAttention, params: AttentionParams
+    ) -> torch.Tensor:
+        """A layer without HSA, whose window may be its whole past."""
+        md = self.metadata
+        slides = params.exact_window > 0
+        keys, values = self.pool.get_kv_buffer(layer.layer_id)
+        table = self.windows.page_table if slides else md.real_page_table
+        parts = extend_local_fwd(
+            q, keys, values, table, md.cu_seqlens_q, md.places, params
+        )
+        return share_with_sinks(*parts, params).to(q.dtype)
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        cache: LayerCache,
+        valid: torch.Tensor,
+        params: AttentionParams,
+        inputs: LayerInputs,
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """As ``attend_reference``, of the pages that have a valid representation ``[B, max_pages]`` bool."""
+        md = self.metadata
+        return attend_reference(
+            q,
+            cache,
+            valid,
+            md.real_page_table,
+            md.places,
+            md.cu_seqlens_q,
+            params,
+            decode=self.decode,
+            own=md.page_version != NO_VERSION,
+        )
 
     def count_rows(self, selected: torch.Tensor) -> None:
         """Count the rows of a layer and the pages that they selected ``[T, H_kv, K]``, -1 for none."""

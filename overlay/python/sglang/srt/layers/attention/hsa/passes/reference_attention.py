@@ -79,6 +79,13 @@ def attend_reference(
             q, keys, values, selected, cu_seqlens_q, seq_lens, params, scores
         )
         o, lse = merge_state(o, lse, *far)
-    if params.zero_logit:
-        o = o * torch.sigmoid(lse).unsqueeze(-1)
-    return o, selected
+    return share_with_sinks(o, lse, params), selected
+
+
+def share_with_sinks(
+    o: torch.Tensor, lse: torch.Tensor, params: AttentionParams
+) -> torch.Tensor:
+    """Attention ``[T, H_q, D_v]`` whose log-sum-exp is lse ``[T, H_q]``, once its sink logits have their share."""
+    if params.sink_logits is None:
+        return o
+    return o * torch.sigmoid(lse - params.sink_logits.float()).unsqueeze(-1)

@@ -108,7 +108,7 @@ class TileAttention:
         page_table: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        """As ``launch``, of a layer that attends its window alone."""
+        """As ``launch``, of a layer without HSA, whose window may be its whole past."""
         out = self._output(q, cache)
         return extend_hsa(q, cache, None, page_table, self.plan, out, params)
 

@@ -41,6 +41,7 @@ def _decode_hsa_kernel(
     select_q,
     repr_buffer,
     biases,
+    sink_logits,
     out,
     part_o,
     part_lse,
@@ -82,7 +83,7 @@ def _decode_hsa_kernel(
     TOPK: tl.constexpr,
     CAP: tl.constexpr,
     BY_SCORE: tl.constexpr,
-    ZERO_LOGIT: tl.constexpr,
+    SINK_LOGITS: tl.constexpr,
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
@@ -198,14 +199,16 @@ def _decode_hsa_kernel(
                 part_lse + at, mask=live, other=float("-inf"), cache_modifier=".cg"
             )
             highest = tl.max(lse, axis=0)
-            if ZERO_LOGIT:
-                highest = tl.maximum(highest, 0.0)
+            if SINK_LOGITS:
+                sink = tl.load(sink_logits + g * GROUP + h, mask=h < GROUP, other=0.0)
+                sink = sink.to(tl.float32)
+                highest = tl.maximum(highest, sink)
             # A head of padding has no part at all; measure it against 0 to avoid -inf - -inf.
             highest = tl.where(highest == float("-inf"), 0.0, highest)
             weight = tl.exp(lse - highest[None, :])
             mass = tl.sum(weight, axis=0)
-            if ZERO_LOGIT:
-                mass += tl.exp(-highest)
+            if SINK_LOGITS:
+                mass += tl.exp(sink - highest)
             o = tl.load(
                 part_o + at[:, :, None] * V_DIM + dv[None, None, :],
                 mask=live[:, :, None] & (dv[None, None, :] < V_DIM),
@@ -319,6 +322,7 @@ def decode_hsa(
         chooser,
         reprs,
         cache.biases,
+        params.sink_logits,
         out,
         workspace.part_o,
         workspace.part_lse,
@@ -357,7 +361,7 @@ def decode_hsa(
         TOPK=selected_pages.shape[-1],
         CAP=params.logit_cap > 0,
         BY_SCORE=by_score,
-        ZERO_LOGIT=params.zero_logit,
+        SINK_LOGITS=params.sink_logits is not None,
         KIND=params.kind.name if by_score else "",
         WIDTH=getattr(params.kind, "width", 0),
         NUM_SPLITS=num_splits,

@@ -54,6 +54,7 @@ def _extend_hsa_kernel(
     select_q,
     repr_buffer,
     biases,
+    sink_logits,
     out,
     lse_out,
     scale,
@@ -96,7 +97,7 @@ def _extend_hsa_kernel(
     HAS_LISTS: tl.constexpr,
     HAS_LSE: tl.constexpr,
     BY_SCORE: tl.constexpr,
-    ZERO_LOGIT: tl.constexpr,
+    SINK_LOGITS: tl.constexpr,
     MASK_LAST: tl.constexpr,
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -241,11 +242,13 @@ def _extend_hsa_kernel(
                 stride_v_slot, query.dtype, V_DIM, BLOCK_V, PRECISION,
             )  # fmt: skip
 
-        if ZERO_LOGIT:
-            _, origin = running_max(top, tl.zeros_like(top))
+        if SINK_LOGITS:
+            sink = tl.load(sink_logits + g * GROUP + h, mask=real, other=0.0)
+            sink = sink.to(tl.float32) * LOG2_E
+            _, origin = running_max(top, sink)
             rescale = tl.exp2(top - origin)
             acc = acc * rescale[:, None]
-            total = total * rescale + tl.exp2(-origin)
+            total = total * rescale + tl.exp2(sink - origin)
         o = acc / tl.where(total > 0, total, 1.0)[:, None] * v_scale
         out_ptr = (
             out
@@ -280,7 +283,7 @@ def extend_hsa(
         page_table: physical page of each logical page ``[B, max_pages]`` int32.
         plan: of the pass.
         out: ``[T, H_q, D_v]``, written whole.
-        lse: natural log-sum-exp ``[T, H_q]`` float32, written if given; a zero logit is left out then.
+        lse: natural log-sum-exp ``[T, H_q]`` float32, written if given; sink logits are left out then.
         select_q: queries that chose the pages ``[T, H_q, D]``, which ``prior`` scores them by.
 
     Returns:
@@ -311,6 +314,7 @@ def extend_hsa(
         select_q,
         reprs,
         cache.biases,
+        params.sink_logits,
         out,
         lse,
         params.sm_scale * params.k_scale,
@@ -350,7 +354,7 @@ def extend_hsa(
         HAS_LISTS=lists is not None,
         HAS_LSE=lse is not None,
         BY_SCORE=reprs is not None,
-        ZERO_LOGIT=params.zero_logit and lse is None,
+        SINK_LOGITS=params.sink_logits is not None and lse is None,
         MASK_LAST=params.mask_last_slot,
         KIND="" if reprs is None else params.kind.name,
         WIDTH=getattr(params.kind, "width", 0),

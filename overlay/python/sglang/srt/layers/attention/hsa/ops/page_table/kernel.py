@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 import triton
 import triton.language as tl
@@ -17,10 +19,14 @@ def _page_table_kernel(
     req_pool_indices,
     seq_lens,
     out,
+    window_slots,
+    window_out,
     stride_tokens,
     stride_out,
+    stride_window,
     PAGE_SIZE: tl.constexpr,
     PAGES: tl.constexpr,
+    APART: tl.constexpr,
 ):
     b = tl.program_id(0)
     pages = tl.cdiv(tl.load(seq_lens + b), PAGE_SIZE)
@@ -30,6 +36,10 @@ def _page_table_kernel(
         live = page < pages
         slot = tl.load(tokens + page.to(tl.int64) * PAGE_SIZE, mask=live, other=0)
         tl.store(out + b.to(tl.int64) * stride_out + page, slot // PAGE_SIZE, mask=live)
+        if APART:
+            at = tl.load(window_slots + slot.to(tl.int64), mask=live, other=0)
+            window_row = window_out + b.to(tl.int64) * stride_window
+            tl.store(window_row + page, (at // PAGE_SIZE).to(tl.int32), mask=live)
 
 
 def build_page_table(
@@ -38,8 +48,10 @@ def build_page_table(
     seq_lens: torch.Tensor,
     out: torch.Tensor,
     page_size: int,
+    window_slots: Optional[torch.Tensor] = None,
+    window_out: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """Physical page of each logical page of the batch.
+    """Physical page of each logical page of the batch, and of layers whose sliding windows have a pool of their own.
 
     Args:
         req_to_token: slot of each position of each request ``[num_requests, context]`` int32.
@@ -47,6 +59,8 @@ def build_page_table(
         seq_lens: ``[B]``, any integer dtype.
         out: ``[B, max_pages]`` int32; columns past a sequence's pages are left alone.
         page_size: slots per page.
+        window_slots: slot in that pool of each slot ``[num_slots]`` int64; None without one.
+        window_out: as ``out``, of that pool.
 
     Returns:
         ``out``.
@@ -56,9 +70,13 @@ def build_page_table(
         req_pool_indices,
         seq_lens,
         out,
+        window_slots,
+        window_out,
         req_to_token.stride(0),
         out.stride(0),
+        0 if window_out is None else window_out.stride(0),
         PAGE_SIZE=page_size,
         PAGES=PAGES_PER_STEP,
+        APART=window_slots is not None,
     )
     return out
