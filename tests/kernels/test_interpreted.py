@@ -15,8 +15,9 @@ KERNEL_TESTS = {
         "test_hsa_decode_kernels.py": 48,
         "test_hsa_landmark_decode.py": 4,
         "test_hsa_decode_selection.py": 15,
-        "test_hsa_dense_layers.py": 17,
+        "test_hsa_dense_layers.py": 16,
         "test_hsa_draft_rows.py": 12,
+        "test_hsa_window_layers.py": 14,
         "test_hils_norm_rotary.py": 34,
     },
     "extend": {

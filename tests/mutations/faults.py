@@ -282,7 +282,7 @@ LANDMARKS = (
     Fault(
         "the softmax of decode has no zero logit",
         HSA + "ops/decode/kernel.py",
-        "mass += tl.exp(-highest)",
+        "mass += tl.exp(sink - highest)",
         "pass",
         "test_hsa_landmark_decode.py::test_rows_attend_by_the_definition",
         kernel=True,
@@ -313,4 +313,55 @@ LANDMARKS = (
     ),
 )
 
-FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS + LANDMARKS
+WINDOWS = (
+    Fault(
+        "a sliding window is one token too long in decode",
+        HSA + "ops/decode/kernel.py",
+        "offset > position - EXACT",
+        "offset >= position - EXACT",
+        "test_hsa_window_layers.py::test_decode",
+        kernel=True,
+    ),
+    Fault(
+        "decode reads windows by the pages of the other layers",
+        HSA + "passes/decode.py",
+        "page_table = self.windows.page_table",
+        "pass",
+        "test_hsa_window_layers.py::test_decode",
+        kernel=True,
+    ),
+    Fault(
+        "keys of sliding windows are written to the slots of the other layers",
+        HSA + "backend.py",
+        "slots = self.forward_pass.windows.slots",
+        "pass",
+        "test_hsa_window_layers.py::test_decode",
+        kernel=True,
+    ),
+    Fault(
+        "sliding windows attend the sink pages",
+        HSA + "params.py",
+        "return 0 if self.exact_window else self.config.sink_pages",
+        "return self.config.sink_pages",
+        "test_hsa_window_layers.py::test_prompts",
+        kernel=True,
+    ),
+    Fault(
+        "prompts add the sink of another head",
+        HSA + "ops/extend/kernel.py",
+        "tl.load(sink_logits + g * GROUP + h, mask=real",
+        "tl.load(sink_logits + h, mask=real",
+        "test_hsa_window_layers.py::test_prompts",
+        kernel=True,
+    ),
+    Fault(
+        "the references leave the sinks out",
+        HSA + "passes/reference_attention.py",
+        "if params.sink_logits is None:",
+        "if True:",
+        "test_hsa_window_layers.py::test_decode",
+        kernel=True,
+    ),
+)
+
+FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS + LANDMARKS + WINDOWS
