@@ -43,7 +43,7 @@ def test_the_pool_keeps_more_than_three_and_a_half_times_the_tokens(run_engine):
     one_pool = 32 * keys_and_values + reprs
     apart = 8 * keys_and_values + reprs + 24 * keys_and_values * WINDOW_TOKENS_RATIO
     assert one_pool / apart > 3.5
-    arguments = engine_arguments("olmo_c16", max_total_tokens=16380)
+    arguments = engine_arguments("olmo_c16", max_total_tokens=16380 * 8)
     [apart], info = run_engine(arguments, [request(cases("olmo_c16")[:1])], info=True)
     [one], whole = run_engine(
         {**arguments, "disable_hybrid_swa_memory": True}, [request(cases("olmo_c16")[:1])], info=True

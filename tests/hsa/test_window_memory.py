@@ -21,7 +21,7 @@ ORACLE = Options(topk=2, window_size=128, kind="slow_keys", strategy="head")
 # Room for the windows of the batch and for a chunk: pages leave the pool and are handed out again.
 SMALL = dict(swa_full_tokens_ratio=0.125)
 
-apart = pytest.mark.skipif(not graphs_hold_metadata(), reason="refused with SGLang 0.5.12 and earlier")
+pytestmark = pytest.mark.skipif(not graphs_hold_metadata(), reason="refused with SGLang 0.5.12 and earlier")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,6 @@ def assert_tokens(results, expected):
     assert max(again["cached"]) > 0
 
 
-@apart
 @pytest.mark.parametrize("chunk", [64, 256, -1])
 def test_gpt_oss_is_what_transformers_computes(run_engine, gpt_oss, prompts, expected, chunk):
     """Slots that windows left hold NaN, and pages of both pools have other numbers."""
@@ -69,7 +68,6 @@ def test_gpt_oss_in_one_pool(run_engine, gpt_oss, prompts, expected):
     assert_tokens(run_engine(engine, requests(prompts)), expected)
 
 
-@apart
 def test_sinks_and_few_pages_equal_the_brute_force_model(run_engine, gpt_oss, prompts):
     prompt = prompts[-1][:700]
     engine = dict(model_path=str(gpt_oss), chunked_prefill_size=128, **SPARSE, **GPT_OSS)
@@ -81,7 +79,6 @@ def test_sinks_and_few_pages_equal_the_brute_force_model(run_engine, gpt_oss, pr
     assert 0 < counts["pages_selected"] < counts["pages_candidate"] and counts["reprs_healed"] == 0
 
 
-@apart
 def test_a_dense_layer_keeps_its_sinks(run_engine, gpt_oss, prompts):
     """Layer 1 is dense, 3 uses HSA, and 0 and 2 slide; prompts are dense up to 400 tokens."""
     prompt = prompts[-1][:700]
@@ -90,7 +87,6 @@ def test_a_dense_layer_keeps_its_sinks(run_engine, gpt_oss, prompts):
     assert result["tokens"][0] == greedy(gpt_oss, prompt, NEW, ORACLE, dense_layers={1}, dense_rows=400)
 
 
-@apart
 def test_the_pool_of_windows_saves_memory(run_engine, gpt_oss, prompts, expected):
     """Two of four layers slide: half the memory, and an eighth of the other half. Representations count with the rest."""
     common = dict(model_path=str(gpt_oss), **{**EVERY_PAGE, "max_total_tokens": 1 << 18}, **GPT_OSS)

@@ -109,8 +109,9 @@ def _has_block_sparse_layers(args: ServerArgs, model: ModelConfig) -> bool:
 
 
 def _has_other_sinks(args: ServerArgs, model: ModelConfig) -> bool:
+    served = SERVED_WITH_SINKS if compat.graphs_hold_metadata() else frozenset()
     return (
-        _is_one_of(model, *(SINK_MODELS - SERVED_WITH_SINKS))
+        _is_one_of(model, *(SINK_MODELS - served))
         or getattr(model.hf_config, "model_type", None) in SINK_TYPES
         or bool(getattr(model.hf_config, "enable_sink_attention", False))
     )
@@ -145,9 +146,9 @@ MODEL_REFUSALS: Tuple[Refusal, ...] = (
     ),
     Refusal(
         "attention sinks",
-        "a model whose attention has learned sinks, other than gpt-oss",
+        "a model whose attention has learned sinks, but gpt-oss since SGLang 0.5.13",
         _has_other_sinks,
-        "of models with learned sinks gpt-oss alone has been compared with what transformers computes",
+        "no other has been compared with what transformers computes",
         _OTHER,
     ),
     Refusal(
