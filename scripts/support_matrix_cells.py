@@ -160,7 +160,11 @@ CELLS = (
         (SPARSE + "test_two_tensor_parallel_ranks", ON_GPU + "test_two_tensor_parallel_ranks"),
         needs=TWO_GPUS,
     ),
-    Cell("Tensor parallel", "more ranks than KV heads", refusal="more tensor-parallel ranks than KV heads"),
+    Cell(
+        "Tensor parallel",
+        "more ranks than KV heads",
+        (SPARSE + "test_ranks_that_share_a_kv_head_choose_for_their_own_query_heads",),
+    ),
     Cell("Data parallel", "replicas", (SPARSE + "test_two_replicas", ON_GPU + "test_two_replicas"), needs=TWO_GPUS),
     Cell("Data parallel", "attention", refusal="data-parallel attention"),
     Cell("Pipeline parallel", "on", refusal="pipeline parallelism"),
@@ -208,6 +212,11 @@ CELLS = (
         (HILS + "test_window_pool.py::test_windows_are_exact_while_pages_leave_them",),
     ),
     Cell("HiLS checkpoints", "speculative decoding", refusal="speculative decoding of HiLS checkpoints"),
+    Cell(
+        "HiLS checkpoints",
+        "more ranks than KV heads",
+        refusal="more tensor-parallel ranks than KV heads of HiLS checkpoints",
+    ),
     Cell("HiLS checkpoints", "hierarchical cache", refusal="the hierarchical cache with HiLS checkpoints"),
     Cell("HiLS checkpoints", "8-bit KV cache", refusal="8-bit KV caches of HiLS checkpoints"),
     Cell(

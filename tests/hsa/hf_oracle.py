@@ -22,11 +22,12 @@ NAME = "hsa_oracle"
 
 def greedy(
     path: str | os.PathLike, ids: list[int], new_tokens: int, options: oracle.Options,
-    dense_layers: set[int] = frozenset(), dense_rows: int = 0,
+    dense_layers: set[int] = frozenset(), dense_rows: int = 0, kv_copies: int = 1,
 ) -> list[int]:  # fmt: skip
     """Greedy tokens under HSA with the given options (scale, cap and rotary frequencies come from the model).
 
-    ``dense_layers`` and the first ``dense_rows`` positions attend their whole past.
+    ``dense_layers`` and the first ``dense_rows`` positions attend their whole past. With ``kv_copies`` each KV head is so
+    many, and each of them chooses pages for its own query heads, as on ranks that share a KV head.
     """
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     pairs = model.model.rotary_emb.inv_freq.argsort()[: len(model.model.rotary_emb.inv_freq) // 2].tolist()
@@ -44,6 +45,7 @@ def greedy(
         )
         everything = oracle.dataclasses.replace(layer_options, window_size=1 << 30)
         q, k, v = (x[0].transpose(0, 1).double().numpy() for x in (query, key, value))
+        k, v = k.repeat(kv_copies, axis=1), v.repeat(kv_copies, axis=1)
         first = len(k) - len(q)
         rows = [
             oracle.attend(

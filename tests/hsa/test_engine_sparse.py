@@ -69,10 +69,10 @@ def test_schedule_does_not_change_tokens(run_engine, path, prompts, expected, sc
     assert 0 < counts["pages_selected"] < counts["pages_candidate"] and counts["reprs_healed"] == 0
 
 
-def test_two_tensor_parallel_ranks(run_engine, path, prompts, expected):
-    """Each rank has one of the two KV heads; the counters are the first rank's."""
+def on_ranks(run_engine):
+    """``run_engine`` for engines with two tensor-parallel ranks."""
     cores = sorted(os.sched_getaffinity(0))
-    run_ranks = partial(
+    return partial(
         run_engine,
         start=run_child,
         # SGLang wants to be told where there are fewer NUMA nodes than ranks.
@@ -80,6 +80,25 @@ def test_two_tensor_parallel_ranks(run_engine, path, prompts, expected):
         # Each rank would compile C++ for the mask of its part of the vocabulary, which takes seconds.
         TORCH_COMPILE_DISABLE="1",
     )
+
+
+def test_ranks_that_share_a_kv_head_choose_for_their_own_query_heads(run_engine, checkpoints, prompts):
+    """Four query heads of one KV head on two ranks, which each keep its keys and their own choice."""
+    path = build("qwen3", checkpoints, num_key_value_heads=1)
+    prompt = prompts[0]
+    want = greedy(path, prompt, NEW, ORACLE, kv_copies=2)
+    engine = dict(model_path=str(path), tp_size=2, **SPARSE)
+    requests = [dict(prompts=[prompt], max_new_tokens=NEW)] * 2
+    results, info = on_ranks(run_engine)(engine, requests, info=True, client="shared_kv_heads_child.py")
+    assert [result["tokens"][0] for result in results] == [want] * 2 and results[1]["cached"][0] > 0
+    assert want != greedy(path, prompt, NEW, ORACLE), "the choice of all four heads has to be another"
+    counts = info["hsa_counters"]
+    assert 0 < counts["pages_selected"] <= ORACLE.topk * counts["rows_sparse"]
+
+
+def test_two_tensor_parallel_ranks(run_engine, path, prompts, expected):
+    """Each rank has one of the two KV heads; the counters are the first rank's."""
+    run_ranks = on_ranks(run_engine)
     tokens, cached, counts = run_alone_and_batched(run_ranks, path, prompts, tp_size=2)
     assert tokens == [expected] * 3
     assert max(cached) > 0 and counts["reprs_healed"] == 0

@@ -54,7 +54,6 @@ ASKED_BY_ARGUMENTS = {
     "diffusion language models": dict(dllm_algorithm="LowConfidence"),
     "data-parallel attention": dict(enable_dp_attention=True, tp_size=2, dp_size=2),
     "context-parallel attention": dict(attn_cp_size=2, tp_size=2),
-    "more tensor-parallel ranks than KV heads": dict(tp_size=4),
     "pipeline parallelism": dict(pp_size=2),
     "embedding models": dict(is_embedding=True),
 }
@@ -125,6 +124,7 @@ ASKED_OF_HILS = {
         enable_hierarchical_cache=True
     ),
     "8-bit KV caches of HiLS checkpoints": dict(kv_cache_dtype="fp8_e4m3"),
+    "more tensor-parallel ranks than KV heads of HiLS checkpoints": dict(tp_size=4),
 }
 
 ASKED_BY_DRAFTS = {

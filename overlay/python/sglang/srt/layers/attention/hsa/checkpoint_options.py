@@ -82,6 +82,14 @@ HILS_REFUSALS: Tuple[Refusal, ...] = (
         "no reference says what a landmark's query makes of rounded keys",
         "leave --kv-cache-dtype at auto",
     ),
+    Refusal(
+        "more tensor-parallel ranks than KV heads of HiLS checkpoints",
+        "--tensor-parallel-size",
+        lambda args, model: is_hils(model.hf_config)
+        and args.tp_size > model.get_total_num_kv_heads(),
+        "the query heads of a KV head were trained to choose pages together, and they would be on several ranks",
+        "use at most as many ranks as the model has KV heads",
+    ),
 )
 
 

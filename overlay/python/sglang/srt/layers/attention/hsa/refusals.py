@@ -341,14 +341,6 @@ REFUSALS: Tuple[Refusal, ...] = (
         "leave it at 1",
     ),
     Refusal(
-        "more tensor-parallel ranks than KV heads",
-        "--tensor-parallel-size",
-        lambda args, model: args.tp_size > 1
-        and args.tp_size > model.get_total_num_kv_heads(),
-        "the query heads that rank pages together would be split over ranks and select differently on each",
-        "use at most as many ranks as the model has KV heads",
-    ),
-    Refusal(
         "pipeline parallelism",
         "--pipeline-parallel-size",
         lambda args, model: args.pp_size > 1,
