@@ -167,7 +167,8 @@ CELLS = (
     ),
     Cell("Data parallel", "replicas", (SPARSE + "test_two_replicas", ON_GPU + "test_two_replicas"), needs=TWO_GPUS),
     Cell("Data parallel", "attention", refusal="data-parallel attention"),
-    Cell("Pipeline parallel", "on", refusal="pipeline parallelism"),
+    Cell("Pipeline parallel", "on", (SPARSE + "test_two_pipeline_stages",)),
+    Cell("Pipeline parallel", "on, with SGLang 0.5.12 and earlier", refusal="pipeline parallelism"),
     Cell("Context parallel", "on", refusal="context-parallel attention"),
     Cell("Context parallel", "decode", refusal="decode context parallelism"),
     Cell("Prefill-decode disaggregation", "on", refusal="prefill-decode disaggregation"),
@@ -217,6 +218,7 @@ CELLS = (
         "more ranks than KV heads",
         refusal="more tensor-parallel ranks than KV heads of HiLS checkpoints",
     ),
+    Cell("HiLS checkpoints", "pipeline parallel", refusal="pipeline parallelism of HiLS checkpoints"),
     Cell("HiLS checkpoints", "hierarchical cache", refusal="the hierarchical cache with HiLS checkpoints"),
     Cell("HiLS checkpoints", "8-bit KV cache", refusal="8-bit KV caches of HiLS checkpoints"),
     Cell(

@@ -40,8 +40,8 @@ def test_one_refusal_is_its_line(lines):
 
 
 def test_all_refusals_are_listed_in_their_order(lines):
-    options = dict(pp_size=2, enable_torch_compile=True, enable_hierarchical_cache=True, kv_cache_dtype="fp4_e2m1")
-    features = ["block-scaled KV cache", "torch.compile", "hierarchical cache on a CPU", "pipeline parallelism"]
+    options = dict(enable_pdmux=True, enable_torch_compile=True, enable_hierarchical_cache=True, kv_cache_dtype="fp4_e2m1")
+    features = ["block-scaled KV cache", "torch.compile", "hierarchical cache on a CPU", "prefill-decode multiplexing"]
     assert lines(**options) == [MESSAGES[feature] for feature in features]
 
 
@@ -72,8 +72,8 @@ def test_ngram_is_told_nothing_about_the_drafts_of_a_model(lines):
 def test_a_server_prints_each_on_a_line_of_its_own(checkpoints, child_env):
     model = str(build("qwen3", checkpoints))
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--device", "cpu"]
-    command += ["--attention-backend", "hsa", "--pipeline-parallel-size", "2", "--enable-torch-compile"]
+    command += ["--attention-backend", "hsa", "--enable-lora", "--enable-torch-compile"]
     done = subprocess.run(command, env=child_env(), capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
-    expected = [MESSAGES["torch.compile"], MESSAGES["pipeline parallelism"]]
+    expected = [MESSAGES["torch.compile"], MESSAGES["LoRA adapters"]]
     assert done.stderr.rstrip().split("\n")[-2:] == [f"ValueError: {expected[0]}", expected[1]], done.stderr

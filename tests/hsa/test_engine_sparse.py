@@ -9,6 +9,7 @@ from cpu_children import run_child
 from hf_oracle import greedy
 from tiny_models import build, hf_greedy, prompt_ids
 
+from sglang.srt.layers.attention.hsa.compat import graphs_hold_metadata
 from sglang.test.attention.hsa_oracle import Options
 from sglang.test.attention.hsa_release import replicas_have_cores
 
@@ -106,12 +107,26 @@ def test_two_tensor_parallel_ranks(run_engine, path, prompts, expected):
     assert counts["pages_selected"] <= ORACLE.topk * counts["rows_sparse"], "pages for more than one KV head"
 
 
+@pytest.mark.skipif(not graphs_hold_metadata(), reason="refused with SGLang 0.5.12 and earlier")
+def test_two_pipeline_stages(run_engine, path, prompts, expected):
+    """Each stage has one of the two layers, with pages and versions of its own; the counters are the first stage's."""
+    run_stages = partial(run_engine, start=run_child, TORCH_COMPILE_DISABLE="1", **cores_of_processes())
+    schedule = dict(chunked_prefill_size=100, disable_overlap_schedule=True)
+    tokens, cached, counts = run_alone_and_batched(run_stages, path, prompts, pp_size=2, **schedule)
+    assert tokens == [expected] * 3
+    assert max(cached) > 0 and counts["reprs_healed"] == 0
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+
+
+def cores_of_processes():
+    """Since v0.5.23 SGLang wants to be told the cores of replicas and stages, too."""
+    cores = sorted(os.sched_getaffinity(0))
+    return dict(SGLANG_CPU_OMP_THREADS_BIND=f"{cores[0]}|{cores[-1]}") if replicas_have_cores() else {}
+
+
 def test_two_replicas(run_engine, path, prompts, expected):
     """Data parallel: each replica is an engine of its own."""
-    cores = sorted(os.sched_getaffinity(0))
-    # Since v0.5.23 SGLang wants to be told the cores of replicas, too.
-    variables = dict(SGLANG_CPU_OMP_THREADS_BIND=f"{cores[0]}|{cores[-1]}") if replicas_have_cores() else {}
-    tokens, _, counts = run_alone_and_batched(partial(run_engine, **variables), path, prompts, dp_size=2)
+    tokens, _, counts = run_alone_and_batched(partial(run_engine, **cores_of_processes()), path, prompts, dp_size=2)
     assert tokens == [expected] * 3
     assert 0 < counts["pages_selected"] < counts["pages_candidate"] and counts["reprs_healed"] == 0
 

@@ -54,7 +54,6 @@ ASKED_BY_ARGUMENTS = {
     "diffusion language models": dict(dllm_algorithm="LowConfidence"),
     "data-parallel attention": dict(enable_dp_attention=True, tp_size=2, dp_size=2),
     "context-parallel attention": dict(attn_cp_size=2, tp_size=2),
-    "pipeline parallelism": dict(pp_size=2),
     "embedding models": dict(is_embedding=True),
 }
 
@@ -103,8 +102,9 @@ DRAFTS = dict(
     speculative_num_draft_tokens=4,
 )
 
+# With SGLang 0.5.12 and earlier.
+STAGES, IN_ONE_POOL = "pipeline parallelism", "hybrid sliding-window memory"
 # Of models whose sliding-window layers have a pool of their own, and learned sinks.
-IN_ONE_POOL = "hybrid sliding-window memory"
 ASKED_OF_GPT_OSS = {
     "speculative decoding with hybrid sliding-window memory": DRAFTS,
     "the hierarchical cache with hybrid sliding-window memory": dict(
@@ -125,6 +125,7 @@ ASKED_OF_HILS = {
     ),
     "8-bit KV caches of HiLS checkpoints": dict(kv_cache_dtype="fp8_e4m3"),
     "more tensor-parallel ranks than KV heads of HiLS checkpoints": dict(tp_size=4),
+    "pipeline parallelism of HiLS checkpoints": dict(pp_size=2),
 }
 
 ASKED_BY_DRAFTS = {
@@ -160,7 +161,7 @@ ASKED_OF_DRAFTS_BY_VARIABLES = {
 def test_every_refusal_is_tested_and_worded_apart():
     features = [refusal.feature for refusal in refusals.REFUSALS]
     asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS, *ASKED_OF_HILS, *ASKED_OF_GPT_OSS}  # fmt: skip
-    alone = {*ASKED_OF_DRAFTS_BY_VARIABLES, SIZED_LATE, IN_ONE_POOL}
+    alone = {*ASKED_OF_DRAFTS_BY_VARIABLES, SIZED_LATE, IN_ONE_POOL, STAGES}
     assert sorted(features) == sorted(asked | alone)
 
 
@@ -280,6 +281,16 @@ def test_refused_models(model_path, feature):
         refusals.check(args, changed)
 
 
+def test_stages_are_refused_with_older_releases(model_path):
+    args = server_args(model_path)
+    model = compat.model_config(args)
+    change(args, pp_size=2)
+    if compat.graphs_hold_metadata():
+        refusals.check(compat.arguments(args), model)
+    else:
+        assert is_refused(STAGES, compat.arguments(args), model)
+
+
 @pytest.mark.parametrize("feature", ASKED_OF_GPT_OSS)
 def test_refused_of_windows_in_a_pool_of_their_own(model_path, feature):
     args = server_args(model_path)
@@ -299,8 +310,10 @@ def test_refused_of_windows_in_a_pool_of_their_own(model_path, feature):
 @pytest.mark.parametrize("feature", ASKED_OF_HILS)
 def test_refused_of_checkpoints_that_were_trained_for_hsa(model_path, feature):
     args = server_args(model_path)
-    model = vars(compat.model_config(args))
-    model = SimpleNamespace(**{**model, "hf_config": QwenHiLSConfig()})
+    model = compat.model_config(args)
+    heads = model.get_total_num_kv_heads
+    model = SimpleNamespace(**{**vars(model), "hf_config": QwenHiLSConfig()})
+    model.get_total_num_kv_heads = heads
     refusals.check(compat.arguments(args), model)
     change(args, **ASKED_OF_HILS[feature])
     with pytest.raises(ValueError, match=f"does not support {feature}"):

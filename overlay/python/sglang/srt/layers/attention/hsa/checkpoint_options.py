@@ -90,6 +90,13 @@ HILS_REFUSALS: Tuple[Refusal, ...] = (
         "the query heads of a KV head were trained to choose pages together, and they would be on several ranks",
         "use at most as many ranks as the model has KV heads",
     ),
+    Refusal(
+        "pipeline parallelism of HiLS checkpoints",
+        "--pipeline-parallel-size",
+        lambda args, model: is_hils(model.hf_config) and args.pp_size > 1,
+        "their models have all layers on each rank",
+        "use --tensor-parallel-size",
+    ),
 )
 
 

@@ -342,9 +342,9 @@ REFUSALS: Tuple[Refusal, ...] = (
     ),
     Refusal(
         "pipeline parallelism",
-        "--pipeline-parallel-size",
-        lambda args, model: args.pp_size > 1,
-        _UNTESTED,
+        "--pipeline-parallel-size, with SGLang 0.5.12 and earlier",
+        lambda args, model: args.pp_size > 1 and not compat.graphs_hold_metadata(),
+        "with those releases no stage has been run",
         "use --tensor-parallel-size",
     ),
 )
