@@ -157,7 +157,7 @@ CELLS = (
     Cell(
         "Tensor parallel",
         "up to the KV heads",
-        (SPARSE + "test_two_tensor_parallel_ranks", ON_GPU + "test_two_tensor_parallel_ranks"),
+        (SPARSE + "test_two_tensor_parallel_ranks", ON_GPU + "test_tensor_parallel_ranks"),
         needs=TWO_GPUS,
     ),
     Cell(

@@ -220,6 +220,25 @@ def write_random_model(folder: Path, seed: int = 0, **fields) -> str:
     return str(folder)
 
 
+def write_random_gpt_oss(folder: Path, seed: int = 0) -> str:
+    """A gpt-oss checkpoint of four layers with random float32 weights: windows of 128 in two, sinks in all."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    config = GptOssConfig(
+        hidden_size=128, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=64, vocab_size=512, num_local_experts=4, num_experts_per_tok=2, sliding_window=128,
+        initializer_range=0.15, max_position_embeddings=32768, rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+        bos_token_id=0, eos_token_id=1, pad_token_id=2, swiglu_limit=7.0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = GptOssForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.sinks.add_(2.0)  # enough to take mass from keys
+    model.save_pretrained(folder)
+    return str(folder)
+
+
 def write_random_eagle(folder: Path, target: str, eagle3: bool, seed: int = 1) -> str:
     """A random EAGLE or EAGLE3 draft checkpoint of one Llama layer for the checkpoint in the folder ``target``."""
     from safetensors.torch import save_file

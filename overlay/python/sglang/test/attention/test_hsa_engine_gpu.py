@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine with HSA on CUDA devices: graphs and replicas leave the tokens alone, tensor-parallel ranks but near-ties."""
+"""An engine with HSA on CUDA devices: graphs, replicas and stages leave the tokens alone, tensor-parallel ranks but near-ties."""
 
 import pytest
 import torch
 
 import sglang as sgl
+from sglang.srt.layers.attention.hsa import compat
 from sglang.test.attention.hsa_fixtures import (
     GPU_ENGINE,
     answers,
@@ -18,6 +19,9 @@ pytestmark = pytest.mark.skipif(
 )
 two_devices = pytest.mark.skipif(
     torch.cuda.device_count() < 2, reason="needs two CUDA devices"
+)
+four_devices = pytest.mark.skipif(
+    torch.cuda.device_count() < 4, reason="needs four CUDA devices"
 )
 
 LENGTHS = (1, 63, 64, 65, 700, 1500)
@@ -59,21 +63,35 @@ def test_cuda_graphs_do_not_change_tokens(model_path, eager):
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
 
-@two_devices
-def test_two_tensor_parallel_ranks(model_path):
-    """Each rank has one of the two KV heads.
+@pytest.mark.parametrize(
+    "ranks",
+    [pytest.param(2, marks=two_devices), pytest.param(4, marks=four_devices)],
+)
+def test_tensor_parallel_ranks(model_path, ranks):
+    """Each of two ranks has one of the two KV heads; of four, two share each and choose for one query head.
 
     The ranks' sums round in another order. Where pages are left out, that may swap one and change what is read, so the
     tokens of one rank are asked for with every page selected.
     """
-    outputs, [counts] = generate(model_path, tp_size=2)
+    outputs, [counts] = generate(model_path, tp_size=ranks)
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
     assert [len(output["output_ids"]) for output in outputs] == [NEW] * len(outputs)
     everything = dict(hsa_topk=10**6)
     one, _ = generate(model_path, **everything)
-    two, [counts] = generate(model_path, tp_size=2, **everything)
+    several, [counts] = generate(model_path, tp_size=ranks, **everything)
     assert counts["pages_selected"] == counts["pages_candidate"] > 0
-    assert_same_up_to_near_ties(two, one, NEW)
+    assert_same_up_to_near_ties(several, one, NEW)
+
+
+@two_devices
+@pytest.mark.skipif(
+    not compat.graphs_hold_metadata(), reason="refused with SGLang 0.5.12 and earlier"
+)
+def test_two_pipeline_stages(model_path, eager):
+    """Of four layers, the first stage has one dense and one with HSA."""
+    outputs, [counts] = generate(model_path, pp_size=2)
+    assert tokens(outputs) == tokens(eager)
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
 
 @two_devices
