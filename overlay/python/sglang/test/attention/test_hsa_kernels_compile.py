@@ -125,6 +125,30 @@ def test_decode(record, dtype, head_dim, cap, masked):
     assert dtype == torch.float32 or "mma" in recorder.compiled[0]
 
 
+def test_batches_of_any_size_share_their_variants(record):
+    """However many programs share a row: start-up compiles one by one what it captures in graphs."""
+    attend = record(decode, "_decode_hsa_kernel")
+    select = record(decode_kernel, "_select_pages_kernel")
+    q = torch.empty(B, HQ, 64, dtype=torch.bfloat16)
+    some = cache("mean_std", 64, torch.bfloat16)
+    table = torch.zeros(B, 100, dtype=torch.int32)
+    lengths = torch.ones(B, dtype=torch.int64)
+    selected = torch.zeros(B, HKV, 32, dtype=torch.int32)
+    for splits in (1, 2, 8, decode.MAX_SPLITS):
+        scratch = decode.DecodeWorkspace(B, B * HKV * splits, HQ, HKV, 64, "cpu")
+        decode.decode_hsa(
+            q, some, selected, table, lengths, torch.empty_like(q), scratch, params("mean_std"), splits
+        )  # fmt: skip
+        programs = decode_kernel.SelectPagesWorkspace(
+            B, HKV, 100, "cpu", group=HQ // HKV, max_programs=32 * B * HKV
+        )
+        decode_kernel.select_pages_decode(
+            q, some, table, lengths, selected, programs, torch.zeros(6, dtype=torch.int64),
+            params("mean_std", "softmax_head"), processors=splits * B * HKV,
+        )  # fmt: skip
+    assert len(set(attend.compiled)) == 2 and len(set(select.compiled)) == 1
+
+
 @pytest.mark.parametrize(
     "kind,strategy,dtype,heads,head_dim",
     [

@@ -52,7 +52,7 @@ def padded_width(columns: int) -> int:
 
 
 def programs_per_row(processors: int, rows: int, limit: int) -> int:
-    """Programs per row that fill the device: a power of two, so that few variants are compiled."""
+    """Programs per row that fill the device, a power of two."""
     return min(limit, triton.next_power_of_2(triton.cdiv(processors, rows)))
 
 

@@ -97,5 +97,6 @@ class DecodeAttention:
             self.workspace,
             params,
             programs_per_row(self.processors, busy, self.max_splits),
+            self.max_splits,
             select_q,
         )

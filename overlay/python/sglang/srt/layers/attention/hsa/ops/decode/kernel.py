@@ -86,7 +86,6 @@ def _decode_hsa_kernel(
     SINK_LOGITS: tl.constexpr,
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
     COMBINE_SPLITS: tl.constexpr,
     COMBINE_G: tl.constexpr,
     MASK_LAST: tl.constexpr,
@@ -94,6 +93,7 @@ def _decode_hsa_kernel(
 ):
     row = tl.program_id(0)
     split = tl.program_id(1)
+    num_splits = tl.num_programs(1)
     b = row // KV_HEADS
     g = row % KV_HEADS
     position, start, candidates = decode_row(
@@ -126,7 +126,7 @@ def _decode_hsa_kernel(
     window_pages = position // PAGE_SIZE - start + 1
     chosen = tl.minimum(candidates, TOPK)
     pages = SINKS + chosen + window_pages
-    per_split = tl.cdiv(pages, NUM_SPLITS)
+    per_split = tl.cdiv(pages, num_splits)
     top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_G,), tl.float32)
     acc = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
@@ -179,7 +179,7 @@ def _decode_hsa_kernel(
         total = total * rescale + tl.sum(p, axis=1)
         top = new_top
 
-    part = row.to(tl.int64) * NUM_SPLITS + split
+    part = row.to(tl.int64) * num_splits + split
     norm = tl.where(total > 0, total, 1.0)
     o_ptr = part_o + (part * GROUP + head[:, None]) * V_DIM + dv[None, :]
     tl.store(o_ptr, acc / norm[:, None], mask=in_group[:, None] & (dv[None, :] < V_DIM))
@@ -187,13 +187,13 @@ def _decode_hsa_kernel(
 
     # The last program to arrive combines the parts.
     tl.debug_barrier()
-    if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == NUM_SPLITS - 1:
+    if tl.atomic_add(arrivals + row, 1, sem="acq_rel") == num_splits - 1:
         tl.store(arrivals + row, 0)  # ready for the next launch
         n = tl.arange(0, COMBINE_SPLITS)
-        first = row.to(tl.int64) * NUM_SPLITS
+        first = row.to(tl.int64) * num_splits
         for h0 in tl.static_range(0, GROUP, COMBINE_G):
             h = h0 + tl.arange(0, COMBINE_G)
-            live = (n[:, None] < NUM_SPLITS) & (h[None, :] < GROUP)
+            live = (n[:, None] < num_splits) & (h[None, :] < GROUP)
             at = (first + n[:, None]) * GROUP + h[None, :]  # [splits, heads]
             lse = tl.load(
                 part_lse + at, mask=live, other=float("-inf"), cache_modifier=".cg"
@@ -276,6 +276,7 @@ def decode_hsa(
     workspace: DecodeWorkspace,
     params: AttentionParams,
     num_splits: int = MAX_SPLITS,
+    max_splits: int = MAX_SPLITS,
     select_q: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Attention of rows with one query each over sinks, selected pages and window.
@@ -288,7 +289,7 @@ def decode_hsa(
         seq_lens: places up to the query's own, which it includes ``[B]`` int32; 0 for a row that attends nothing.
         out: ``[B, H_q, D_v]``, written whole; zeros for a row that attends nothing.
         workspace: scratch for at least this batch.
-        num_splits: programs that share one row and KV head, at least 1.
+        num_splits: programs that share one row and KV head, at least 1; max_splits: most of any launch.
         select_q: queries that chose the pages ``[B, H_q, D]``, last dimension contiguous; None for q.
 
     Returns:
@@ -307,7 +308,9 @@ def decode_hsa(
         )
     group = num_heads // num_kv_heads
     block_v = triton.next_power_of_2(v_dim)
-    combine_splits = triton.next_power_of_2(num_splits)
+    # Few variants to compile: one of a single program, and one of any number.
+    most = 1 if num_splits == 1 else max(num_splits, max_splits)
+    combine_splits = triton.next_power_of_2(most)
     by_score = params.by_score and selected_pages.shape[-1] > 0
     chooser = q if select_q is None else select_q
     reprs = cache.reprs if by_score else None
@@ -364,7 +367,6 @@ def decode_hsa(
         SINK_LOGITS=params.sink_logits is not None,
         KIND=params.kind.name if by_score else "",
         WIDTH=getattr(params.kind, "width", 0),
-        NUM_SPLITS=num_splits,
         COMBINE_SPLITS=combine_splits,
         COMBINE_G=min(
             triton.next_power_of_2(group), max(1, 8192 // (combine_splits * block_v))

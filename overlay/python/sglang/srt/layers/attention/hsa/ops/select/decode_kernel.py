@@ -80,7 +80,7 @@ def _select_pages_kernel(
     MASK_LAST: tl.constexpr,
     HAS_VERSIONS: tl.constexpr,
     PAGES: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
     WIDTHS: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -114,7 +114,7 @@ def _select_pages_kernel(
 
     rank_last(
         arrivals + row, scores_row, norms_row, table_row, out_row, counters, count, position, g, stride_scores,
-        STRATEGY == "softmax_head", GROUP, BLOCK_G, NUM_SPLITS, TOPK, TOPK_BLOCK, WIDTHS,
+        STRATEGY == "softmax_head", GROUP, BLOCK_G, MOST_SPLITS, TOPK, TOPK_BLOCK, WIDTHS,
     )  # fmt: skip
 
 
@@ -230,7 +230,7 @@ def select_pages_decode(
         MASK_LAST=params.mask_last_slot,
         HAS_VERSIONS=cache.stamps is not None,
         PAGES=min(PAGES_PER_STEP * warps, MAX_PAGES_PER_STEP),
-        NUM_SPLITS=programs,
+        MOST_SPLITS=MAX_PROGRAMS_PER_ROW,
         WIDTHS=widths,
         num_warps=warps,
     )

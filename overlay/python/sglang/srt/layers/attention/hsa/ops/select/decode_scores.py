@@ -332,18 +332,19 @@ def rank_last(
     BY_SHARE: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
     TOPK: tl.constexpr,
     TOPK_BLOCK: tl.constexpr,
     WIDTHS: tl.constexpr,
 ):
     """``rank_and_count``, by the last of a row's programs to arrive, which sees all scores."""
+    num_splits = tl.num_programs(1)
     tl.debug_barrier()
-    if tl.atomic_add(arrival, 1, sem="acq_rel") == NUM_SPLITS - 1:
+    if tl.atomic_add(arrival, 1, sem="acq_rel") == num_splits - 1:
         tl.store(arrival, 0)  # ready for the next launch
         if BY_SHARE:
             rank_by_share(
-                scores_row, norms_row, count, NUM_SPLITS, stride_scores, GROUP, BLOCK_G, NUM_SPLITS,
+                scores_row, norms_row, count, num_splits, stride_scores, GROUP, BLOCK_G, MOST_SPLITS,
                 WIDTHS[1] if len(WIDTHS) > 1 else WIDTHS[0],
             )  # fmt: skip
             tl.debug_barrier()
@@ -361,12 +362,12 @@ def rank_by_share(
     stride_scores,
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """Replace the first head's raw scores by every page's largest raw score minus that head's log normaliser."""
     head = tl.arange(0, BLOCK_G)
-    split = tl.arange(0, NUM_SPLITS)
+    split = tl.arange(0, MOST_SPLITS)
     norms = tl.load(
         norms_row + split[:, None] * GROUP + head[None, :],
         mask=(split < num_splits)[:, None] & (head < GROUP)[None, :],

@@ -84,11 +84,12 @@ def _select_prior_decode_kernel(
     TOPK_BLOCK: tl.constexpr,
     CAP: tl.constexpr,
     PAGES: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
     WIDTHS: tl.constexpr,
 ):
     row = tl.program_id(0)
     split = tl.program_id(1)
+    num_splits = tl.num_programs(1)
     b = (row // KV_HEADS).to(tl.int64)
     g = row % KV_HEADS
     position, start, count = decode_row(
@@ -97,7 +98,7 @@ def _select_prior_decode_kernel(
     table = page_table + (b % sequences) * stride_table
     table_row = table + SINKS
     scores_row = scores + row.to(tl.int64) * GROUP * stride_scores
-    norms_row = norms + row.to(tl.int64) * NUM_SPLITS * GROUP
+    norms_row = norms + row.to(tl.int64) * num_splits * GROUP
     chooser = select_q + b * stride_select_row + g * GROUP * stride_select_head
     d = tl.arange(0, BLOCK_D)
     head = tl.arange(0, BLOCK_G)
@@ -110,7 +111,7 @@ def _select_prior_decode_kernel(
     top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_G,), tl.float32)
     missing = tl.zeros((PAGES,), tl.int32)
-    for lo in range(split * PAGES, count, NUM_SPLITS * PAGES):
+    for lo in range(split * PAGES, count, num_splits * PAGES):
         inside = lo + n < count
         page = tl.load(table_row + lo + n, mask=inside, other=0).to(tl.int64)
         stamp = tl.load(stamps + page, mask=inside, other=0)
@@ -139,7 +140,7 @@ def _select_prior_decode_kernel(
     if GROUP > 1:  # the normaliser of a single head ranks nothing
         q_row = q + b * stride_q_row + g * GROUP * stride_q_head
         top, total = add_local_logits(
-            top, total, split, NUM_SPLITS, position, start, count, q_row, k_buffer, table, scale, logit_cap,
+            top, total, split, num_splits, position, start, count, q_row, k_buffer, table, scale, logit_cap,
             stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, SLOTS,
             SINKS, CAP, True,
         )  # fmt: skip
@@ -148,7 +149,7 @@ def _select_prior_decode_kernel(
     out_row = out + b * stride_out_row + g * stride_out_head
     rank_last(
         arrivals + row, scores_row, norms_row, table_row, out_row, counters, count, position, g, stride_scores,
-        GROUP > 1, GROUP, BLOCK_G, NUM_SPLITS, TOPK, TOPK_BLOCK, WIDTHS,
+        GROUP > 1, GROUP, BLOCK_G, MOST_SPLITS, TOPK, TOPK_BLOCK, WIDTHS,
     )  # fmt: skip
 
 
@@ -231,7 +232,7 @@ def select_prior_pages_decode(
         TOPK_BLOCK=triton.next_power_of_2(topk),
         CAP=params.logit_cap > 0,
         PAGES=max(1, ELEMENTS_PER_STEP // (block_g * block_d)),
-        NUM_SPLITS=programs,
+        MOST_SPLITS=MAX_PROGRAMS_PER_ROW,
         WIDTHS=widths,
         num_warps=ranking_warps(widths),
     )
