@@ -135,6 +135,7 @@ CELLS = (
         "Sliding window",
         "layers with a pool of their own",
         (WINDOWS + "test_gpt_oss_is_what_transformers_computes[64]", WINDOWS + "test_the_pool_of_windows_saves_memory"),
+        needs="`scripts/test.sh -m slow` for the latter",
     ),
     Cell("Sliding window", "the same, with SGLang 0.5.12 and earlier", refusal="hybrid sliding-window memory"),
     Cell(

@@ -45,7 +45,8 @@ if [ $# -gt 0 ]; then
 fi
 
 # Two servers at once would fight for memory and cores; what starts none runs beside them.
-servers=(tests/hsa tests/hils tests/quality/test_small_tier.py tests/cpu_host/test_engine_cpu.py tests/cpu_host/test_import.py "$dense")
+servers=(tests/hsa tests/hils/test_{parity,schedules,window_pool}.py tests/quality/test_small_tier.py
+    tests/cpu_host/test_{engine_cpu,import}.py "$dense")
 logs=$(mktemp -d)
 run_pytest "${servers[@]/#/--ignore=}" tests "${in_tree[@]}" >"$logs/others" 2>&1 &
 beside=$!

@@ -51,7 +51,7 @@ def assert_tokens(results, expected):
     assert max(again["cached"]) > 0
 
 
-@pytest.mark.parametrize("chunk", [64, 256, -1])
+@pytest.mark.parametrize("chunk", [64, *(pytest.param(n, marks=pytest.mark.slow) for n in (256, -1))])
 def test_gpt_oss_is_what_transformers_computes(run_engine, gpt_oss, prompts, expected, chunk):
     """Slots that windows left hold NaN, and pages of both pools have other numbers."""
     engine = dict(model_path=str(gpt_oss), chunked_prefill_size=chunk, **EVERY_PAGE, **GPT_OSS)
@@ -87,6 +87,7 @@ def test_a_dense_layer_keeps_its_sinks(run_engine, gpt_oss, prompts):
     assert result["tokens"][0] == greedy(gpt_oss, prompt, NEW, ORACLE, dense_layers={1}, dense_rows=400)
 
 
+@pytest.mark.slow
 def test_the_pool_of_windows_saves_memory(run_engine, gpt_oss, prompts, expected):
     """Two of four layers slide: half the memory, and an eighth of the other half. Representations count with the rest."""
     common = dict(model_path=str(gpt_oss), **{**EVERY_PAGE, "max_total_tokens": 1 << 18}, **GPT_OSS)
