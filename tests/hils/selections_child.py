@@ -17,8 +17,8 @@ def main(checkpoint, job_path, result_path):
     record = Path(result_path).with_suffix(".lines")
     count_rows = LandmarkReferencePass.count_rows
 
-    def recording(self, selected):
-        count_rows(self, selected)
+    def recording(self, selected, valid):
+        count_rows(self, selected, valid)
         pages = self.metadata.real_page_table[0].tolist()
         last = selected[self.landmark_rows.tokens[-1]].tolist()
         logical = [[pages.index(page) if page >= 0 else -1 for page in head] for head in last]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 POOL = "mem_cache/page_repr_pool.py"
+VERSIONS = "mem_cache/page_versions.py"
 ALLOCATOR = "mem_cache/page_repr_allocator.py"
 HSA = "layers/attention/hsa/"
 HILS_KERNELS = "layers/hils_kernels.py"
@@ -38,7 +39,7 @@ class Fault:
 STORAGE = (
     Fault(
         "a page that is open already gets a new version with each token",
-        POOL,
+        VERSIONS,
         "opened = slots % page_size == 0",
         "opened = slots % page_size >= 0",
         "test_hsa_kvpool_repr.py::test_alloc_decode_bumps_at_page_starts_only",

@@ -34,11 +34,8 @@ from sglang.srt.mem_cache.page_repr_allocator import (
     HSAPagedTokenToKVPoolAllocator,
     HSASWATokenToKVPoolAllocator,
 )
-from sglang.srt.mem_cache.page_repr_pool import (
-    HSASWAKVPool,
-    HSATokenToKVPool,
-    PageVersions,
-)
+from sglang.srt.mem_cache.page_repr_pool import HSASWAKVPool, HSATokenToKVPool
+from sglang.srt.mem_cache.page_versions import PageVersions
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 if TYPE_CHECKING:

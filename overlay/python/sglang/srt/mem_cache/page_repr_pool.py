@@ -23,6 +23,7 @@ from sglang.srt.layers.attention.hsa.ops.gather import take
 from sglang.srt.layers.attention.hsa.page_repr import kind_named
 from sglang.srt.layers.attention.hsa.params import NO_VERSION, LayerCache
 from sglang.srt.mem_cache.memory_pool import GB, MHATokenToKVPool
+from sglang.srt.mem_cache.page_versions import PageVersions
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 if TYPE_CHECKING:
@@ -30,35 +31,6 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 logger = logging.getLogger(__name__)
-
-
-class PageVersions:
-    """Which hand-out each page belongs to. Pools that share an allocator share this too.
-
-    Attributes:
-        version: ``[num_pages]`` int64, the number of the page's hand-out.
-        handouts: hand-outs so far, counted on the host.
-    """
-
-    def __init__(self, num_pages: int, device: str):
-        self.version = torch.ones(num_pages, dtype=torch.int64, device=device)
-        self.handouts = 1
-
-    def open(self, slots: torch.Tensor, page_size: int) -> None:
-        """Number the pages whose first slot is among ``slots`` ``[N]``; no host sync."""
-        self.handouts += 1
-        opened = slots % page_size == 0
-        self.version.scatter_reduce_(
-            0, slots // page_size, opened * self.handouts, "amax"
-        )
-
-    def renew(self, pages: Optional[torch.Tensor] = None) -> None:
-        """Number ``pages`` ``[N]`` int64, or all of them."""
-        self.handouts += 1
-        if pages is None:
-            self.version.fill_(self.handouts)
-        else:
-            self.version.index_fill_(0, pages, self.handouts)
 
 
 class PageReprMixin:

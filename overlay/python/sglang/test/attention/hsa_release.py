@@ -16,6 +16,7 @@ from sglang.srt.layers.attention.hsa.compat import (
     declare,
     graphs_hold_metadata,
 )
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
 if TYPE_CHECKING:
@@ -195,3 +196,10 @@ def pretend_to_have_memory(monkeypatch, megabytes: int) -> None:
     for module in (server_args, common):
         if hasattr(module, asked):
             monkeypatch.setattr(module, asked, lambda device: megabytes)
+
+
+def window_pool_options() -> dict:
+    """What a pool whose sliding windows lie apart must be given: an option that it lost since."""
+    known = inspect.signature(SWAKVPool).parameters
+    name = "enable_kvcache_transpose"
+    return {name: False} if name in known else {}

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Representation storage in its other forms: biased kinds, hybrid sliding-window memory, copies and moves of keys."""
 
-import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -19,14 +18,12 @@ from sglang.srt.mem_cache.page_repr_allocator import (
 from sglang.srt.mem_cache.page_repr_pool import HSASWAKVPool, HSATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.test.attention.hsa_harness import Harness
+from sglang.test.attention.hsa_release import window_pool_options
 
 PAGE = 16
 PAGES = 20
 SWATokenToKVPoolAllocator = swa_allocator_class()
-# An option of the pool that it lost.
-TRANSPOSE = {"enable_kvcache_transpose": False}
-if "enable_kvcache_transpose" not in inspect.signature(SWAKVPool).parameters:
-    TRANSPOSE = {}
+TRANSPOSE = window_pool_options()
 
 
 def make_pool(kind="mean", **kwargs):

@@ -4,8 +4,6 @@
 On a CUDA device, or under TRITON_INTERPRET=1.
 """
 
-import inspect
-
 import pytest
 import torch
 
@@ -18,13 +16,13 @@ from sglang.srt.mem_cache.page_repr_pool import HSASWAKVPool
 from sglang.test.attention.hsa_device import DEVICE, needs_kernels
 from sglang.test.attention.hsa_fixtures import rotary_channels
 from sglang.test.attention.hsa_layers import Layers
+from sglang.test.attention.hsa_release import window_pool_options
 
 pytestmark = needs_kernels
 
 PAGE, PAGES, WINDOW = 16, 80, 37
 HEADS, KV_HEADS, DIM = 4, 2, 16
 # Layer 0 slides, layer 1 uses HSA, layer 2 is dense.
-TRANSPOSED = "enable_kvcache_transpose" in inspect.signature(HSASWAKVPool.__mro__[2]).parameters  # fmt: skip
 
 apart = pytest.param(
     True,
@@ -41,7 +39,7 @@ def pool_and_allocator():
     pool = HSASWAKVPool(
         PAGES * PAGE, 24 * PAGE, head_num=KV_HEADS, head_dim=DIM, swa_attention_layer_ids=[0],
         full_attention_layer_ids=[1, 2], hsa_layer_ids=(1,), repr_kind="slow_keys",
-        repr_channels=rotary_channels(DIM)[None], **({"enable_kvcache_transpose": False} if TRANSPOSED else {}), **common,
+        repr_channels=rotary_channels(DIM)[None], **window_pool_options(), **common,
     )  # fmt: skip
     for part in (pool.full_kv_pool, pool.swa_kv_pool):
         for buffer in (*part.k_buffer, *part.v_buffer):

@@ -13,17 +13,14 @@ from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa import counters as hsa_counters
-from sglang.srt.layers.attention.hsa.config import (
-    FIELD_PREFIX,
-    SINK_BACKENDS,
-    HSAConfig,
-)
+from sglang.srt.layers.attention.hsa.config import SINK_BACKENDS, HSAConfig
+from sglang.srt.layers.attention.hsa.layer_inputs import LayerInputs, refuse_inputs
 from sglang.srt.layers.attention.hsa.model_layers import layers_beyond, sink_logits
 from sglang.srt.layers.attention.hsa.ops.common import shared_bytes
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling
 from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.ops.select.by_kind import check_device
-from sglang.srt.layers.attention.hsa.passes.base import AttentionPass, LayerInputs
+from sglang.srt.layers.attention.hsa.passes.base import AttentionPass
 from sglang.srt.layers.attention.hsa.passes.decode import DecodeState
 from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass, prepare_prompts
 from sglang.srt.layers.attention.hsa.passes.landmark_decode import LandmarkDecodeState
@@ -332,7 +329,7 @@ class HSAAttnBackend(AttentionBackend):
         sparse = self.pool.has_page_repr(layer.layer_id)
         here = layer.layer_id in self.forward_pass.layers
         inputs = LayerInputs(hsa_mask_last_slot, hsa_select_q, sinks)
-        _refuse_inputs(layer, self.config, sparse, here, inputs, kwargs)
+        refuse_inputs(layer, self.config, sparse, here, inputs, kwargs)
         # Dense backends mask no slot.
         stays = hsa_mask_last_slot or layer.layer_id in self.beyond_dense
         if not here or (self.goes_dense and not stays):
@@ -374,41 +371,3 @@ class HSAAttnBackend(AttentionBackend):
             self.pool.set_window_buffer(layer, slots, k, v, *scales)
         else:
             self.pool.set_kv_buffer(layer, slots, k, v, *scales)
-
-
-def _refuse_inputs(
-    layer: RadixAttention,
-    config: HSAConfig,
-    sparse: bool,
-    here: bool,
-    inputs: LayerInputs,
-    kwargs: dict,
-) -> None:
-    """Raise NotImplementedError for what a layer passes to its attention that is not computed.
-
-    Args:
-        sparse: whether the layer uses HSA; here: whether HSA's pass attends it, sparsely or not.
-    """
-    passed = [name for name in kwargs if name.startswith(FIELD_PREFIX)]
-    own = dict(
-        mask_last_slot=inputs.mask_last_slot, select_q=inputs.select_q is not None
-    )
-    given = [FIELD_PREFIX + name for name, value in own.items() if value]
-    if not sparse and (passed or given):
-        passed += given
-        raise NotImplementedError(
-            f"layer {layer.layer_id} passes {', '.join(passed)} to its attention, which is dense and masks nothing; "
-            "name the layer in --hsa-layers or leave them out."
-        )
-    if not config.has_landmark_rows:
-        passed += [name for name in given if name != "hsa_mask_last_slot"]
-    if passed:
-        raise NotImplementedError(
-            f"layer {layer.layer_id} passes {', '.join(passed)} to its attention, but of such arguments HSA knows "
-            "hsa_mask_last_slot alone, and with rows of landmarks hsa_select_q; leave them out."
-        )
-    if here and kwargs:
-        raise NotImplementedError(
-            f"layer {layer.layer_id} passes {', '.join(kwargs)} to its attention, which HSA does not support; "
-            "choose another --attention-backend."
-        )

@@ -73,6 +73,11 @@ def _has_linear_attention(args: ServerArgs, model: ModelConfig) -> bool:
     )
 
 
+def is_early_release() -> bool:
+    """Whether SGLang is 0.5.12 or earlier."""
+    return not compat.graphs_hold_metadata()
+
+
 def has_window_pool(model: ModelConfig) -> bool:
     """Whether layers with a sliding window have a pool of their own, in a model that was not trained for HSA."""
     return bool(model.is_hybrid_swa) and not is_hils(model.hf_config)
@@ -109,7 +114,7 @@ def _has_block_sparse_layers(args: ServerArgs, model: ModelConfig) -> bool:
 
 
 def _has_other_sinks(args: ServerArgs, model: ModelConfig) -> bool:
-    served = SERVED_WITH_SINKS if compat.graphs_hold_metadata() else frozenset()
+    served = frozenset() if is_early_release() else SERVED_WITH_SINKS
     return (
         _is_one_of(model, *(SINK_MODELS - served))
         or getattr(model.hf_config, "model_type", None) in SINK_TYPES
@@ -131,7 +136,7 @@ TRANSFORMERS_BACKEND = Refusal(
 HYBRID_MEMORY = Refusal(
     "hybrid sliding-window memory",
     "a model whose sliding-window layers have a pool of their own, with SGLang 0.5.12 and earlier",
-    lambda args, model: has_window_pool(model) and not compat.graphs_hold_metadata(),
+    lambda args, model: has_window_pool(model) and is_early_release(),
     "with those releases no model that has one has been served",
     "add --disable-hybrid-swa-memory",
 )

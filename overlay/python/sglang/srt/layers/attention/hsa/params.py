@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Dict, NamedTuple, Optional
 import torch
 
 from sglang.srt.layers.attention.hsa.config import WHOLE_PAST, HSAConfig
+from sglang.srt.layers.attention.hsa.layer_inputs import LayerInputs
 from sglang.srt.layers.attention.hsa.layout import num_candidate_pages, num_places
 from sglang.srt.layers.attention.hsa.page_repr import PageRepr, kind_named
 
@@ -140,11 +141,10 @@ def layer_params(
     layer: RadixAttention,
     pool: PageReprMixin,
     config: HSAConfig,
-    mask_last_slot: bool = False,
     dense_below: int = 0,
-    sink_logits: Optional[torch.Tensor] = None,
+    inputs: LayerInputs = LayerInputs(),
 ) -> AttentionParams:
-    """Parameters of a layer of SGLang whose cache ``pool`` keeps; the last three as in ``AttentionParams``."""
+    """Parameters of a layer of SGLang whose cache ``pool`` keeps; ``dense_below`` of those with HSA."""
     exact_window = _exact_window(layer, config)
     if exact_window:
         dense_below = 0
@@ -157,10 +157,10 @@ def layer_params(
         config,
         layer.scaling,
         layer.logit_cap,
-        mask_last_slot=mask_last_slot or config.has_landmark_rows,
+        mask_last_slot=inputs.mask_last_slot or config.has_landmark_rows,
         dense_below=dense_below,
         exact_window=exact_window,
-        sink_logits=sink_logits,
+        sink_logits=inputs.sink_logits,
         **scales,
     )
 

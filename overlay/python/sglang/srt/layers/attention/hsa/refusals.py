@@ -14,6 +14,7 @@ from sglang.srt.layers.attention.hsa.model_refusals import (
     MODEL_REFUSALS,
     Refusal,
     has_window_pool,
+    is_early_release,
     reads_sinks,
 )
 
@@ -343,7 +344,7 @@ REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "pipeline parallelism",
         "--pipeline-parallel-size, with SGLang 0.5.12 and earlier",
-        lambda args, model: args.pp_size > 1 and not compat.graphs_hold_metadata(),
+        lambda args, model: args.pp_size > 1 and is_early_release(),
         "with those releases no stage has been run",
         "use --tensor-parallel-size",
     ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, FrozenSet, NamedTuple, Optional
 import torch
 
 from sglang.srt.layers.attention.hsa import compat
+from sglang.srt.layers.attention.hsa.layer_inputs import LayerInputs
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
@@ -24,20 +25,6 @@ def prefill_dense_below(forward_batch: ForwardBatch, config: HSAConfig) -> int:
     drafts = compat.is_draft_extend(mode)
     prompts = mode.is_extend_or_draft_extend_or_mixed() and not drafts
     return config.dense_below if prompts else 0
-
-
-class LayerInputs(NamedTuple):
-    """What a layer passes to its attention beside q, k and v.
-
-    Attributes:
-        mask_last_slot: the last slot of a page is no key (see ``layout``).
-        select_q: queries that choose pages, rotated ``[T, H_q, D]``; None for those that attend.
-        sink_logits: as in ``AttentionParams``.
-    """
-
-    mask_last_slot: bool = False
-    select_q: Optional[torch.Tensor] = None
-    sink_logits: Optional[torch.Tensor] = None
 
 
 class WindowCache(NamedTuple):

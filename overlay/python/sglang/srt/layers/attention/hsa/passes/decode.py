@@ -14,17 +14,14 @@ import torch
 
 from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.layer_contract import unsupported
+from sglang.srt.layers.attention.hsa.layer_inputs import LayerInputs
 from sglang.srt.layers.attention.hsa.ops.common import padded_width
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
     AllLayers,
     write_committed_pages,
 )
 from sglang.srt.layers.attention.hsa.params import layer_params
-from sglang.srt.layers.attention.hsa.passes.base import (
-    AttentionPass,
-    LayerInputs,
-    WindowCache,
-)
+from sglang.srt.layers.attention.hsa.passes.base import AttentionPass, WindowCache
 from sglang.srt.layers.attention.hsa.passes.decode_attention import (
     DENSE_SPLITS,
     DecodeAttention,
@@ -236,13 +233,7 @@ class DecodePass(AttentionPass):
     ) -> torch.Tensor:
         state = self.state
         seq_lens, page_table = state.rows[self.step]
-        params = layer_params(
-            layer,
-            state.pool,
-            state.config,
-            inputs.mask_last_slot,
-            sink_logits=inputs.sink_logits,
-        )
+        params = layer_params(layer, state.pool, state.config, inputs=inputs)
         attention = state.buffers.dense
         if params.exact_window:
             attention = state.buffers.attention.attention

@@ -15,6 +15,7 @@ import triton
 
 from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.landmark_rows import LandmarkRows
+from sglang.srt.layers.attention.hsa.layer_inputs import LayerInputs
 from sglang.srt.layers.attention.hsa.layout import num_places
 from sglang.srt.layers.attention.hsa.ops.common import padded_width
 from sglang.srt.layers.attention.hsa.ops.extend.kernel import extend_hsa
@@ -28,7 +29,6 @@ from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
 from sglang.srt.layers.attention.hsa.params import NO_VERSION, layer_params
 from sglang.srt.layers.attention.hsa.passes.base import (
     AttentionPass,
-    LayerInputs,
     WindowCache,
     prefill_dense_below,
 )
@@ -70,9 +70,8 @@ def prepare_prompts(
     context = min(context, pool.size)
     places = num_places(context, page_size) if config.has_landmark_rows else context
     counters = HSACounters(device)  # of nobody
-    params = layer_params(
-        layer, pool, config, dense_below=config.dense_below, sink_logits=sinks
-    )
+    inputs = LayerInputs(sink_logits=sinks)
+    params = layer_params(layer, pool, config, config.dense_below, inputs)
     width = padded_width(triton.cdiv(context, page_size))
     table = torch.zeros((1, width), dtype=torch.int32, device=device)
 
@@ -233,14 +232,7 @@ class ExtendPass(AttentionPass):
         inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
         cache = self.pool.layer_cache(layer.layer_id, self.page_version)
-        params = layer_params(
-            layer,
-            self.pool,
-            self.config,
-            inputs.mask_last_slot,
-            self.dense_below,
-            inputs.sink_logits,
-        )
+        params = layer_params(layer, self.pool, self.config, self.dense_below, inputs)
         if self.pool.has_page_repr(layer.layer_id):
             return self.tiles.launch(q, cache, self.page_table, params, inputs.select_q)
         slides = params.exact_window > 0

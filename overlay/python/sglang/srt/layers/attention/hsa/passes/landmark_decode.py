@@ -15,6 +15,7 @@ from sglang.srt.layers.attention.hsa.landmark_rows import (
     LandmarkRows,
     decode_landmark_rows,
 )
+from sglang.srt.layers.attention.hsa.layer_inputs import LayerInputs
 from sglang.srt.layers.attention.hsa.ops.common import padded_width
 from sglang.srt.layers.attention.hsa.ops.page_repr.landmark_kernel import (
     write_landmark_pages,
@@ -24,11 +25,7 @@ from sglang.srt.layers.attention.hsa.ops.page_table.landmark_lengths import (
 )
 from sglang.srt.layers.attention.hsa.ops.select.prior_decode import ROWS_PER_SEQUENCE
 from sglang.srt.layers.attention.hsa.params import layer_params
-from sglang.srt.layers.attention.hsa.passes.base import (
-    AttentionPass,
-    LayerInputs,
-    WindowCache,
-)
+from sglang.srt.layers.attention.hsa.passes.base import AttentionPass, WindowCache
 from sglang.srt.layers.attention.hsa.passes.decode_buffers import StaticPasses
 from sglang.srt.layers.attention.hsa.passes.split_decode import SplitDecode
 
@@ -135,9 +132,7 @@ class LandmarkDecodePass(AttentionPass):
     ) -> torch.Tensor:
         state = self.state
         cache = state.pool.layer_cache(layer.layer_id, state.page_version)
-        params = layer_params(
-            layer, state.pool, state.config, sink_logits=inputs.sink_logits
-        )
+        params = layer_params(layer, state.pool, state.config, inputs=inputs)
         if params.exact_window:
             return self.attention.attention.launch(
                 q, cache, self.windows.page_table, self.lengths, params

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Tuple
 import torch
 
 from sglang.srt.layers.attention.hsa.landmark_rows import plan_landmark_rows
+from sglang.srt.layers.attention.hsa.layer_inputs import LayerInputs
 from sglang.srt.layers.attention.hsa.layout import num_places
 from sglang.srt.layers.attention.hsa.ops.page_repr.landmark_kernel import (
     write_landmark_pages,
 )
 from sglang.srt.layers.attention.hsa.params import layer_params
-from sglang.srt.layers.attention.hsa.passes.base import LayerInputs
 from sglang.srt.layers.attention.hsa.passes.extend import ExtendPass
 
 if TYPE_CHECKING:

@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Tuple
+from typing import TYPE_CHECKING
 
 import torch
 
+from sglang.srt.layers.attention.hsa.layer_inputs import LayerInputs
 from sglang.srt.layers.attention.hsa.ops.page_repr.reference import landmark_repr_fwd
 from sglang.srt.layers.attention.hsa.params import layer_params
 from sglang.srt.layers.attention.hsa.passes import strict
-from sglang.srt.layers.attention.hsa.passes.base import LayerInputs
 from sglang.srt.layers.attention.hsa.passes.reference import ReferencePass
-from sglang.srt.layers.attention.hsa.passes.reference_attention import attend_reference
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.hsa.config import HSAConfig
-    from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.page_repr_pool import PageReprMixin
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -41,6 +39,9 @@ class LandmarkReferencePass(ReferencePass):
     ):
         super().__init__(forward_batch, pool, req_to_token, config, *args)
         self.landmark_rows = self.metadata.landmark_rows
+        self.decode = False  # one row of a sequence, or two
+        # Nothing but its landmark can represent a page, and no page weighs anything without.
+        self.own = torch.zeros_like(self.metadata.page_complete)
         slots = self.out_cache_loc[self.landmark_rows.last_tokens]
         self.completed_pages = slots // config.page_size  # [M]
         versions = pool.versions_at(pool.built_at(forward_batch))
@@ -67,27 +68,8 @@ class LandmarkReferencePass(ReferencePass):
         if self.config.strict:
             strict.check_all_represented(self.metadata, self.pool, layer_id)
 
-    def _attend(
-        self,
-        q: torch.Tensor,
-        cache: LayerCache,
-        valid: torch.Tensor,
-        params: AttentionParams,
-        inputs: LayerInputs,
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        md = self.metadata
-        self.counters.add("reprs_missing", (md.page_complete & ~valid).sum())
+    def count_rows(self, selected: torch.Tensor, valid: torch.Tensor) -> None:
+        super().count_rows(selected, valid)
+        missing = self.metadata.page_complete & ~valid
+        self.counters.add("reprs_missing", missing.sum())
         self.counters.add("rows_landmark", len(self.landmark_rows.landmarks))
-        return attend_reference(
-            q,
-            cache,
-            valid,
-            md.real_page_table,
-            md.places,
-            md.cu_seqlens_q,
-            params,
-            decode=False,
-            # Nothing but its landmark can represent a page, and no page weighs anything without.
-            own=torch.zeros_like(valid),
-            select_q=inputs.select_q,
-        )

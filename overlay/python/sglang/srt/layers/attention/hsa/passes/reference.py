@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, FrozenSet, Tuple
 
 import torch
 
+from sglang.srt.layers.attention.hsa.layer_inputs import LayerInputs
 from sglang.srt.layers.attention.hsa.ops.extend.reference import extend_local_fwd
 from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
 from sglang.srt.layers.attention.hsa.params import (
     NO_VERSION,
     AttentionParams,
-    LayerCache,
     layer_params,
 )
 from sglang.srt.layers.attention.hsa.passes import strict
 from sglang.srt.layers.attention.hsa.passes.base import (
     AttentionPass,
-    LayerInputs,
     WindowCache,
     prefill_dense_below,
 )
@@ -49,6 +48,8 @@ class ReferencePass(AttentionPass):
 
     Attributes:
         metadata: of the batch.
+        decode: whether each sequence has one row.
+        own: pages of the batch, the only ones to select ``[B, max_pages]`` bool.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class ReferencePass(AttentionPass):
             self.windows = WindowCache.of(pool, self.out_cache_loc, table)
 
         self.decode = forward_batch.forward_mode.is_decode()
+        self.own = self.metadata.page_version != NO_VERSION
         self.rows = self.metadata.rows
         self.max_candidates = self.metadata.max_candidates
 
@@ -116,24 +118,26 @@ class ReferencePass(AttentionPass):
         layer: RadixAttention,
         inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
-        params = layer_params(
-            layer,
-            self.pool,
-            self.config,
-            inputs.mask_last_slot,
-            self.dense_below,
-            inputs.sink_logits,
-        )
+        params = layer_params(layer, self.pool, self.config, self.dense_below, inputs)
         if not self.pool.has_page_repr(layer.layer_id):
             return self._attend_local(q, layer, params)
         md = self.metadata
         valid = md.page_complete & self.pool.repr_valid(
             layer.layer_id, md.real_page_table, md.page_version
         )
-        o, selected = self._attend(
-            q, self.pool.layer_cache(layer.layer_id), valid, params, inputs
+        o, selected = attend_reference(
+            q,
+            self.pool.layer_cache(layer.layer_id),
+            valid,
+            md.real_page_table,
+            md.places,
+            md.cu_seqlens_q,
+            params,
+            decode=self.decode,
+            own=self.own,
+            select_q=inputs.select_q,
         )
-        self.count_rows(selected)
+        self.count_rows(selected, valid)
         return o.to(q.dtype)
 
     def _attend_local(
@@ -149,30 +153,13 @@ class ReferencePass(AttentionPass):
         )
         return share_with_sinks(*parts, params).to(q.dtype)
 
-    def _attend(
-        self,
-        q: torch.Tensor,
-        cache: LayerCache,
-        valid: torch.Tensor,
-        params: AttentionParams,
-        inputs: LayerInputs,
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """As ``attend_reference``, of the pages that have a valid representation ``[B, max_pages]`` bool."""
-        md = self.metadata
-        return attend_reference(
-            q,
-            cache,
-            valid,
-            md.real_page_table,
-            md.places,
-            md.cu_seqlens_q,
-            params,
-            decode=self.decode,
-            own=md.page_version != NO_VERSION,
-        )
+    def count_rows(self, selected: torch.Tensor, valid: torch.Tensor) -> None:
+        """Count the rows of a layer and the pages that they selected.
 
-    def count_rows(self, selected: torch.Tensor) -> None:
-        """Count the rows of a layer and the pages that they selected ``[T, H_kv, K]``, -1 for none."""
+        Args:
+            selected: ``[T, H_kv, K]``, -1 for none.
+            valid: pages that have a valid representation ``[B, max_pages]`` bool.
+        """
         md = self.metadata
         self.counters.add("rows_dense", md.rows - md.sparse_rows)
         self.counters.add("rows_sparse", md.sparse_rows)
