@@ -178,7 +178,11 @@ CELLS = (
     Cell("Hierarchical cache", "CPU", refusal="hierarchical cache on a CPU"),
     Cell("Hierarchical cache", "storage behind it", refusal="storage behind the hierarchical cache"),
     Cell("Hierarchical cache", "LMCache", refusal="LMCache"),
-    Cell("LoRA", "on", refusal="LoRA adapters"),
+    Cell(
+        "LoRA",
+        "several adapters in a batch, each with pages of its own",
+        ("tests/hsa/test_adapters.py::test_each_adapter_has_its_own_pages",),
+    ),
     Cell("Deterministic inference", "on", refusal="deterministic inference"),
     Cell("CPU", "prefill and decode", (DENSE + "test_greedy_tokens_and_logprobs[qwen3-gqa]", TOKENS)),
     Cell("Models", "dense, grouped-query attention", (DENSE + "test_greedy_tokens_and_logprobs[qwen3-gqa]",)),
@@ -221,6 +225,7 @@ CELLS = (
     ),
     Cell("HiLS checkpoints", "pipeline parallel", refusal="pipeline parallelism of HiLS checkpoints"),
     Cell("HiLS checkpoints", "hierarchical cache", refusal="the hierarchical cache with HiLS checkpoints"),
+    Cell("HiLS checkpoints", "LoRA", refusal="LoRA adapters of HiLS checkpoints"),
     Cell("HiLS checkpoints", "8-bit KV cache", refusal="8-bit KV caches of HiLS checkpoints"),
     Cell(
         "HiLS checkpoints",

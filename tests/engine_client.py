@@ -14,6 +14,7 @@ def run(engine, request):
     wants_prompt = request.get("prompt_logprobs", False)
     outputs = engine.generate(
         input_ids=request["prompts"],
+        **({"lora_path": request["adapters"]} if "adapters" in request else {}),
         sampling_params=dict(temperature=0, ignore_eos=True, max_new_tokens=request["max_new_tokens"]),
         return_logprob=request.get("logprobs", False) or wants_prompt,
         logprob_start_len=0 if wants_prompt else -1,

@@ -72,8 +72,8 @@ def test_ngram_is_told_nothing_about_the_drafts_of_a_model(lines):
 def test_a_server_prints_each_on_a_line_of_its_own(checkpoints, child_env):
     model = str(build("qwen3", checkpoints))
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--device", "cpu"]
-    command += ["--attention-backend", "hsa", "--enable-lora", "--enable-torch-compile"]
+    command += ["--attention-backend", "hsa", "--hsa-chunk-repr", "prior", "--enable-torch-compile"]
     done = subprocess.run(command, env=child_env(), capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
-    expected = [MESSAGES["torch.compile"], MESSAGES["LoRA adapters"]]
+    expected = [MESSAGES["query-dependent page representations"], MESSAGES["torch.compile"]]
     assert done.stderr.rstrip().split("\n")[-2:] == [f"ValueError: {expected[0]}", expected[1]], done.stderr

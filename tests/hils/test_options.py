@@ -39,7 +39,7 @@ def changed(tmp_path, name="qwen_c16", **fields):
         (dict(hsa_prefill="dense"), "--hsa-prefill dense: the checkpoint was trained for HSA with sparse"),
         (dict(hsa_enable_swa_fusion=False), "--hsa-enable-swa-fusion False: the checkpoint"),
         (dict(tp_size=4), "does not support more tensor-parallel ranks than KV heads"),
-        (dict(enable_lora=True), "does not support LoRA adapters"),
+        (dict(enable_lora=True), "does not support LoRA adapters of HiLS checkpoints"),
     ],
 )
 def test_options_that_contradict_the_checkpoint(options, text):

@@ -220,8 +220,13 @@ def write_random_model(folder: Path, seed: int = 0, **fields) -> str:
     return str(folder)
 
 
-def write_random_gpt_oss(folder: Path, seed: int = 0) -> str:
-    """A gpt-oss checkpoint of four layers with random float32 weights: windows of 128 in two, sinks in all."""
+def write_random_gpt_oss(
+    folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> str:
+    """A gpt-oss checkpoint of four layers with random weights: windows of 128 in two, sinks in all.
+
+    SGLang gives its projections the checkpoint's dtype, whatever the engine's is.
+    """
     from transformers import GptOssConfig, GptOssForCausalLM
 
     config = GptOssConfig(
@@ -235,8 +240,44 @@ def write_random_gpt_oss(folder: Path, seed: int = 0) -> str:
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.sinks.add_(2.0)  # enough to take mass from keys
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     return str(folder)
+
+
+def write_random_adapter(checkpoint: str, folder: Path, seed: int) -> str:
+    """A LoRA adapter of rank 8 with random weights, of the projections of all attention layers of a checkpoint.
+
+    ``folder`` gets the adapter, whose path is returned, and the checkpoint into which it is merged as ``merged``.
+    """
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    rank, alpha = 8, 16
+    projections = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    weights = load_file(Path(checkpoint) / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for name, weight in weights.items():
+        if name.split(".")[-2] not in projections:
+            continue
+        rows, columns = weight.shape
+        down = torch.randn(rank, columns, generator=generator) * columns**-0.5
+        up = torch.randn(rows, rank, generator=generator) * rank**-0.5 * weight.std()
+        weight += alpha / rank * up @ down
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        factors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    adapter, merged = folder / "adapter", folder / "merged"
+    adapter.mkdir(parents=True)
+    save_file(factors, adapter / "adapter_model.safetensors")
+    config = dict(
+        peft_type="LORA", task_type="CAUSAL_LM", bias="none",
+        r=rank, lora_alpha=alpha, target_modules=projections,
+    )  # fmt: skip
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    shutil.copytree(checkpoint, merged)
+    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+    return str(adapter)
 
 
 def write_random_eagle(folder: Path, target: str, eagle3: bool, seed: int = 1) -> str:

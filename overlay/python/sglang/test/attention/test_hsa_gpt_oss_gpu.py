@@ -34,7 +34,8 @@ DENSE |= dict(attention_backend="triton", page_size=64)
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory):
-    return write_random_gpt_oss(tmp_path_factory.mktemp("model") / "gpt_oss")
+    folder = tmp_path_factory.mktemp("model") / "gpt_oss"
+    return write_random_gpt_oss(folder, dtype=torch.bfloat16)
 
 
 def generate(model_path, **engine):

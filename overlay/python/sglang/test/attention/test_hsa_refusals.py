@@ -43,7 +43,6 @@ ASKED_BY_ARGUMENTS = {
     "decode context parallelism": dict(dcp_size=2, tp_size=2),
     "torch.compile": dict(enable_torch_compile=True),
     "deterministic inference": dict(enable_deterministic_inference=True),
-    "LoRA adapters": dict(enable_lora=True),
     "hierarchical cache on a CPU": dict(enable_hierarchical_cache=True),
     "storage behind the hierarchical cache": dict(hicache_storage_backend="file"),
     "LMCache": dict(enable_lmcache=True),
@@ -123,6 +122,7 @@ ASKED_OF_HILS = {
     "the hierarchical cache with HiLS checkpoints": dict(
         enable_hierarchical_cache=True
     ),
+    "LoRA adapters of HiLS checkpoints": dict(enable_lora=True),
     "8-bit KV caches of HiLS checkpoints": dict(kv_cache_dtype="fp8_e4m3"),
     "more tensor-parallel ranks than KV heads of HiLS checkpoints": dict(tp_size=4),
     "pipeline parallelism of HiLS checkpoints": dict(pp_size=2),

@@ -75,6 +75,14 @@ HILS_REFUSALS: Tuple[Refusal, ...] = (
         "drop --enable-hierarchical-cache",
     ),
     Refusal(
+        "LoRA adapters of HiLS checkpoints",
+        "--enable-lora or --lora-paths with a HiLS checkpoint",
+        lambda args, model: is_hils(model.hf_config)
+        and bool(args.enable_lora or args.lora_paths),
+        "landmarks have queries of their own, and no adapter of them has been compared with a merged checkpoint",
+        "merge the adapter into the checkpoint",
+    ),
+    Refusal(
         "8-bit KV caches of HiLS checkpoints",
         "--kv-cache-dtype fp8_e4m3 or fp8_e5m2",
         lambda args, model: is_hils(model.hf_config)

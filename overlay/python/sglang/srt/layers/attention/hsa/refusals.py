@@ -141,13 +141,6 @@ REFUSALS: Tuple[Refusal, ...] = (
         "use --attention-backend fa3, flashinfer or triton",
     ),
     Refusal(
-        "LoRA adapters",
-        "--enable-lora or --lora-paths",
-        lambda args, model: bool(args.enable_lora or args.lora_paths),
-        "no adapter has been compared with dense attention",
-        "merge the adapter into the checkpoint",
-    ),
-    Refusal(
         "other layouts of the KV cache",
         "--enable-page-major-kv-layout, --enable-unified-memory or SGLANG_USE_HND_KVCACHE",
         lambda args, model: compat.asked(args, "enable_page_major_kv_layout")
