@@ -172,7 +172,22 @@ CELLS = (
     Cell("Pipeline parallel", "on, with SGLang 0.5.12 and earlier", refusal="pipeline parallelism"),
     Cell("Context parallel", "on", refusal="context-parallel attention"),
     Cell("Context parallel", "decode", refusal="decode context parallelism"),
-    Cell("Prefill-decode disaggregation", "on", refusal="prefill-decode disaggregation"),
+    Cell(
+        "Prefill-decode disaggregation",
+        "on",
+        ("tests/hsa/test_disaggregation.py::test_tokens_are_those_of_one_engine[qwen3]",),
+    ),
+    Cell(
+        "Prefill-decode disaggregation",
+        "sliding windows in a pool of their own",
+        ("tests/hsa/test_disaggregation.py::test_tokens_are_those_of_one_engine[gpt_oss]",),
+        needs="`scripts/test.sh -m slow`",
+    ),
+    Cell(
+        "Prefill-decode disaggregation",
+        "drafts or a hierarchical cache",
+        refusal="drafts or a hierarchical cache with prefill-decode disaggregation",
+    ),
     Cell("Prefill-decode disaggregation", "decode offload", refusal="decode KV offload"),
     Cell("Hierarchical cache", "CUDA", (HICACHE + "[kernel]", HICACHE + "[direct]"), needs="a CUDA device"),
     Cell("Hierarchical cache", "CPU", refusal="hierarchical cache on a CPU"),
@@ -225,6 +240,7 @@ CELLS = (
     ),
     Cell("HiLS checkpoints", "pipeline parallel", refusal="pipeline parallelism of HiLS checkpoints"),
     Cell("HiLS checkpoints", "hierarchical cache", refusal="the hierarchical cache with HiLS checkpoints"),
+    Cell("HiLS checkpoints", "disaggregation", refusal="prefill-decode disaggregation of HiLS checkpoints"),
     Cell("HiLS checkpoints", "LoRA", refusal="LoRA adapters of HiLS checkpoints"),
     Cell("HiLS checkpoints", "8-bit KV cache", refusal="8-bit KV caches of HiLS checkpoints"),
     Cell(

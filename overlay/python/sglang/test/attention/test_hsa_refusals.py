@@ -46,7 +46,9 @@ ASKED_BY_ARGUMENTS = {
     "hierarchical cache on a CPU": dict(enable_hierarchical_cache=True),
     "storage behind the hierarchical cache": dict(hicache_storage_backend="file"),
     "LMCache": dict(enable_lmcache=True),
-    "prefill-decode disaggregation": dict(disaggregation_mode="prefill"),
+    "drafts or a hierarchical cache with prefill-decode disaggregation": dict(
+        disaggregation_mode="prefill", enable_hierarchical_cache=True
+    ),
     "decode KV offload": dict(disaggregation_decode_enable_offload_kvcache=True),
     "two-batch overlap": dict(enable_two_batch_overlap=True),
     "prefill-decode multiplexing": dict(enable_pdmux=True),
@@ -123,6 +125,9 @@ ASKED_OF_HILS = {
         enable_hierarchical_cache=True
     ),
     "LoRA adapters of HiLS checkpoints": dict(enable_lora=True),
+    "prefill-decode disaggregation of HiLS checkpoints": dict(
+        disaggregation_mode="decode"
+    ),
     "8-bit KV caches of HiLS checkpoints": dict(kv_cache_dtype="fp8_e4m3"),
     "more tensor-parallel ranks than KV heads of HiLS checkpoints": dict(tp_size=4),
     "pipeline parallelism of HiLS checkpoints": dict(pp_size=2),

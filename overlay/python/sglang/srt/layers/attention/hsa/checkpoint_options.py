@@ -75,6 +75,14 @@ HILS_REFUSALS: Tuple[Refusal, ...] = (
         "drop --enable-hierarchical-cache",
     ),
     Refusal(
+        "prefill-decode disaggregation of HiLS checkpoints",
+        "--disaggregation-mode",
+        lambda args, model: is_hils(model.hf_config)
+        and args.disaggregation_mode != "null",
+        "what a landmark made of a page is not among the keys and values that are transferred",
+        "serve prefill and decode from one instance",
+    ),
+    Refusal(
         "LoRA adapters of HiLS checkpoints",
         "--enable-lora or --lora-paths with a HiLS checkpoint",
         lambda args, model: is_hils(model.hf_config)

@@ -180,11 +180,12 @@ REFUSALS: Tuple[Refusal, ...] = (
         "drop --enable-lmcache",
     ),
     Refusal(
-        "prefill-decode disaggregation",
-        "--disaggregation-mode",
-        lambda args, model: args.disaggregation_mode != "null",
-        "the transfer moves keys and values but not representations",
-        "serve prefill and decode from one instance",
+        "drafts or a hierarchical cache with prefill-decode disaggregation",
+        "--disaggregation-mode with --speculative-algorithm or --enable-hierarchical-cache",
+        lambda args, model: args.disaggregation_mode != "null"
+        and bool(args.speculative_algorithm or args.enable_hierarchical_cache),
+        "pages that arrive are represented from their keys, which has been compared with one server without them alone",
+        "drop the other option",
     ),
     Refusal(
         "decode KV offload",

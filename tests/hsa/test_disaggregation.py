@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefill and decode on two engines: what one engine answers, since pages that arrive are represented from their keys."""
+
+import socket
+
+import pytest
+from tiny_models import build, prompt_ids
+
+from sglang.srt.layers.attention.hsa.compat import graphs_hold_metadata
+from sglang.test.attention.hsa_release import has_option
+
+NEW, LENGTHS = 48, (700, 130, 64, 1, 1500)
+SPARSE = dict(
+    attention_backend="hsa", hsa_topk=2, hsa_window_size=128, hsa_layers="all", hsa_prefill="sparse", hsa_strict=True,
+    max_total_tokens=16384, max_running_requests=8, mem_fraction_static=0.3, chunked_prefill_size=256,
+    device="cpu", dtype="float32",
+)  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "qwen3",
+        pytest.param(
+            "gpt_oss",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not graphs_hold_metadata(), reason="refused with SGLang 0.5.12 and earlier"),
+            ],
+        ),
+    ],
+)
+def test_tokens_are_those_of_one_engine(run_engine, checkpoints, shape):
+    """Alone, and as a batch of which the prefill engine finds one in its radix cache."""
+    path = str(build(shape, checkpoints))
+    prompts = [prompt_ids(n, seed=n) for n in LENGTHS]
+    requests = [dict(prompts=prompts[:1], max_new_tokens=NEW), dict(prompts=prompts, max_new_tokens=NEW)]
+    engine = dict(model_path=path, **SPARSE)
+    if shape == "gpt_oss":  # SGLang would choose kernels for its experts that it cannot load on a CPU
+        engine |= dict(moe_runner_backend="triton", swa_full_tokens_ratio=0.5)
+    one = run_engine(engine, requests)
+    engine["disaggregation_bootstrap_port"] = free_port()
+    if has_option("disaggregation_decode_retraction_backup"):
+        engine["disaggregation_decode_retraction_backup"] = "cpu_tensor"  # the default wants CUDA
+    two, info = run_engine(engine, requests, info=True, client="disaggregation_child.py")
+    assert [result["tokens"] for result in two] == [result["tokens"] for result in one]
+    assert two[1]["prefilled"][0] >= 640
+    prefill, decode = (info[role]["hsa_counters"] for role in ("prefill", "decode"))
+    assert all(0 < counts["pages_selected"] < counts["pages_candidate"] for counts in (prefill, decode))
+    layers, arrived = 2, sum(n // 64 for n in (LENGTHS[0], *LENGTHS))
+    assert prefill["reprs_healed"] == 0 and decode["reprs_healed"] == layers * arrived
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-v"]))
