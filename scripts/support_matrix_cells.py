@@ -18,6 +18,7 @@ OTHER_OPTIONS = SPARSE + "test_other_options_equal_the_brute_force_model"
 HALF = IN_TREE + "test_hsa_kv_dtypes.py::test_half_precision_caches"
 HICACHE = IN_TREE + "test_hsa_hierarchical_cache.py::test_pages_from_the_host_are_healed"
 WINDOWS = "tests/hsa/test_window_memory.py::"
+IMAGES = "tests/hsa/test_images.py::"
 REFUSAL_TESTS = IN_TREE + "test_hsa_refusals.py::"
 DRAFTS = IN_TREE + "test_hsa_speculative_gpu.py::test_drafts_leave_the_tokens_alone"
 HILS = "tests/hils/"
@@ -123,6 +124,7 @@ CELLS = (
     Cell("Drafts", "multi-layer EAGLE", refusal="multi-layer EAGLE"),
     Cell("Drafts", "CPU", refusal="speculative decoding on a CPU"),
     Cell("Drafts", "strict mode", refusal="speculative decoding in strict mode"),
+    Cell("Drafts", "of a model that reads images", refusal="speculative decoding of models that read images"),
     Cell("Drafts", "hierarchical cache", refusal="speculative decoding with the hierarchical cache"),
     Cell(
         "Drafts",
@@ -234,7 +236,24 @@ CELLS = (
         printed="… checkpoints were trained for HSA, which no other attention backend computes; add --attention-backend "
         "hsa.",
     ),
-    Cell("Models", "multimodal", refusal="multimodal models"),
+    Cell(
+        "Models",
+        "Qwen3-VL: prompts with images",
+        (
+            IMAGES + "test_every_page_is_what_transformers_computes[qwen3_vl]",
+            IMAGES + "test_few_pages_equal_the_brute_force_model[qwen3_vl]",
+        ),
+    ),
+    Cell(
+        "Models",
+        "Qwen3-VL with experts, Qwen2.5-VL, Qwen2-VL: prompts with images",
+        (
+            IMAGES + "test_every_page_is_what_transformers_computes",
+            IMAGES + "test_few_pages_equal_the_brute_force_model",
+        ),
+        needs="`scripts/test.sh -m slow`",
+    ),
+    Cell("Models", "other multimodal ones", refusal="multimodal models"),
     Cell("Models", "MLA", refusal="multi-head latent attention"),
     Cell(
         "Models",

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run sgl.Engine on a CPU: ``python engine_client.py JOB.json RESULT.json``.
 
-A request with a list of prompts is one batch; prompts are token ids, decoding is greedy and ignores EOS.
+A request with a list of prompts is one batch; prompts are token ids, or texts with lists of images. Decoding is greedy and
+ignores EOS.
 """
 
 import json
@@ -13,7 +14,9 @@ from pathlib import Path
 def run(engine, request):
     wants_prompt = request.get("prompt_logprobs", False)
     outputs = engine.generate(
-        input_ids=request["prompts"],
+        prompt=request.get("texts"),
+        input_ids=request.get("prompts"),
+        image_data=request.get("images"),
         sampling_params=dict(temperature=0, ignore_eos=True, max_new_tokens=request["max_new_tokens"]),
         return_logprob=request.get("logprobs", False) or wants_prompt,
         logprob_start_len=0 if wants_prompt else -1,

@@ -365,4 +365,21 @@ WINDOWS = (
     ),
 )
 
-FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS + LANDMARKS + WINDOWS
+REFUSALS = (
+    Fault(
+        "every model that reads images is served",
+        HSA + "model_refusals.py",
+        "return model.is_multimodal and not _is_one_of(model, *served)",
+        "return False",
+        "test_hsa_image_models.py::test_only_models_that_were_compared_are_served",
+    ),
+    Fault(
+        "drafts after images are served",
+        HSA + "refusals.py",
+        "bool(args.speculative_algorithm) and model.is_multimodal",
+        "False",
+        "test_hsa_image_models.py::test_drafts_after_images_are_refused",
+    ),
+)
+
+FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS + LANDMARKS + WINDOWS + REFUSALS

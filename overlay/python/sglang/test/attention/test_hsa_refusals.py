@@ -115,6 +115,9 @@ ASKED_OF_GPT_OSS = {
     ),
 }
 
+# Of models that read images; test_hsa_image_models.py.
+DRAFTS_AFTER_IMAGES = "speculative decoding of models that read images"
+
 # Of checkpoints that were trained for HSA.
 ASKED_OF_HILS = {
     "speculative decoding of HiLS checkpoints": dict(
@@ -161,7 +164,13 @@ ASKED_OF_DRAFTS_BY_VARIABLES = {
 def test_every_refusal_is_tested_and_worded_apart():
     features = [refusal.feature for refusal in refusals.REFUSALS]
     asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS, *ASKED_OF_HILS, *ASKED_OF_GPT_OSS}  # fmt: skip
-    alone = {*ASKED_OF_DRAFTS_BY_VARIABLES, SIZED_LATE, IN_ONE_POOL, STAGES}
+    alone = {
+        *ASKED_OF_DRAFTS_BY_VARIABLES,
+        SIZED_LATE,
+        IN_ONE_POOL,
+        STAGES,
+        DRAFTS_AFTER_IMAGES,
+    }
     assert sorted(features) == sorted(asked | alone)
 
 

@@ -292,6 +292,13 @@ REFUSALS: Tuple[Refusal, ...] = (
         "add --disable-hybrid-swa-memory",
     ),
     Refusal(
+        "speculative decoding of models that read images",
+        "--speculative-algorithm",
+        lambda args, model: bool(args.speculative_algorithm) and model.is_multimodal,
+        "no draft has been verified after an image",
+        "drop --speculative-algorithm",
+    ),
+    Refusal(
         "the hierarchical cache with hybrid sliding-window memory",
         "--enable-hierarchical-cache",
         lambda args, model: args.enable_hierarchical_cache and has_window_pool(model),
