@@ -160,6 +160,12 @@ def is_draft_extend(mode: ForwardMode) -> bool:
     return mode.is_draft_extend_v2() or (ragged is not None and ragged())
 
 
+def real_requests(batch: ForwardBatch) -> int:
+    """Requests of an eager batch, without those that fill it up to the sizes of other ranks."""
+    filled_up = getattr(batch, "_original_batch_size", None)
+    return batch.batch_size if filled_up is None else filled_up
+
+
 def backend_of(batch: ForwardBatch) -> Any:
     """The backend that attends a batch."""
     if hasattr(batch, "attn_backend"):  # until 0.5.15

@@ -329,7 +329,8 @@ REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "data-parallel attention",
         "--enable-dp-attention or --attn-dp-size",
-        lambda args, model: args.enable_dp_attention
+        lambda args, model: is_early_release()
+        and args.enable_dp_attention
         or compat.asked(args, "attn_dp_size", 1) > 1,
         "padded rows of idle ranks are not handled yet",
         "use --dp-size without it",
