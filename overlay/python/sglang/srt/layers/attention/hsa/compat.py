@@ -98,6 +98,15 @@ def asked(args: ServerArgs, name: str, default: Any = False) -> Any:
     return getattr(args, name, default)
 
 
+def attention_dp_size(args: ServerArgs) -> int:
+    """Ranks that the requests of one model are split over; 1 without data-parallel attention."""
+    if (
+        args.enable_dp_attention
+    ):  # until 0.5.22; then another way to ask for what follows
+        return args.dp_size
+    return asked(args, "attn_dp_size", 1)
+
+
 def variable(name: str) -> bool:
     """Whether an environment variable that not every release reads is set to true."""
     known = getattr(envs, name, None)

@@ -328,12 +328,18 @@ REFUSALS: Tuple[Refusal, ...] = (
     ),
     Refusal(
         "data-parallel attention",
-        "--enable-dp-attention or --attn-dp-size",
-        lambda args, model: is_early_release()
-        and args.enable_dp_attention
-        or compat.asked(args, "attn_dp_size", 1) > 1,
-        "padded rows of idle ranks are not handled yet",
+        "--enable-dp-attention, with SGLang 0.5.12 and earlier",
+        lambda args, model: compat.attention_dp_size(args) > 1 and is_early_release(),
+        "with those releases no rank has run it",
         "use --dp-size without it",
+    ),
+    Refusal(
+        "data-parallel attention with drafts or hybrid sliding-window memory",
+        "--enable-dp-attention or --attn-dp-size",
+        lambda args, model: compat.attention_dp_size(args) > 1
+        and (bool(args.speculative_algorithm) or has_window_pool(model)),
+        "no rank has been idle with either",
+        "drop --speculative-algorithm and add --disable-hybrid-swa-memory",
     ),
     Refusal(
         "context-parallel attention",

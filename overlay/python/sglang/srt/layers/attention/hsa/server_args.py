@@ -278,7 +278,7 @@ def _align_chunked_prefill_to_pages(args: ServerArgs) -> None:
     """
     view = compat.arguments(args)
     size, page_size = view.chunked_prefill_size, view.page_size
-    ranks = view.dp_size if view.enable_dp_attention else 1
+    ranks = compat.attention_dp_size(view)
     unit = page_size * ranks
     if size is None or size <= 0 or size % unit == 0:
         return
