@@ -66,8 +66,9 @@ def main(job_path, result_path):
     )
     with sgl.Engine(**{**defaults, **job["engine"]}) as engine:
         results = [run(engine, request) for request in job["requests"]]
-        state = engine.get_server_info()["internal_states"][0]
-    info = {"hsa_counters": state.get("hsa_counters"), "memory_usage": state["memory_usage"]}
+        states = engine.get_server_info()["internal_states"]
+    counters = [state.get("hsa_counters") for state in states]
+    info = {"hsa_counters": counters[0], "of_each_rank": counters, "memory_usage": states[0]["memory_usage"]}
     Path(result_path).write_text(json.dumps({"results": results, "info": info}, default=float))
 
 

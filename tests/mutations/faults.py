@@ -382,4 +382,28 @@ REFUSALS = (
     ),
 )
 
-FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS + LANDMARKS + WINDOWS + REFUSALS
+RANKS = (
+    Fault(
+        "rows of no request count as requests",
+        HSA + "compat.py",
+        "return batch.batch_size if filled_up is None else filled_up",
+        "return batch.batch_size",
+        "test_hsa_padded_batches.py::test_rows_of_no_request",
+    ),
+    Fault(
+        "a rank without requests plans a pass",
+        HSA + "backend.py",
+        "if forward_batch.forward_mode.is_idle():",
+        "if False:",
+        "test_hsa_padded_batches.py::test_a_rank_without_requests",
+    ),
+    Fault(
+        "chunks of a rank end inside a page",
+        HSA + "server_args.py",
+        "unit = page_size * ranks",
+        "unit = page_size",
+        "test_hsa_padded_batches.py::test_chunks_of_each_rank_end_on_page_boundaries",
+    ),
+)
+
+FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS + LANDMARKS + WINDOWS + REFUSALS + RANKS

@@ -283,10 +283,8 @@ def _align_chunked_prefill_to_pages(args: ServerArgs) -> None:
     if size is None or size <= 0 or size % unit == 0:
         return
     aligned = max(size // unit, 1) * unit
-    what = f"page_size {page_size}" + (
-        f" on each of {ranks} ranks" if ranks > 1 else ""
-    )
+    of_ranks = f" on each of {ranks} ranks" if ranks > 1 else ""
     logger.warning(
-        f"HSA rounds chunked_prefill_size {size} to {aligned}, a multiple of {what}."
+        f"HSA rounds chunked_prefill_size {size} to {aligned}, a multiple of page_size {page_size}{of_ranks}."
     )
     compat.declare(args, chunked_prefill_size=aligned)
