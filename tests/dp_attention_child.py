@@ -15,6 +15,7 @@ from engine_client import main  # noqa: E402
 
 from sglang.srt.distributed.parallel_state import GroupCoordinator  # noqa: E402
 from sglang.srt.layers import dp_attention  # noqa: E402
+from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend  # noqa: E402
 
 make_tensor = torch.tensor
 
@@ -37,6 +38,8 @@ dp_attention.memcpy_triton = copy_rows
 torch.tensor = unpinned
 GroupCoordinator.all_gather_into_tensor = GroupCoordinator._all_gather_into_tensor
 GroupCoordinator.reduce_scatter_tensor = GroupCoordinator._reduce_scatter_tensor
+# What v0.5.23 asks for on a CPU instead.
+HSAAttnBackend.get_cpu_graph_seq_len_fill_value = HSAAttnBackend.get_cuda_graph_seq_len_fill_value
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
