@@ -100,6 +100,7 @@ def page(found: dict[str, tuple[str, str]]) -> str:
             "- *served*: the layers exist and HSA takes them. Layers that it leaves to the dense backend have sliding",
             "  windows. `scripts/test.sh -m slow` gives each of these classes random weights and compares its tokens with",
             "  those of dense attention, all pages selected; it skips drafts, and classes that dense attention cannot run so.",
+            "  Those that read images have a test with images instead.",
             "- *refused*: the row of the [table of refusals](support_matrix.md#refusals), from the configuration alone; or",
             "  the error that the loader raises when the layers exist and before it reads weights.",
             "- *not built here*: the class could not be asked, for the reason given.",

@@ -18,6 +18,8 @@ OTHER_OPTIONS = SPARSE + "test_other_options_equal_the_brute_force_model"
 HALF = IN_TREE + "test_hsa_kv_dtypes.py::test_half_precision_caches"
 HICACHE = IN_TREE + "test_hsa_hierarchical_cache.py::test_pages_from_the_host_are_healed"
 WINDOWS = "tests/hsa/test_window_memory.py::"
+IMAGES = "tests/hsa/test_images.py::"
+RANKS = "tests/hsa/test_dp_attention.py::"
 REFUSAL_TESTS = IN_TREE + "test_hsa_refusals.py::"
 DRAFTS = IN_TREE + "test_hsa_speculative_gpu.py::test_drafts_leave_the_tokens_alone"
 HILS = "tests/hils/"
@@ -123,6 +125,7 @@ CELLS = (
     Cell("Drafts", "multi-layer EAGLE", refusal="multi-layer EAGLE"),
     Cell("Drafts", "CPU", refusal="speculative decoding on a CPU"),
     Cell("Drafts", "strict mode", refusal="speculative decoding in strict mode"),
+    Cell("Drafts", "of a model that reads images", refusal="speculative decoding of models that read images"),
     Cell("Drafts", "hierarchical cache", refusal="speculative decoding with the hierarchical cache"),
     Cell(
         "Drafts",
@@ -167,7 +170,23 @@ CELLS = (
         (SPARSE + "test_ranks_that_share_a_kv_head_choose_for_their_own_query_heads",),
     ),
     Cell("Data parallel", "replicas", (SPARSE + "test_two_replicas", ON_GPU + "test_two_replicas"), needs=TWO_GPUS),
-    Cell("Data parallel", "attention", refusal="data-parallel attention"),
+    Cell(
+        "Data parallel",
+        "attention",
+        (
+            RANKS + "test_two_ranks_equal_the_brute_force_model",
+            RANKS + "test_every_page_is_what_transformers_computes",
+            IN_TREE + "test_hsa_padded_batches.py::test_rows_of_no_request",
+            ON_GPU + "test_data_parallel_attention",
+        ),
+        needs="`scripts/test.sh -m slow` for the second, two CUDA devices for the last, which has not run yet",
+    ),
+    Cell("Data parallel", "attention, with SGLang 0.5.12 and earlier", refusal="data-parallel attention"),
+    Cell(
+        "Data parallel",
+        "attention, with drafts or sliding windows in a pool of their own",
+        refusal="data-parallel attention with drafts or hybrid sliding-window memory",
+    ),
     Cell("Pipeline parallel", "on", (SPARSE + "test_two_pipeline_stages",)),
     Cell("Pipeline parallel", "on, with SGLang 0.5.12 and earlier", refusal="pipeline parallelism"),
     Cell("Context parallel", "on", refusal="context-parallel attention"),
@@ -238,6 +257,7 @@ CELLS = (
         "more ranks than KV heads",
         refusal="more tensor-parallel ranks than KV heads of HiLS checkpoints",
     ),
+    Cell("HiLS checkpoints", "data-parallel attention", refusal="data-parallel attention of HiLS checkpoints"),
     Cell("HiLS checkpoints", "pipeline parallel", refusal="pipeline parallelism of HiLS checkpoints"),
     Cell("HiLS checkpoints", "hierarchical cache", refusal="the hierarchical cache with HiLS checkpoints"),
     Cell("HiLS checkpoints", "disaggregation", refusal="prefill-decode disaggregation of HiLS checkpoints"),
@@ -255,7 +275,24 @@ CELLS = (
         printed="… checkpoints were trained for HSA, which no other attention backend computes; add --attention-backend "
         "hsa.",
     ),
-    Cell("Models", "multimodal", refusal="multimodal models"),
+    Cell(
+        "Models",
+        "Qwen3-VL: prompts with images",
+        (
+            IMAGES + "test_every_page_is_what_transformers_computes[qwen3_vl]",
+            IMAGES + "test_few_pages_equal_the_brute_force_model[qwen3_vl]",
+        ),
+    ),
+    Cell(
+        "Models",
+        "Qwen3-VL with experts, Qwen2.5-VL, Qwen2-VL: prompts with images",
+        (
+            IMAGES + "test_every_page_is_what_transformers_computes",
+            IMAGES + "test_few_pages_equal_the_brute_force_model",
+        ),
+        needs="`scripts/test.sh -m slow`",
+    ),
+    Cell("Models", "other multimodal ones", refusal="multimodal models"),
     Cell("Models", "MLA", refusal="multi-head latent attention"),
     Cell(
         "Models",

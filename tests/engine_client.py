@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run sgl.Engine on a CPU: ``python engine_client.py JOB.json RESULT.json``.
 
-A request with a list of prompts is one batch; prompts are token ids, decoding is greedy and ignores EOS.
+A request with a list of prompts is one batch; prompts are token ids, or texts with lists of images. Decoding is greedy and
+ignores EOS.
 """
 
 import json
@@ -13,8 +14,10 @@ from pathlib import Path
 def run(engine, request):
     wants_prompt = request.get("prompt_logprobs", False)
     outputs = engine.generate(
-        input_ids=request["prompts"],
-        **({"lora_path": request["adapters"]} if "adapters" in request else {}),
+        prompt=request.get("texts"),
+        input_ids=request.get("prompts"),
+        image_data=request.get("images"),
+        lora_path=request.get("adapters"),
         sampling_params=dict(temperature=0, ignore_eos=True, max_new_tokens=request["max_new_tokens"]),
         return_logprob=request.get("logprobs", False) or wants_prompt,
         logprob_start_len=0 if wants_prompt else -1,
@@ -64,8 +67,9 @@ def main(job_path, result_path):
     )
     with sgl.Engine(**{**defaults, **job["engine"]}) as engine:
         results = [run(engine, request) for request in job["requests"]]
-        state = engine.get_server_info()["internal_states"][0]
-    info = {"hsa_counters": state.get("hsa_counters"), "memory_usage": state["memory_usage"]}
+        states = engine.get_server_info()["internal_states"]
+    counters = [state.get("hsa_counters") for state in states]
+    info = {"hsa_counters": counters[0], "of_each_rank": counters, "memory_usage": states[0]["memory_usage"]}
     Path(result_path).write_text(json.dumps({"results": results, "info": info}, default=float))
 
 

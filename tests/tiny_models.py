@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-_COMMON = dict(
+COMMON = dict(
     vocab_size=512,
     hidden_size=64,
     intermediate_size=128,
@@ -123,7 +123,7 @@ def build(shape: str, root: str | os.PathLike, *, seed: int = 0, **config: Any) 
     """
     if shape not in _SHAPES:
         raise ValueError(f"unknown shape {shape!r}: one of {', '.join(_SHAPES)}")
-    fields = {**_COMMON, **_SHAPES[shape], **config}
+    fields = {**COMMON, **_SHAPES[shape], **config}
     key = json.dumps([RECIPE, shape, seed, fields], sort_keys=True)
     root = Path(root)
     path = root / f"{shape}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
@@ -135,7 +135,7 @@ def build(shape: str, root: str | os.PathLike, *, seed: int = 0, **config: Any) 
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=root))
     try:
         _write_model(shape, fields, seed, staging)
-        _write_tokenizer(fields["vocab_size"], staging)
+        write_tokenizer(fields["vocab_size"], staging)
         try:
             staging.rename(path)
         except OSError:
@@ -178,16 +178,16 @@ def hf_greedy(path: str | os.PathLike, ids: list[int], new_tokens: int) -> list[
     return greedy_tokens(model, ids, new_tokens)
 
 
-def greedy_tokens(model: Any, ids: list[int], new_tokens: int) -> list[int]:
-    """Greedy tokens of a transformers model."""
+def greedy_tokens(model: Any, ids: list[int], new_tokens: int, **prompt: Any) -> list[int]:
+    """Greedy tokens of a transformers model, which gets ``prompt`` with the prompt alone: its images, for example."""
     import torch
 
     out: list[int] = []
     step, cache = torch.tensor([ids]), None
     with torch.no_grad():
         for _ in range(new_tokens):
-            result = model(step, past_key_values=cache, use_cache=True)
-            cache = result.past_key_values
+            result = model(step, past_key_values=cache, use_cache=True, **prompt)
+            cache, prompt = result.past_key_values, {}
             step = result.logits[:, -1:].argmax(-1)
             out.append(int(step))
     return out
@@ -201,8 +201,19 @@ def _write_model(shape: str, fields: dict[str, Any], seed: int, path: Path) -> N
     config = AutoConfig.for_model(shape, **fields, **ids)
     config.dtype = torch.float32
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fill_weights(model, config.tie_word_embeddings, seed)
+    model.save_pretrained(path)
+
+
+def fill_weights(model: Any, tied: bool, seed: int) -> None:
+    """Random weights of the scales that the module describes.
+
+    Args:
+        tied: whether the embedding is the output layer, too.
+    """
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
-    tied = config.tie_word_embeddings
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
             noise = torch.randn(weight.shape, generator=generator)
@@ -213,17 +224,17 @@ def _write_model(shape: str, fields: dict[str, Any], seed: int, path: Path) -> N
             elif weight.dim() >= 2:
                 # Sharp attention (q, k) and a loud attention output keep far context relevant.
                 gain = 2.0 if any(p in name for p in ("q_proj", "k_proj", "o_proj", "lm_head")) else 1.0
-                weight.copy_(noise * (gain / weight.shape[1] ** 0.5))
+                inputs = weight[0].numel() if weight.dim() > 3 else weight.shape[1]  # of a convolution
+                weight.copy_(noise * (gain / inputs**0.5))
             elif name.endswith("sinks"):
                 # Large enough to take mass from keys; SGLang keeps them in bfloat16.
                 weight.copy_((2.0 + noise).bfloat16())
             else:
                 # A norm weight: its neutral value (0 for Gemma's 1 + w) plus some noise.
                 weight.add_(0.1 * noise)
-    model.save_pretrained(path)
 
 
-def _write_tokenizer(vocab_size: int, path: Path) -> None:
+def write_tokenizer(vocab_size: int, path: Path) -> None:
     """A byte-level BPE in which every id below ``vocab_size`` is a token and every text can be encoded."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

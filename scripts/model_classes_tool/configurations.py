@@ -60,7 +60,7 @@ class Recipe:
         config = shrink(default_fields(self.model_type))
         config |= {"architectures": [architecture], "model_type": self.model_type}
         for name, value in self.fields.items():
-            nested = name == "text_config" and name in config
+            nested = name in ("text_config", "vision_config") and name in config
             config[name] = {**config[name], **value} if nested else value
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config, default=str))

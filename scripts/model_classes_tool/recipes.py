@@ -169,7 +169,8 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2ForCausalLM": ("qwen2", {}),
     "Qwen2ForSequenceClassification": ("qwen2", {}),
     "Qwen2MoeForCausalLM": ("qwen2_moe", {}),
-    "Qwen2VLForConditionalGeneration": ("qwen2_vl", {}),
+    # Published configurations have in_chans, the defaults in_channels alone.
+    "Qwen2VLForConditionalGeneration": ("qwen2_vl", dict(vision_config=dict(in_chans=3))),
     "Qwen2_5_VLForConditionalGeneration": ("qwen2_5_vl", {}),
     "Qwen3ForCausalLM": ("qwen3", {}),
     "Qwen3ForSequenceClassification": ("qwen3", {}),

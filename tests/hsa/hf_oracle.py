@@ -8,6 +8,7 @@ attention is ``sglang.test.attention.hsa_oracle``, one query at a time in float6
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from tiny_models import greedy_tokens
@@ -30,8 +31,18 @@ def greedy(
     many, and each of them chooses pages for its own query heads, as on ranks that share a KV head.
     """
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    pairs = model.model.rotary_emb.inv_freq.argsort()[: len(model.model.rotary_emb.inv_freq) // 2].tolist()
-    channels = tuple(pairs + [pair + len(model.model.rotary_emb.inv_freq) for pair in pairs])
+    attend_as_oracle(model, options, dense_layers, dense_rows, kv_copies)
+    return greedy_tokens(model, ids, new_tokens)
+
+
+def attend_as_oracle(
+    model: Any, options: oracle.Options, dense_layers: set[int] = frozenset(), dense_rows: int = 0, kv_copies: int = 1
+) -> None:
+    """Let the decoder of a transformers model attend as `greedy` says; an encoder of images beside it stays as it is."""
+    decoder = model.get_decoder()
+    frequencies = decoder.rotary_emb.inv_freq
+    pairs = frequencies.argsort()[: len(frequencies) // 2].tolist()
+    channels = tuple(pairs + [pair + len(frequencies) for pair in pairs])
 
     def attention(
         module, query, key, value, mask, scaling, dropout=0.0, softcap=None, sliding_window=None, s_aux=None, **_
@@ -60,5 +71,4 @@ def greedy(
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
     AttentionMaskInterface.register(NAME, eager_mask)
-    model.set_attn_implementation(NAME)
-    return greedy_tokens(model, ids, new_tokens)
+    decoder.set_attn_implementation(NAME)

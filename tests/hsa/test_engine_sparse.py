@@ -70,14 +70,14 @@ def test_schedule_does_not_change_tokens(run_engine, path, prompts, expected, sc
     assert 0 < counts["pages_selected"] < counts["pages_candidate"] and counts["reprs_healed"] == 0
 
 
-def on_ranks(run_engine):
-    """``run_engine`` for engines with two tensor-parallel ranks."""
+def on_ranks(run_engine, pairs=1):
+    """``run_engine`` for engines with two tensor-parallel ranks, or more pairs of ranks."""
     cores = sorted(os.sched_getaffinity(0))
     return partial(
         run_engine,
         start=run_child,
         # SGLang wants to be told where there are fewer NUMA nodes than ranks.
-        SGLANG_CPU_OMP_THREADS_BIND=f"{cores[0]}|{cores[-1]}",
+        SGLANG_CPU_OMP_THREADS_BIND="|".join([f"{cores[0]}|{cores[-1]}"] * pairs),
         # Each rank would compile C++ for the mask of its part of the vocabulary, which takes seconds.
         TORCH_COMPILE_DISABLE="1",
     )

@@ -365,4 +365,45 @@ WINDOWS = (
     ),
 )
 
-FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS + LANDMARKS + WINDOWS
+REFUSALS = (
+    Fault(
+        "every model that reads images is served",
+        HSA + "model_refusals.py",
+        "return model.is_multimodal and not _is_one_of(model, *served)",
+        "return False",
+        "test_hsa_image_models.py::test_only_models_that_were_compared_are_served",
+    ),
+    Fault(
+        "drafts after images are served",
+        HSA + "refusals.py",
+        "bool(args.speculative_algorithm) and model.is_multimodal",
+        "False",
+        "test_hsa_image_models.py::test_drafts_after_images_are_refused",
+    ),
+)
+
+RANKS = (
+    Fault(
+        "rows of no request count as requests",
+        HSA + "compat.py",
+        "return batch.batch_size if filled_up is None else filled_up",
+        "return batch.batch_size",
+        "test_hsa_padded_batches.py::test_rows_of_no_request",
+    ),
+    Fault(
+        "a rank without requests plans a pass",
+        HSA + "backend.py",
+        "if forward_batch.forward_mode.is_idle():",
+        "if False:",
+        "test_hsa_padded_batches.py::test_a_rank_without_requests",
+    ),
+    Fault(
+        "chunks of a rank end inside a page",
+        HSA + "server_args.py",
+        "unit = page_size * ranks",
+        "unit = page_size",
+        "test_hsa_padded_batches.py::test_chunks_of_each_rank_end_on_page_boundaries",
+    ),
+)
+
+FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS + LANDMARKS + WINDOWS + REFUSALS + RANKS

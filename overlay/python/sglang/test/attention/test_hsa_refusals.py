@@ -53,7 +53,6 @@ ASKED_BY_ARGUMENTS = {
     "two-batch overlap": dict(enable_two_batch_overlap=True),
     "prefill-decode multiplexing": dict(enable_pdmux=True),
     "diffusion language models": dict(dllm_algorithm="LowConfidence"),
-    "data-parallel attention": dict(enable_dp_attention=True, tp_size=2, dp_size=2),
     "context-parallel attention": dict(attn_cp_size=2, tp_size=2),
     "embedding models": dict(is_embedding=True),
 }
@@ -105,16 +104,23 @@ DRAFTS = dict(
 
 # With SGLang 0.5.12 and earlier.
 STAGES, IN_ONE_POOL = "pipeline parallelism", "hybrid sliding-window memory"
+RANKS = "data-parallel attention"
 # Of models whose sliding-window layers have a pool of their own, and learned sinks.
 ASKED_OF_GPT_OSS = {
     "speculative decoding with hybrid sliding-window memory": DRAFTS,
     "the hierarchical cache with hybrid sliding-window memory": dict(
         device="cuda", enable_hierarchical_cache=True
     ),
+    "data-parallel attention with drafts or hybrid sliding-window memory": dict(
+        enable_dp_attention=True, dp_size=2, tp_size=2
+    ),
     "learned sinks with FlashInfer or torch_native on a GPU": dict(
         device="cuda", hsa_dense_backend="flashinfer"
     ),
 }
+
+# Of models that read images; test_hsa_image_models.py.
+DRAFTS_AFTER_IMAGES = "speculative decoding of models that read images"
 
 # Of checkpoints that were trained for HSA.
 ASKED_OF_HILS = {
@@ -131,6 +137,9 @@ ASKED_OF_HILS = {
     "8-bit KV caches of HiLS checkpoints": dict(kv_cache_dtype="fp8_e4m3"),
     "more tensor-parallel ranks than KV heads of HiLS checkpoints": dict(tp_size=4),
     "pipeline parallelism of HiLS checkpoints": dict(pp_size=2),
+    "data-parallel attention of HiLS checkpoints": dict(
+        enable_dp_attention=True, dp_size=2, tp_size=2
+    ),
 }
 
 ASKED_BY_DRAFTS = {
@@ -166,7 +175,14 @@ ASKED_OF_DRAFTS_BY_VARIABLES = {
 def test_every_refusal_is_tested_and_worded_apart():
     features = [refusal.feature for refusal in refusals.REFUSALS]
     asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS, *ASKED_OF_HILS, *ASKED_OF_GPT_OSS}  # fmt: skip
-    alone = {*ASKED_OF_DRAFTS_BY_VARIABLES, SIZED_LATE, IN_ONE_POOL, STAGES}
+    alone = {
+        *ASKED_OF_DRAFTS_BY_VARIABLES,
+        SIZED_LATE,
+        IN_ONE_POOL,
+        STAGES,
+        RANKS,
+        DRAFTS_AFTER_IMAGES,
+    }
     assert sorted(features) == sorted(asked | alone)
 
 
@@ -286,14 +302,21 @@ def test_refused_models(model_path, feature):
         refusals.check(args, changed)
 
 
-def test_stages_are_refused_with_older_releases(model_path):
+@pytest.mark.parametrize(
+    "feature,asked",
+    [
+        (STAGES, dict(pp_size=2)),
+        (RANKS, dict(enable_dp_attention=True, dp_size=2, tp_size=2)),
+    ],
+)
+def test_refused_with_older_releases(model_path, feature, asked):
     args = server_args(model_path)
     model = compat.model_config(args)
-    change(args, pp_size=2)
+    change(args, **asked)
     if compat.graphs_hold_metadata():
         refusals.check(compat.arguments(args), model)
     else:
-        assert is_refused(STAGES, compat.arguments(args), model)
+        assert is_refused(feature, compat.arguments(args), model)
 
 
 @pytest.mark.parametrize("feature", ASKED_OF_GPT_OSS)

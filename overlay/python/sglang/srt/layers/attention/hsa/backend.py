@@ -195,6 +195,10 @@ class HSAAttnBackend(AttentionBackend):
     def init_forward_metadata(self, forward_batch: ForwardBatch):
         if self.watch:
             self.watch.tick()
+        if forward_batch.forward_mode.is_idle():
+            # A rank without requests joins the others' collectives, with as many rows as they have. No layer attends.
+            self.forward_pass = None
+            return
         self.forward_pass = self._make_pass(forward_batch)
         # Dense backends differ in how they scale an 8-bit cache and which keys they read from it, and in where they
         # find the lengths of a draft extend.

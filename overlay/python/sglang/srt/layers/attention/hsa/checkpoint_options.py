@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
 from sglang.srt.configs.hils import HiLSConfig, is_hils
+from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.config import FIELD_PREFIX, option
 from sglang.srt.layers.attention.hsa.model_refusals import Refusal
 from sglang.srt.layers.attention.hsa.page_repr import PRIOR
@@ -112,6 +113,14 @@ HILS_REFUSALS: Tuple[Refusal, ...] = (
         lambda args, model: is_hils(model.hf_config) and args.pp_size > 1,
         "their models have all layers on each rank",
         "use --tensor-parallel-size",
+    ),
+    Refusal(
+        "data-parallel attention of HiLS checkpoints",
+        "--enable-dp-attention or --attn-dp-size",
+        lambda args, model: is_hils(model.hf_config)
+        and compat.attention_dp_size(args) > 1,
+        "no rank has been idle with rows of landmarks",
+        "use --dp-size without it",
     ),
 )
 

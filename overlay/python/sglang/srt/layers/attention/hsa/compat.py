@@ -98,6 +98,15 @@ def asked(args: ServerArgs, name: str, default: Any = False) -> Any:
     return getattr(args, name, default)
 
 
+def attention_dp_size(args: ServerArgs) -> int:
+    """Ranks that the requests of one model are split over; 1 without data-parallel attention."""
+    if (
+        args.enable_dp_attention
+    ):  # until 0.5.22; then another way to ask for what follows
+        return args.dp_size
+    return asked(args, "attn_dp_size", 1)
+
+
 def variable(name: str) -> bool:
     """Whether an environment variable that not every release reads is set to true."""
     known = getattr(envs, name, None)
@@ -158,6 +167,12 @@ def is_draft_extend(mode: ForwardMode) -> bool:
     """Whether a pass writes the draft model's keys of verified tokens: all of them, or until 0.5.13 the accepted ones alone."""
     ragged = getattr(mode, "is_draft_extend", None)
     return mode.is_draft_extend_v2() or (ragged is not None and ragged())
+
+
+def real_requests(batch: ForwardBatch) -> int:
+    """Requests of an eager batch, without those that fill it up to the sizes of other ranks."""
+    filled_up = getattr(batch, "_original_batch_size", None)
+    return batch.batch_size if filled_up is None else filled_up
 
 
 def backend_of(batch: ForwardBatch) -> Any:

@@ -52,6 +52,16 @@ STATE_KINDS = {"mamba", "linear_attention", "conv"}
 # The class that runs a model of the transformers library.
 TRANSFORMERS_CLASS = "TransformersForCausalLM"
 
+# Those that read images and were compared with what transformers computes.
+SERVED_WITH_IMAGES = frozenset(
+    {
+        "Qwen2VLForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3VLForConditionalGeneration",
+        "Qwen3VLMoeForConditionalGeneration",
+    }
+)
+
 
 def _is_one_of(model: ModelConfig, *classes: str) -> bool:
     return not set(classes).isdisjoint(model.hf_config.architectures or ())
@@ -120,6 +130,11 @@ def _has_other_sinks(args: ServerArgs, model: ModelConfig) -> bool:
         or getattr(model.hf_config, "model_type", None) in SINK_TYPES
         or bool(getattr(model.hf_config, "enable_sink_attention", False))
     )
+
+
+def _reads_other_media(args: ServerArgs, model: ModelConfig) -> bool:
+    served = frozenset() if is_early_release() else SERVED_WITH_IMAGES
+    return model.is_multimodal and not _is_one_of(model, *served)
 
 
 _OTHER = "choose another --attention-backend"
@@ -195,9 +210,9 @@ MODEL_REFUSALS: Tuple[Refusal, ...] = (
     ),
     Refusal(
         "multimodal models",
-        "a model with images, video or audio",
-        lambda args, model: model.is_multimodal,
-        "no prompt with media has been compared with dense attention",
+        "a model with images, video or audio, but Qwen2-VL, Qwen2.5-VL and Qwen3-VL since SGLang 0.5.13",
+        _reads_other_media,
+        "no other has been compared with what transformers computes",
         _OTHER,
     ),
     TRANSFORMERS_BACKEND,

@@ -286,6 +286,13 @@ REFUSALS: Tuple[Refusal, ...] = (
         "add --disable-hybrid-swa-memory",
     ),
     Refusal(
+        "speculative decoding of models that read images",
+        "--speculative-algorithm",
+        lambda args, model: bool(args.speculative_algorithm) and model.is_multimodal,
+        "no draft has been verified after an image",
+        "drop --speculative-algorithm",
+    ),
+    Refusal(
         "the hierarchical cache with hybrid sliding-window memory",
         "--enable-hierarchical-cache",
         lambda args, model: args.enable_hierarchical_cache and has_window_pool(model),
@@ -315,11 +322,18 @@ REFUSALS: Tuple[Refusal, ...] = (
     ),
     Refusal(
         "data-parallel attention",
-        "--enable-dp-attention or --attn-dp-size",
-        lambda args, model: args.enable_dp_attention
-        or compat.asked(args, "attn_dp_size", 1) > 1,
-        "padded rows of idle ranks are not handled yet",
+        "--enable-dp-attention, with SGLang 0.5.12 and earlier",
+        lambda args, model: compat.attention_dp_size(args) > 1 and is_early_release(),
+        "with those releases no rank has run it",
         "use --dp-size without it",
+    ),
+    Refusal(
+        "data-parallel attention with drafts or hybrid sliding-window memory",
+        "--enable-dp-attention or --attn-dp-size",
+        lambda args, model: compat.attention_dp_size(args) > 1
+        and (bool(args.speculative_algorithm) or has_window_pool(model)),
+        "no rank has been idle with either",
+        "drop --speculative-algorithm and add --disable-hybrid-swa-memory",
     ),
     Refusal(
         "context-parallel attention",

@@ -272,13 +272,19 @@ def _limit_cuda_graphs(args: ServerArgs) -> None:
 
 
 def _align_chunked_prefill_to_pages(args: ServerArgs) -> None:
-    """Prefill chunks end on page boundaries; SGLang asserts it for every page size."""
+    """Prefill chunks end on page boundaries; SGLang asserts it for every page size.
+
+    With data-parallel attention SGLang will divide the size by the ranks.
+    """
     view = compat.arguments(args)
     size, page_size = view.chunked_prefill_size, view.page_size
-    if size is None or size <= 0 or size % page_size == 0:
+    ranks = compat.attention_dp_size(view)
+    unit = page_size * ranks
+    if size is None or size <= 0 or size % unit == 0:
         return
-    aligned = max(size // page_size, 1) * page_size
+    aligned = max(size // unit, 1) * unit
+    of_ranks = f" on each of {ranks} ranks" if ranks > 1 else ""
     logger.warning(
-        f"HSA rounds chunked_prefill_size {size} to {aligned}, a multiple of page_size {page_size}."
+        f"HSA rounds chunked_prefill_size {size} to {aligned}, a multiple of page_size {page_size}{of_ranks}."
     )
     compat.declare(args, chunked_prefill_size=aligned)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Optional
 
 import torch
 
+from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.landmark_rows import (
     LandmarkRows,
     plan_landmark_rows,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class HSAMetadata:
-    """Metadata of one forward pass over B sequences with T new tokens in all.
+    """Metadata of one forward pass over B sequences with T new tokens in all, without those that fill a batch up.
 
     Attributes:
         page_size: slots per page.
@@ -79,7 +80,8 @@ def build_metadata(
     """
     page_size = config.page_size
     device = forward_batch.seq_lens.device
-    seq_lens_cpu = forward_batch.seq_lens_cpu.to(torch.int64)  # [B]
+    requests = compat.real_requests(forward_batch)
+    seq_lens_cpu = forward_batch.seq_lens_cpu[:requests].to(torch.int64)  # [B]
     if forward_batch.forward_mode.is_decode():
         q_lens_cpu = torch.ones_like(seq_lens_cpu)
     else:
@@ -93,7 +95,9 @@ def build_metadata(
     # Versions before the table: the scheduler may replace a running request's pages by their twins in the radix
     # cache and then hand the old ones out. Whoever still sees an old page must also see its old version.
     versions = pool.versions_at(pool.built_at(forward_batch))
-    page_table_1 = req_to_token[forward_batch.req_pool_indices, :max_seqlen_k]
+    page_table_1 = req_to_token[
+        forward_batch.req_pool_indices[:requests], :max_seqlen_k
+    ]
     real_page_table = build_page_table(page_table_1, page_size)
 
     # A page with a later version than the batch belongs to a later batch, and the row that names it to a request

@@ -81,7 +81,8 @@ class ReferencePass(AttentionPass):
         self, layer: RadixAttention, inputs: LayerInputs = LayerInputs()
     ) -> None:
         if self.config.strict:
-            strict.check_page_table(self.metadata, self.out_cache_loc, self.pool)
+            slots = self.out_cache_loc[: self.metadata.new_tokens.sum()]
+            strict.check_page_table(self.metadata, slots, self.pool)
         if not self.pool.repr_kind.stored:
             return
         self._write_missing(layer)
@@ -118,6 +119,14 @@ class ReferencePass(AttentionPass):
         layer: RadixAttention,
         inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
+        o = self._attend_real(q[: self.rows], layer, inputs)
+        filled_up = len(q) - self.rows
+        return torch.nn.functional.pad(o, (0, 0, 0, 0, 0, filled_up))
+
+    def _attend_real(
+        self, q: torch.Tensor, layer: RadixAttention, inputs: LayerInputs
+    ) -> torch.Tensor:
+        """`attend` without the rows that fill the batch up to the sizes of other ranks."""
         params = layer_params(layer, self.pool, self.config, self.dense_below, inputs)
         if not self.pool.has_page_repr(layer.layer_id):
             return self._attend_local(q, layer, params)
