@@ -82,6 +82,22 @@ def distributions(outputs):
     return torch.tensor(rows)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_deterministic_inference(name):
+    """Each prompt alone and among all, to the bit."""
+    some_cases = cases(name)
+    alone = [request([case]) for case in some_cases]
+    options = dict(dtype="bfloat16", enable_deterministic_inference=True)
+    [together, *apart], counts = answers(name, [request(some_cases), *alone], **options)
+    for among, [one] in zip(together, apart):
+        length = len(one["output_ids"])
+        assert among["output_ids"][:length] == one["output_ids"]
+        for which in ("input_token_logprobs", "output_token_logprobs"):
+            ours = logprobs(one, which)
+            assert logprobs(among, which)[: len(ours)] == ours
+    assert counts["rows_landmark"] == counts["reprs_written"] > 0
+
+
 def test_requests_beyond_the_largest_graph():
     """More than the graphs are captured for: eager steps with buffers of their own."""
     some_cases = cases("qwen_c16")

@@ -13,7 +13,7 @@ import sglang
 KERNEL_TESTS = {
     "decode": {
         "test_hsa_decode_kernels.py": 48,
-        "test_hsa_landmark_decode.py": 4,
+        "test_hsa_landmark_decode.py": 5,
         "test_hsa_decode_selection.py": 15,
         "test_hsa_dense_layers.py": 16,
         "test_hsa_draft_rows.py": 12,
@@ -21,6 +21,7 @@ KERNEL_TESTS = {
         "test_hils_norm_rotary.py": 34,
     },
     "extend": {
+        "test_hsa_batch_invariance.py": 14,
         "test_hsa_dense_prefill.py": 20,
         "test_hsa_extend_kernels.py": 45,
         "test_hsa_extend_ranking.py": 24,

@@ -406,4 +406,40 @@ RANKS = (
     ),
 )
 
-FAULTS = STORAGE + REPRESENTATIONS + SELECTION + ATTENTION + NORMS + LANDMARKS + WINDOWS + REFUSALS + RANKS
+DETERMINISM = (
+    Fault(
+        "the programs of a row depend on its batch again",
+        HSA + "passes/decode_attention.py",
+        "None if size.batch_invariant else num_processors(device)",
+        "num_processors(device)",
+        "test_hsa_batch_invariance.py::test_a_decoded_row_does_not_depend_on_its_batch",
+        kernel=True,
+    ),
+    Fault(
+        "small pages share a step with those of other rows",
+        HSA + "ops/extend/kernel.py",
+        "    if batch_invariant:",
+        "    if False:",
+        "test_hsa_batch_invariance.py::test_a_row_of_a_prompt_does_not_depend_on_its_batch",
+        kernel=True,
+    ),
+    Fault(
+        "short prompts go to the dense backend unless a longer one is beside them",
+        HSA + "backend.py",
+        "if self.batch_invariant and self.config.dense_below",
+        "if False and self.config.dense_below",
+        "test_hsa_batch_invariance.py::test_nor_on_who_attends_short_prompts",
+        kernel=True,
+    ),
+    Fault(
+        "prompts without a page to select have a kernel of their own",
+        HSA + "passes/tile_attention.py",
+        "if not plan.tiling.batch_invariant:",
+        "if True:",
+        "test_hsa_kernels_compile.py::test_deterministic_batches_share_one_variant",
+    ),
+)
+
+FAULTS = (
+    *STORAGE, *REPRESENTATIONS, *SELECTION, *ATTENTION, *NORMS, *LANDMARKS, *WINDOWS, *REFUSALS, *RANKS, *DETERMINISM
+)  # fmt: skip

@@ -61,6 +61,7 @@ class Harness:
         dtype: of the activations; ``kv_cache_dtype``, by default the same, of the cache.
         kv_scales: scales of the cached keys and values, as a checkpoint brings them.
         num_draft_tokens: of speculative decoding; None without it.
+        batch_invariant: as ``--enable-deterministic-inference`` asks for.
         mask_last_slot: every layer passes ``hsa_mask_last_slot=True`` to its attention.
         pool, allocator: used instead of those that the harness makes.
         options: fields of HSAConfig.
@@ -84,6 +85,7 @@ class Harness:
         decode_kernels: bool = False,
         extend_kernels: bool = False,
         num_draft_tokens: int | None = None,
+        batch_invariant: bool = False,
         mask_last_slot: bool = False,
         pool: PageReprMixin | None = None,
         allocator: BaseTokenToKVPoolAllocator | None = None,
@@ -167,6 +169,7 @@ class Harness:
                 speculative_algorithm=num_draft_tokens and "EAGLE",
                 speculative_num_draft_tokens=num_draft_tokens,
                 chunked_prefill_size=64,
+                enable_deterministic_inference=batch_invariant,
                 **fields,
             ),
             device=device,

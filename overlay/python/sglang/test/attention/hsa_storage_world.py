@@ -65,7 +65,9 @@ class World:
                 model=self.layer,
                 token_to_kv_pool=self.pool,
                 req_to_token_pool=self.rows,
-                server_args=SimpleNamespace(**fields),
+                server_args=SimpleNamespace(
+                    enable_deterministic_inference=False, **fields
+                ),
                 device="cpu",
                 is_draft_worker=False,
             )

@@ -132,5 +132,49 @@ def test_two_replicas(model_path, eager):
     assert len(counts) == 2 and all(count["pages_selected"] > 0 for count in counts)
 
 
+def to_the_bit(model_path, text, **engine):
+    """Tokens and log-probabilities of prompts that begin alike, alone and in batches, all of which must agree."""
+    prompts = [text[:n] for n in LENGTHS]
+    sampling = dict(temperature=0, ignore_eos=True, max_new_tokens=NEW)
+    asked = dict(sampling_params=sampling, return_logprob=True)
+    batches = [[i] for i in range(len(prompts))]  # the first of a prompt computes it
+    batches += [[5, 0], [1, 5, 3], [4] * 8, [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0, 5]]
+    found = {}
+    with sgl.Engine(model_path=model_path, **{**GPU_ENGINE, **engine}) as llm:
+        for batch in batches:
+            outputs = llm.generate(input_ids=[prompts[i] for i in batch], **asked)
+            for i, output in zip(batch, outputs):
+                logprobs = output["meta_info"]["output_token_logprobs"]
+                answer = output["output_ids"], [entry[0] for entry in logprobs]
+                assert found.setdefault(i, answer) == answer, (batch, i)
+        [state] = llm.get_server_info()["internal_states"]
+    counts = state["hsa_counters"]
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(page_size=16, hsa_selection_strategy="group"),
+        dict(hsa_prefill="1000", dtype="bfloat16"),
+        dict(hsa_chunk_repr="landmark", hsa_selection_strategy="softmax_head"),
+        dict(kv_cache_dtype="fp8_e4m3"),
+    ],
+    ids=str,
+)
+def test_deterministic_inference(model_path, options):
+    """In batches of any size, computed or found in the radix cache, whole or in chunks, in graphs or eagerly."""
+    text = torch.randint(0, 512, (LENGTHS[-1],), generator=torch.Generator()).tolist()
+    options = dict(options, enable_deterministic_inference=True)
+    whole = to_the_bit(model_path, text, **options)
+    chunked = to_the_bit(model_path, text, chunked_prefill_size=256, **options)
+    eager = to_the_bit(
+        model_path, text, disable_cuda_graph=True, disable_radix_cache=True, **options
+    )
+    assert whole == chunked == eager
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-v"]))

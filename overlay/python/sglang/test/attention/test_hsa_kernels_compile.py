@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sglang.srt.layers.attention.hsa.counters import HSACounters
 from sglang.srt.layers.attention.hsa.ops.decode import kernel as decode
 from sglang.srt.layers.attention.hsa.ops.extend import kernel as extend
+from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
 from sglang.srt.layers.attention.hsa.ops.page_repr import kernel as page_repr
 from sglang.srt.layers.attention.hsa.ops.page_table import kernel as page_table
 from sglang.srt.layers.attention.hsa.ops.scratch import Scratch
@@ -18,6 +20,9 @@ from sglang.srt.layers.attention.hsa.ops.select import (
     slow_decode,
     slow_extend,
 )
+from sglang.srt.layers.attention.hsa.passes.decode_attention import DecodeSize
+from sglang.srt.layers.attention.hsa.passes.split_decode import SplitDecode
+from sglang.srt.layers.attention.hsa.passes.tile_attention import TileAttention
 from sglang.test.attention.hsa_compile import (
     HKV,
     HQ,
@@ -147,6 +152,50 @@ def test_batches_of_any_size_share_their_variants(record):
             params("mean_std", "softmax_head"), processors=splits * B * HKV,
         )  # fmt: skip
     assert len(set(attend.compiled)) == 2 and len(set(select.compiled)) == 1
+
+
+@pytest.mark.parametrize("kind,strategy", [("slow_keys", "head"), ("landmark", "softmax_head")])  # fmt: skip
+def test_deterministic_batches_share_one_variant(record, kind, strategy):
+    """Of every kernel, whatever the rows of a step, the lengths of prompts, and whether a page can be selected.
+
+    Other code for the same sum might round it in another way.
+    """
+    recorders = [
+        record(module, name)
+        for module, name in (
+            (decode, "_decode_hsa_kernel"),
+            (decode_kernel, "_select_pages_kernel"),
+            (slow_decode, "_score_slow_decode_kernel"),
+            (slow_decode, "_rank_slow_decode_kernel"),
+        )
+    ]
+    some, options = cache(kind, 64, torch.bfloat16), params(kind, strategy)
+    size = DecodeSize(200, 100, HQ, HKV, 64, batch_invariant=True)
+    step = SplitDecode(options.config, HSACounters("cpu"), size, torch.device("cpu"))
+    for rows in (1, 2, 7, 200):
+        q = torch.empty(rows, HQ, 64, dtype=torch.bfloat16)
+        table = torch.zeros(rows, 112, dtype=torch.int32)
+        step.launch(q, some, table, torch.ones(rows, dtype=torch.int64), options)
+    assert all(len(set(recorder.compiled)) <= 1 for recorder in recorders)
+    assert recorders[0].compiled
+
+    attend = record(extend, "_extend_hsa_kernel")
+    for name in ("expand_slow_kernel", "score_slow_kernel", "rank_slow_kernel"):
+        record(slow_extend, name)
+    record(extend_kernel, "_select_pages_extend_kernel")
+    tiling = choose_tiling(HQ // HKV, 64, options.config)
+    for prefixes, news in (([0], [1]), ([0, 5000], [700, 1]), ([64], [300])):
+        some_plan = plan_extend(
+            prefixes, news, tiling=tiling._replace(batch_invariant=True), config=options.config, device="cpu"
+        )  # fmt: skip
+        tiles = TileAttention.of(
+            some_plan, HKV, options.config, HSACounters("cpu"), Scratch("cpu")
+        )
+        q = torch.empty(some_plan.rows, HQ, 64, dtype=torch.bfloat16)
+        tiles.launch(q, some, TABLE, options)
+    # The log-sum-exp of window and sinks is a variant of its own.
+    variants = 2 if strategy == "softmax_head" else 1
+    assert len(set(attend.compiled)) == variants
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,33 @@ def test_rows_attend_by_the_definition(group, head_dim, window, softmax1):
     assert counts["rows_sparse"] == 3 and counts["reprs_missing"] == 0
 
 
+def test_a_sequence_of_a_deterministic_step_does_not_depend_on_the_others():
+    """Its token and its landmark, to the bit, alone and among others."""
+    params, cache, table, q, chooser = make(3, 16, 40, True)
+    counters, rows, every = HSACounters(DEVICE), lengths(), len(SEQ_LENS)
+    size = DecodeSize(
+        len(rows), table.shape[1], q.shape[1], KV_HEADS, 16, 2, batch_invariant=True
+    )
+
+    def step(sequences):
+        own = [*sequences, *(every + i for i in sequences)]
+        decode = SplitDecode(params.config, counters, size, torch.device(DEVICE))
+        decode.begin()
+        out = decode.launch(
+            q[own], cache, table[sequences], rows[own], params, select_q=chooser[own]
+        )
+        # What is selected of a row without places is not defined.
+        selected = decode.selected[: len(own)].clone()
+        return out, selected.masked_fill_(rows[own][:, None, None] == 0, -1)
+
+    whole, chosen = step(list(range(every)))
+    for sequences in (*([i] for i in range(every)), [1, 0], [2, 1, 3]):
+        own = [*sequences, *(every + i for i in sequences)]
+        out, selected = step(sequences)
+        assert torch.equal(out, whole[own])
+        assert torch.equal(selected, chosen[own])
+
+
 def test_a_landmark_writes_the_page_of_its_token():
     """Whatever the page table says by then, and nothing for a page that is not complete or belongs to a later batch."""
     params, cache, table, _, chooser = make(2, 16, 20, True)

@@ -9,6 +9,7 @@ import pytest
 from sglang.srt.configs.hils import QwenHiLSConfig
 from sglang.srt.environ import Envs
 from sglang.srt.layers.attention.hsa import compat, refusals
+from sglang.srt.layers.attention.hsa.config import INVARIANT_BACKENDS
 from sglang.test.attention.hsa_fixtures import server_args, write_model_config
 from sglang.test.attention.hsa_release import (
     change,
@@ -42,7 +43,9 @@ ASKED_BY_ARGUMENTS = {
     "other layouts of the KV cache": dict(enable_page_major_kv_layout=True),
     "decode context parallelism": dict(dcp_size=2, tp_size=2),
     "torch.compile": dict(enable_torch_compile=True),
-    "deterministic inference": dict(enable_deterministic_inference=True),
+    "deterministic inference on the reference ops": dict(
+        enable_deterministic_inference=True
+    ),
     "hierarchical cache on a CPU": dict(enable_hierarchical_cache=True),
     "storage behind the hierarchical cache": dict(hicache_storage_backend="file"),
     "LMCache": dict(enable_lmcache=True),
@@ -156,6 +159,16 @@ ASKED_BY_DRAFTS = {
     ),
 }
 
+# Of deterministic inference on a CUDA device.
+ASKED_OF_DETERMINISM = {
+    "deterministic inference by means of keys": dict(hsa_chunk_repr="mean"),
+    "deterministic inference beside another dense backend": dict(
+        hsa_dense_backend="flashinfer"
+    ),
+    "deterministic inference of mixed batches": dict(enable_mixed_chunk=True),
+    "deterministic inference with drafts": DRAFTS,
+}
+
 # Asked by options that not every release has.
 OPTIONAL = {
     feature
@@ -176,6 +189,7 @@ def test_every_refusal_is_tested_and_worded_apart():
     features = [refusal.feature for refusal in refusals.REFUSALS]
     asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS, *ASKED_OF_HILS, *ASKED_OF_GPT_OSS}  # fmt: skip
     alone = {
+        *ASKED_OF_DETERMINISM,
         *ASKED_OF_DRAFTS_BY_VARIABLES,
         SIZED_LATE,
         IN_ONE_POOL,
@@ -226,6 +240,30 @@ def resolved_on_cuda(model_path, monkeypatch, **changed):
     return server_args(model_path, **{**DRAFTS, **options, **changed})
 
 
+def deterministic(model_path, monkeypatch, **options):
+    """As ``resolved_on_cuda``, of a server that is deterministic and does not draft."""
+    pretend_to_have_memory(monkeypatch, megabytes=140_000)
+    asked = dict(device="cuda", random_seed=0, enable_deterministic_inference=True)
+    return server_args(model_path, **{**asked, **options})
+
+
+@pytest.mark.parametrize("dense", [None, "fa3", "triton"])
+def test_deterministic_inference_keeps_the_radix_cache(model_path, monkeypatch, dense):
+    args = deterministic(model_path, monkeypatch, hsa_dense_backend=dense)
+    assert args.attention_backend == "hsa" and args.enable_deterministic_inference
+    assert args.hsa_dense_backend in INVARIANT_BACKENDS
+    assert not args.disable_radix_cache
+
+
+@pytest.mark.parametrize("feature", ASKED_OF_DETERMINISM)
+def test_refused_of_deterministic_inference(model_path, monkeypatch, feature):
+    args = deterministic(model_path, monkeypatch)
+    model = compat.model_config(args)
+    refusals.check(args, model)
+    change(args, **ASKED_OF_DETERMINISM[feature])
+    assert is_refused(feature, args, model)
+
+
 @pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "NEXTN", "STANDALONE"])
 @pytest.mark.parametrize("steps", [3, None])
 def test_chains_are_not_refused(model_path, monkeypatch, algorithm, steps):
@@ -272,10 +310,6 @@ def test_refused_arguments(model_path, feature):
     with pytest.raises(ValueError) as error:
         server_args(model_path, **ASKED_BY_ARGUMENTS[feature])
     text = str(error.value)
-    if feature == "deterministic inference" and "--attention-backend" not in text:
-        # Since 0.5.16 SGLang itself says so first.
-        assert "backends are supported for deterministic inference" in text
-        return
     assert (
         f"--attention-backend hsa does not support {feature} (" in text
         and "\n" not in text

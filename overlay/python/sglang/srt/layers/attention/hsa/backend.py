@@ -13,7 +13,7 @@ from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa import counters as hsa_counters
-from sglang.srt.layers.attention.hsa.config import SINK_BACKENDS, HSAConfig
+from sglang.srt.layers.attention.hsa.config import SINK_BACKENDS, WHOLE_PAST, HSAConfig
 from sglang.srt.layers.attention.hsa.layer_inputs import LayerInputs, refuse_inputs
 from sglang.srt.layers.attention.hsa.model_layers import layers_beyond, sink_logits
 from sglang.srt.layers.attention.hsa.ops.common import shared_bytes
@@ -62,6 +62,7 @@ class HSAAttnBackend(AttentionBackend):
 
     Attributes:
         forward_pass: the pass whose layers run now.
+        batch_invariant: as of Tiling.
 
     Raises:
         ValueError: if the pool keeps no representations, and for a head dimension above 256 with kernels.
@@ -85,6 +86,7 @@ class HSAAttnBackend(AttentionBackend):
         self.quantised = self.pool.dtype.itemsize == 1
         args = compat.arguments(model_runner.server_args)
         self.config = HSAConfig.from_server_args(args)
+        self.batch_invariant = args.enable_deterministic_inference
         # No other backend has rows of landmarks, so there is none beside HSA.
         self.dense = None
         if not self.config.has_landmark_rows:
@@ -117,7 +119,9 @@ class HSAAttnBackend(AttentionBackend):
         if self.kernels:
             first = layers[self.pool.hsa_layer_ids[0]]
             group = first.tp_q_head_num // self.pool.head_num
-            self.tiling = choose_tiling(group, self.pool.head_dim, self.config)
+            self.tiling = choose_tiling(
+                group, self.pool.head_dim, self.config
+            )._replace(batch_invariant=self.batch_invariant)
             check_device(
                 self.config,
                 self.tiling,
@@ -158,6 +162,7 @@ class HSAAttnBackend(AttentionBackend):
                 layers,
                 self.counters,
                 *(() if landmarks else drafts),
+                batch_invariant=self.batch_invariant,
             )
             # Drafts wait for lengths on the host. The decode kernels read none there, and prompts bring theirs.
             self.needs_cpu_seq_lens = self.decode_needs_dense and getattr(
@@ -204,6 +209,8 @@ class HSAAttnBackend(AttentionBackend):
         # find the lengths of a draft extend.
         mode = forward_batch.forward_mode
         unselective = self.forward_pass.max_candidates == 0
+        if self.batch_invariant and self.config.dense_below < WHOLE_PAST:
+            unselective = False  # a longer prompt in the batch would decide it
         self.goes_dense = unselective and not (
             self.quantised or compat.is_draft_extend(mode)
         )

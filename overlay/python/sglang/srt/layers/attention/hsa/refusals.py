@@ -9,6 +9,7 @@ from sglang.srt.configs.hils import is_hils
 from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.checkpoint_options import HILS_REFUSALS
 from sglang.srt.layers.attention.hsa.config import SINK_BACKENDS
+from sglang.srt.layers.attention.hsa.determinism import DETERMINISM_REFUSALS
 from sglang.srt.layers.attention.hsa.model_refusals import (
     HYBRID_MEMORY,
     MODEL_REFUSALS,
@@ -133,13 +134,7 @@ REFUSALS: Tuple[Refusal, ...] = (
         "selection has data-dependent shapes that break the compiled graph",
         "drop --enable-torch-compile",
     ),
-    Refusal(
-        "deterministic inference",
-        "--enable-deterministic-inference",
-        lambda args, model: args.enable_deterministic_inference,
-        "neither the kernels nor the reference ops are batch-invariant to the bit",
-        "use --attention-backend fa3, flashinfer or triton",
-    ),
+    *DETERMINISM_REFUSALS,
     Refusal(
         "other layouts of the KV cache",
         "--enable-page-major-kv-layout, --enable-unified-memory or SGLANG_USE_HND_KVCACHE",

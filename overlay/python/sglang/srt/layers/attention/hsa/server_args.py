@@ -20,11 +20,13 @@ from sglang.srt.layers.attention.hsa.config import (
     DEFAULT_PREFILL,
     DENSE_BACKENDS,
     FIELD_PREFIX,
+    INVARIANT_BACKENDS,
     SELECTION_STRATEGIES,
     WEIGHT_MODES,
     HSAConfig,
     option,
 )
+from sglang.srt.layers.attention.hsa.determinism import allow_deterministic_inference
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -129,9 +131,12 @@ def add_hsa_cli_args(parser: argparse.ArgumentParser) -> None:
 def refuse_models_without_hsa(args: ServerArgs) -> None:
     """Refuse a model before SGLang adjusts arguments to it: assertions there know backends by name.
 
+    SGLang knows from then on that HSA can be deterministic.
+
     Raises:
         ValueError: for a model that HSA does not support, with all else that is wrong, one per line.
     """
+    allow_deterministic_inference()
     view = compat.arguments(args)
     if refusals.uses_hsa(view) and refusals.refuses_model(
         view, compat.model_config(args)
@@ -234,7 +239,9 @@ def _default_dense_backend(args: ServerArgs) -> str:
         return "torch_native"
     best = compat.default_backend(args)
     reads_keys = best != "fa3" or view.kv_cache_dtype != "fp8_e5m2"
-    return best if best in DENSE_BACKENDS and reads_keys else "triton"
+    deterministic = view.enable_deterministic_inference
+    allowed = INVARIANT_BACKENDS if deterministic else DENSE_BACKENDS
+    return best if best in allowed and reads_keys else "triton"
 
 
 def _size_window_pool(args: ServerArgs, model: ModelConfig) -> None:

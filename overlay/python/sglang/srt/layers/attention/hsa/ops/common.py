@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Optional
 
 import torch
 import triton
@@ -24,6 +25,8 @@ REPRS_MISSING: tl.constexpr = tl.constexpr(INDEX["reprs_missing"])
 HOPPER_SHARED_BYTES = 227 << 10
 OTHER_SHARED_BYTES = 32 << 10
 INTERPRETED = 4  # lets several programs share a row under the Triton interpreter
+# Programs of a row where nothing may depend on the batch. A batch of one row and eight KV heads still fills the device.
+INVARIANT_PROGRAMS = 16
 
 
 def num_processors(device: torch.device | str) -> int:
@@ -51,13 +54,17 @@ def padded_width(columns: int) -> int:
     return triton.cdiv(columns, 16) * 16
 
 
-def programs_per_row(processors: int, rows: int, limit: int) -> int:
-    """Programs per row that fill the device, a power of two."""
+def programs_per_row(processors: Optional[int], rows: int, limit: int) -> int:
+    """Programs per row that fill so many processors, a power of two; for None the same number whatever the rows."""
+    if processors is None:
+        return min(limit, INVARIANT_PROGRAMS)
     return min(limit, triton.next_power_of_2(triton.cdiv(processors, rows)))
 
 
-def max_programs(processors: int, rows: int, limit: int) -> int:
+def max_programs(processors: Optional[int], rows: int, limit: int) -> int:
     """Bound of ``rows * programs_per_row(...)`` for any number of rows up to this one."""
+    if processors is None:
+        return rows * programs_per_row(None, rows, limit)
     return min(limit * rows, max(rows, 4 * processors))
 
 

@@ -101,6 +101,7 @@ class DecodeState(StaticPasses):
         counters: HSACounters,
         num_draft_tokens: int = 1,
         draft_steps: int = 0,
+        batch_invariant: bool = False,
     ):
         super().__init__(
             pool,
@@ -109,6 +110,7 @@ class DecodeState(StaticPasses):
             layers,
             counters,
             rows_per_request=1 if draft_steps else num_draft_tokens,
+            batch_invariant=batch_invariant,
         )
         self.layers = decoded_layers(layers, pool, config)
         self.first_layer = min(self.layers)

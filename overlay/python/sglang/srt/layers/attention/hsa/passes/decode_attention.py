@@ -29,6 +29,7 @@ class DecodeSize(NamedTuple):
         rows: largest batch; max_pages: pages of the longest sequence.
         num_heads, num_kv_heads: on this rank; v_head_dim: dimensions of a value.
         rows_per_busy_row: one in so many rows has something to do.
+        batch_invariant: as of Tiling.
     """
 
     rows: int
@@ -37,8 +38,9 @@ class DecodeSize(NamedTuple):
     num_kv_heads: int
     v_head_dim: int
     rows_per_busy_row: int = 1
+    batch_invariant: bool = False
 
-    def max_programs(self, processors: int, limit: int) -> int:
+    def max_programs(self, processors: Optional[int], limit: int) -> int:
         """Bound of the programs of a launch, with at most ``limit`` for a row and KV head."""
         busy = triton.cdiv(self.rows * self.num_kv_heads, self.rows_per_busy_row)
         return self.rows_per_busy_row * max_programs(processors, busy, limit)
@@ -54,11 +56,14 @@ class DecodeAttention:
         size: bounds of all steps.
         device: CUDA device, or ``cpu`` under the Triton interpreter.
         max_splits: most programs that share a row and KV head.
+
+    Attributes:
+        processors: multiprocessors that launches fill; None where their number of programs per row is fixed.
     """
 
     def __init__(self, size: DecodeSize, device: torch.device, max_splits: int):
         self.size, self.max_splits = size, max_splits
-        self.processors = num_processors(device)
+        self.processors = None if size.batch_invariant else num_processors(device)
         self.nothing = torch.empty(
             (size.rows, size.num_kv_heads, 0), dtype=torch.int32, device=device
         )

@@ -34,6 +34,7 @@ class StaticPasses(abc.ABC):
         layers: the attention layers of the model, by number.
         counters: counts are added to it on the device.
         rows_per_request: rows of a request in a pass.
+        batch_invariant: as of Tiling.
 
     Attributes:
         layers: numbers of the layers that the passes attend.
@@ -53,6 +54,7 @@ class StaticPasses(abc.ABC):
         layers: Dict[int, RadixAttention],
         counters: HSACounters,
         rows_per_request: int = 1,
+        batch_invariant: bool = False,
     ):
         self.pool, self.config, self.counters = pool, config, counters
         self.layers = frozenset(layers)
@@ -68,6 +70,7 @@ class StaticPasses(abc.ABC):
             first.tp_q_head_num,
             pool.head_num,
             first.v_head_dim,
+            batch_invariant=batch_invariant,
         )
         self.reserved: Optional[Any] = None
         self.grown: Optional[Any] = None

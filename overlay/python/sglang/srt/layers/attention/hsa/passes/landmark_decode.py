@@ -57,8 +57,8 @@ class LandmarkBuffers(NamedTuple):
 class LandmarkDecodeState(StaticPasses):
     """What the decode passes of one model share; they attend all layers."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.steps = [LandmarkDecodePass(self)]
 
     def _make_buffers(self, rows: int) -> LandmarkBuffers:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sglang.srt.layers.attention.hsa.ops.common import num_processors
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS
 from sglang.srt.layers.attention.hsa.ops.select.by_kind import decode_op
 from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
@@ -48,7 +49,10 @@ class SplitDecode:
         self.counters = counters
         self.slow = kind_named(config.chunk_repr).slow
         self.attention = DecodeAttention(size, device, MAX_SPLITS)
-        self.processors = self.attention.processors
+        # slow_keys scores each page by itself, whatever the number of programs.
+        self.processors = (
+            num_processors(device) if self.slow else self.attention.processors
+        )
         self.selected = torch.empty(
             (size.rows, size.num_kv_heads, min(config.topk, size.max_pages)),
             dtype=torch.int32,

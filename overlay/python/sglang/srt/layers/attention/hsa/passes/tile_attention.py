@@ -29,7 +29,8 @@ class TileAttention:
 
     Attributes:
         plan: of the pass.
-        lists, workspace: for the plan; None if no row has a candidate page.
+        lists, workspace: for the plan; None if no row has a candidate page, but for the lists of a tiling that is batch
+            invariant: they are empty then, so that attention is the same kernel.
     """
 
     counters: HSACounters
@@ -48,7 +49,11 @@ class TileAttention:
     ) -> TileAttention:
         """For a plan; its lists and all else are in the scratch."""
         if not plan.max_candidates:
-            return cls(counters, plan)
+            if not plan.tiling.batch_invariant:
+                return cls(counters, plan)
+            lists = PageLists.empty(plan, num_kv_heads, config.topk, scratch)
+            lists.lengths.zero_()
+            return cls(counters, plan, lists)
         workspace = extend_workspace(config)(
             plan, num_kv_heads, config.topk, num_processors(scratch.device), scratch
         )
@@ -76,7 +81,7 @@ class TileAttention:
         """
         plan, lists = self.plan, self.lists
         out = self._output(q, cache)
-        if lists is None:
+        if not plan.max_candidates:
             self.counters.add("rows_dense", plan.rows)
         else:
             extra = {}

@@ -295,10 +295,13 @@ def extend_hsa(
     reprs = cache.reprs if params.by_score and lists is not None else None
     group = num_heads // num_kv_heads
     group_block = triton.next_power_of_2(group)
-    tile_rows, list_rows = plan.tiling
+    tile_rows, list_rows, batch_invariant = plan.tiling
     runs = tile_rows // list_rows
     rows = max(16, list_rows * group_block)  # tl.dot needs 16
     keys = KEYS_PER_STEP if reprs is None else params.page_size
+    if batch_invariant:
+        # Which pages share a step with one of the row's depends on the rows beside it.
+        keys = min(keys, params.page_size)
     step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
     stages = stages_that_fit(step_bytes, MAX_STAGES, shared_bytes(q.device))
     four = max(head_dim, v_dim) <= FOUR_DIM and q.element_size() == 2 and reprs is None

@@ -26,10 +26,12 @@ class Tiling(NamedTuple):
     Attributes:
         tile_rows: of the selection kernel, a multiple of list_rows.
         list_rows: of a page list and so of the attention kernel. Both are powers of two.
+        batch_invariant: no bit of a row's result depends on the rest of its batch, or on how its prompt is cut.
     """
 
     tile_rows: int
     list_rows: int
+    batch_invariant: bool = False
 
 
 def check_head_dim(head_dim: int) -> None:

@@ -8,6 +8,8 @@ grid depends on neither length nor context limit, so a captured CUDA graph serve
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 import triton
 import triton.language as tl
@@ -163,7 +165,7 @@ def select_pages_decode(
     workspace: SelectPagesWorkspace,
     counters: torch.Tensor,
     params: AttentionParams,
-    processors: int,
+    processors: Optional[int],
 ) -> torch.Tensor:
     """Select pages for one new token per sequence by a linear kind.
 
@@ -175,7 +177,7 @@ def select_pages_decode(
         out: ``[B, H_kv, topk]`` int32, written whole: physical pages ascending by logical page, -1 padded.
         workspace: scratch for at least this batch.
         counters: ``HSACounters.values``, added to.
-        processors: multiprocessors of the device.
+        processors: multiprocessors of the device; None for as many programs per row, whatever the batch.
 
     Returns:
         ``out``.

@@ -43,7 +43,7 @@ class PageLists:
         cls, plan: ExtendPlan, num_kv_heads: int, topk: int, scratch: Scratch
     ) -> PageLists:
         """Lists for the tiles of a plan, not yet written."""
-        tile_rows, list_rows = plan.tiling
+        tile_rows, list_rows, _ = plan.tiling
         width = min(min(list_rows, plan.max_rows) * topk, plan.max_candidates)
         width = padded_width(width)
         shape = (len(plan.tiles), num_kv_heads, tile_rows // list_rows)

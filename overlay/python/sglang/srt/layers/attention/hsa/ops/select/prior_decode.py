@@ -162,7 +162,7 @@ def select_prior_pages_decode(
     workspace: SelectPagesWorkspace,
     counters: torch.Tensor,
     params: AttentionParams,
-    processors: int,
+    processors: Optional[int],
     select_q: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Select pages for a token and a landmark per sequence.

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``--enable-deterministic-inference``: what makes SGLang take HSA for it, and what it does not go with.
+
+A row's result is the same to the bit then, whatever else is in its batch and however its prompt is cut or cached. What
+the kernels do for it hangs on ``batch_invariant`` (see docs/kernels.md).
+"""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+from sglang.srt.layers.attention.hsa.config import INVARIANT_BACKENDS
+from sglang.srt.layers.attention.hsa.model_refusals import Refusal
+
+
+def allow_deterministic_inference() -> None:
+    """Name HSA in SGLang's lists of backends that can be deterministic, and can with a radix cache."""
+    from sglang.srt import server_args
+
+    for backends in (
+        server_args.DETERMINISTIC_ATTENTION_BACKEND_CHOICES,
+        server_args.RADIX_SUPPORTED_DETERMINISTIC_ATTENTION_BACKEND,
+    ):
+        if "hsa" not in backends:
+            backends.append("hsa")
+
+
+DETERMINISM_REFUSALS: Tuple[Refusal, ...] = (
+    Refusal(
+        "deterministic inference on the reference ops",
+        "--enable-deterministic-inference with --device cpu or --hsa-strict",
+        lambda args, model: args.enable_deterministic_inference
+        and (args.device == "cpu" or bool(args.hsa_strict)),
+        "the sums of their matrix products depend on the size of a batch",
+        "use a CUDA device without --hsa-strict",
+    ),
+    Refusal(
+        "deterministic inference by means of keys",
+        "--enable-deterministic-inference with --hsa-chunk-repr mean or mean_std",
+        lambda args, model: args.enable_deterministic_inference
+        and args.hsa_chunk_repr in ("mean", "mean_std"),
+        "decode and prefill may add up the keys of a page in different orders",
+        "use slow_keys",
+    ),
+    Refusal(
+        "deterministic inference beside another dense backend",
+        "--enable-deterministic-inference with --hsa-dense-backend flashinfer or torch_native",
+        lambda args, model: args.enable_deterministic_inference
+        and args.device != "cpu"
+        and args.hsa_dense_backend not in INVARIANT_BACKENDS,
+        "dense layers would depend on the batch or on the radix cache",
+        "use --hsa-dense-backend fa3 or triton",
+    ),
+    Refusal(
+        "deterministic inference of mixed batches",
+        "--enable-deterministic-inference with --enable-mixed-chunk",
+        lambda args, model: args.enable_deterministic_inference
+        and args.enable_mixed_chunk,
+        "the kernels of prompts would take a step of decode whenever a prompt comes in",
+        "drop --enable-mixed-chunk",
+    ),
+    Refusal(
+        "deterministic inference with drafts",
+        "--enable-deterministic-inference with --speculative-algorithm",
+        lambda args, model: args.enable_deterministic_inference
+        and bool(args.speculative_algorithm),
+        "no run has compared their tokens to the bit",
+        "drop --speculative-algorithm",
+    ),
+)
