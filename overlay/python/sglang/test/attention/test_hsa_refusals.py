@@ -49,9 +49,6 @@ ASKED_BY_ARGUMENTS = {
     "hierarchical cache on a CPU": dict(enable_hierarchical_cache=True),
     "storage behind the hierarchical cache": dict(hicache_storage_backend="file"),
     "LMCache": dict(enable_lmcache=True),
-    "drafts or a hierarchical cache with prefill-decode disaggregation": dict(
-        disaggregation_mode="prefill", enable_hierarchical_cache=True
-    ),
     "decode KV offload": dict(disaggregation_decode_enable_offload_kvcache=True),
     "two-batch overlap": dict(enable_two_batch_overlap=True),
     "prefill-decode multiplexing": dict(enable_pdmux=True),
@@ -156,6 +153,9 @@ ASKED_BY_DRAFTS = {
     "speculative decoding in strict mode": dict(hsa_strict=True),
     "speculative decoding with the hierarchical cache": dict(
         enable_hierarchical_cache=True
+    ),
+    "drafts or a hierarchical cache with prefill-decode disaggregation": dict(
+        disaggregation_mode="decode"
     ),
 }
 
