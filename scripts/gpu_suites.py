@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NEEDS_A_DEVICE = re.compile(r"cuda\.is_available|needs_kernels|needs a CUDA device")
 NEEDS_SEVERAL = re.compile(r"device_count\(\) < (\d+)")
 OUTCOMES = ("passed", "failed", "skipped")
+# Below tests/; the others are in the tree.
+ELSEWHERE = ("hils/test_gpu.py", "hisparse/test_swap_in_gpu.py", "hsa/test_disaggregation.py")
 
 
 @dataclass
@@ -66,7 +68,7 @@ def find_suites(only: list[str]) -> list[Suite]:
     if spec is None:
         return []
     in_tree = Path(spec.submodule_search_locations[0]) / "test" / "attention"
-    files = [*in_tree.glob("test_h*.py"), ROOT / "tests/hils/test_gpu.py", ROOT / "tests/hisparse/test_swap_in_gpu.py"]
+    files = [*in_tree.glob("test_h*.py"), *(ROOT / "tests" / name for name in ELSEWHERE)]
     suites = []
     for path in sorted(files):
         text = path.read_text(encoding="utf-8")

@@ -18,8 +18,11 @@ os.environ |= dict(MC_FORCE_TCP="1", PYTHONPATH=os.pathsep.join(sys.path))
 def serve(role, job, requests, answers):
     """Answer request after request; a request begins when both engines have taken the last one."""
     import sglang as sgl
+    import torch
 
     arguments = dict(disaggregation_mode=role, disaggregation_transfer_backend="mooncake", log_level="error", random_seed=0)
+    if role == "decode" and torch.cuda.device_count() > 1:
+        arguments["base_gpu_id"] = 1
     with sgl.Engine(**arguments, **job["engine"]) as engine:
         print('"up"', file=answers, flush=True)
         for i, request in enumerate(iter(lambda: json.loads(requests.readline()), None)):

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefill and decode on two engines: what one engine answers, since pages that arrive are represented from their keys."""
 
+import json
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import build, prompt_ids
 
 from sglang.srt.layers.attention.hsa.compat import graphs_hold_metadata
+from sglang.test.attention.hsa_fixtures import GPU_ENGINE
 from sglang.test.attention.hsa_release import has_option
 
 NEW, LENGTHS = 48, (700, 130, 64, 1, 1500)
@@ -55,6 +61,34 @@ def test_tokens_are_those_of_one_engine(run_engine, checkpoints, shape):
     assert all(0 < counts["pages_selected"] < counts["pages_candidate"] for counts in (prefill, decode))
     layers, arrived = 2, sum(n // 64 for n in (LENGTHS[0], *LENGTHS))
     assert prefill["reprs_healed"] == 0 and decode["reprs_healed"] == layers * arrived
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tokens_are_those_of_one_engine_on_gpus(checkpoints, tmp_path):
+    """In CUDA graphs; the decode engine on a second device if there is one."""
+    prompts = [prompt_ids(n, seed=n) for n in LENGTHS]
+    requests = [dict(prompts=prompts[:1], max_new_tokens=NEW), dict(prompts=prompts, max_new_tokens=NEW)]
+    engine = {
+        **GPU_ENGINE,
+        "model_path": str(build("qwen3", checkpoints, head_dim=64)),
+        "dtype": "float32",  # engines batch differently
+        "hsa_topk": 2,
+        "chunked_prefill_size": 256,
+        "mem_fraction_static": 0.2,
+        "disaggregation_bootstrap_port": free_port(),
+    }
+    answers = []
+    for client in ("engine_client.py", "disaggregation_child.py"):
+        job, result = tmp_path / f"{client}.job", tmp_path / f"{client}.result"
+        job.write_text(json.dumps({"engine": {**engine, "device": "cuda"}, "requests": requests, "random_weights": False}))
+        script = Path(__file__).parents[1] / client
+        done = subprocess.run([sys.executable, script, job, result], capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr[-8000:]
+        answers.append(json.loads(result.read_text()))
+    one, two = answers
+    assert [result["tokens"] for result in two["results"]] == [result["tokens"] for result in one["results"]]
+    decode = two["info"]["decode"]["hsa_counters"]
+    assert 0 < decode["pages_selected"] < decode["pages_candidate"] and decode["reprs_healed"] > 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sglang as sgl
 from sglang.srt.layers.attention.hsa import compat
 from sglang.test.attention.hsa_fixtures import (
     GPU_ENGINE,
+    NEAR_TIE,
     answers,
     assert_same_up_to_near_ties,
     write_random_model,
@@ -28,10 +29,10 @@ LENGTHS = (1, 63, 64, 65, 700, 1500)
 NEW = 48
 
 
-def generate(model_path, near_ties=False, **engine):
+def generate(model_path, near=None, **engine):
     """``answers``, the same alone and as a batch, and the counters of each scheduler.
 
-    With ``near_ties`` the batch may differ from the prompts alone by those.
+    Given ``near``, the batch may differ from the prompts alone by near-ties.
     """
     with sgl.Engine(model_path=model_path, **{**GPU_ENGINE, **engine}) as llm:
         outputs = answers(llm, LENGTHS, NEW)
@@ -40,10 +41,10 @@ def generate(model_path, near_ties=False, **engine):
     assert decodes_without_graphs(info) == engine.get("disable_cuda_graph", False)
     states = info["internal_states"]
     alone, together = outputs[: len(LENGTHS)], outputs[len(LENGTHS) :]
-    if near_ties:
-        assert_same_up_to_near_ties(together, alone, NEW)
-    else:
+    if near is None:
         assert tokens(alone) == tokens(together)
+    else:
+        assert_same_up_to_near_ties(together, alone, NEW, near)
     return outputs, [state["hsa_counters"] for state in states]
 
 
@@ -91,6 +92,33 @@ def test_tensor_parallel_ranks(model_path, ranks):
 
 
 @two_devices
+def test_two_ranks_choose_the_pages_of_one(model_path):
+    """With pages left out in float32, whose rounding hardly ever moves a page over the threshold."""
+    one, [alone] = generate(model_path, dtype="float32")
+    two, [counts] = generate(model_path, dtype="float32", tp_size=2)
+    assert_same_up_to_near_ties(two, one, NEW, near=1e-3)
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+    # The first rank has one of two KV heads.
+    assert 2 * counts["pages_candidate"] == alone["pages_candidate"]
+
+
+@two_devices
+@pytest.mark.parametrize(
+    "options",
+    [dict(dtype="bfloat16"), dict(kv_cache_dtype="fp8_e4m3")],
+    ids=["bfloat16", "fp8_e4m3"],
+)
+def test_two_ranks_in_other_dtypes(model_path, options):
+    """With every page selected. A key that rounds to another 8-bit float moves logits more than a sum of float16 does."""
+    near = 0.3
+    options = dict(options, near=near, hsa_topk=10**6)
+    one, _ = generate(model_path, **options)
+    two, [counts] = generate(model_path, tp_size=2, **options)
+    assert counts["pages_selected"] == counts["pages_candidate"] > 0
+    assert_same_up_to_near_ties(two, one, NEW, near)
+
+
+@two_devices
 @pytest.mark.skipif(
     not compat.graphs_hold_metadata(), reason="refused with SGLang 0.5.12 and earlier"
 )
@@ -115,12 +143,12 @@ def test_data_parallel_attention(model_path, graphs):
     ranks = dict(
         tp_size=2, dp_size=2, enable_dp_attention=True, disable_cuda_graph=not graphs
     )
-    outputs, counts = generate(model_path, near_ties=True, **ranks)
+    outputs, counts = generate(model_path, near=NEAR_TIE, **ranks)
     assert len(counts) == 2
     assert all(0 < c["pages_selected"] < c["pages_candidate"] for c in counts)
     everything = dict(hsa_topk=10**6)
     one, _ = generate(model_path, **everything)
-    several, counts = generate(model_path, near_ties=True, **ranks, **everything)
+    several, counts = generate(model_path, near=NEAR_TIE, **ranks, **everything)
     assert all(c["pages_selected"] == c["pages_candidate"] > 0 for c in counts)
     assert_same_up_to_near_ties(several, one, NEW)
 
