@@ -79,7 +79,8 @@ def test_tensor_parallel_ranks(model_path, ranks):
     """Each of two ranks has one of the two KV heads; of four, two share each and choose for one query head.
 
     The ranks' sums round in another order. Where pages are left out, that may swap one and change what is read, so the
-    tokens of one rank are asked for with every page selected.
+    tokens of one rank are asked for with every page selected. tests/hils/test_gpu.py has two ranks in float32, for which
+    SGLang's classes of other models have no kernels, with pages left out.
     """
     outputs, [counts] = generate(model_path, tp_size=ranks)
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
@@ -89,17 +90,6 @@ def test_tensor_parallel_ranks(model_path, ranks):
     several, [counts] = generate(model_path, tp_size=ranks, **everything)
     assert counts["pages_selected"] == counts["pages_candidate"] > 0
     assert_same_up_to_near_ties(several, one, NEW)
-
-
-@two_devices
-def test_two_ranks_choose_the_pages_of_one(model_path):
-    """With pages left out in float32, whose rounding hardly ever moves a page over the threshold."""
-    one, [alone] = generate(model_path, dtype="float32")
-    two, [counts] = generate(model_path, dtype="float32", tp_size=2)
-    assert_same_up_to_near_ties(two, one, NEW, near=1e-3)
-    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
-    # The first rank has one of two KV heads.
-    assert 2 * counts["pages_candidate"] == alone["pages_candidate"]
 
 
 @two_devices

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 LENGTHS = (1, 64, 700, 1500)
 NEW = 48
+NEAR = 0.2  # of a near-tie in bfloat16, which counts logits beyond 8 in steps of 0.0625
 # Windows of the batch and a chunk fit, and pages are handed out again.
 ENGINE = {
     **GPU_ENGINE,
@@ -60,7 +61,7 @@ def test_every_page_selected_is_dense_attention(model_path, dense_backend, one_p
     dense, _ = generate(model_path, **DENSE, **pool)
     got, counts = generate(model_path, **{**ENGINE, **everything, **pool})
     assert counts["pages_selected"] == counts["pages_candidate"] > 0
-    assert_same_up_to_near_ties(got, dense, NEW)
+    assert_same_up_to_near_ties(got, dense, NEW, NEAR)
 
 
 def test_cuda_graphs_do_not_change_tokens(model_path):

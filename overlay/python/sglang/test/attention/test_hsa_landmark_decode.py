@@ -24,9 +24,10 @@ from sglang.test.attention.hsa_fixtures import make_params
 
 pytestmark = needs_kernels
 
-SLOTS, PLACES, PAGES, KV_HEADS, SCALE = 7, 8, 200, 2, 0.3
+# A tensor core multiplies 16 places or more.
+SLOTS, PLACES, PAGES, KV_HEADS, SCALE = 15, 16, 200, 2, 0.3
 # The second completes a page, the third pads a CUDA graph, the fourth has all in its window.
-SEQ_LENS = (103, 98, 1, 5)
+SEQ_LENS = (223, 210, 1, 5)
 # Pages of the four in the test of the writer: the first belongs to a later batch.
 WRITTEN = (31, 30, 3, 4)
 
@@ -109,12 +110,12 @@ def expected(params, cache, table, q, chooser, places):
 
 @pytest.mark.parametrize(
     "group,head_dim,window,softmax1",
-    [(2, 16, 20, True), (1, 24, 1, False), (3, 16, 40, True)],
+    [(2, 16, 40, True), (1, 24, 1, False), (3, 16, 80, True)],
 )
 def test_rows_attend_by_the_definition(group, head_dim, window, softmax1):
     params, cache, table, q, chooser = make(group, head_dim, window, softmax1)
     counters, rows = HSACounters(DEVICE), lengths()
-    assert rows.tolist() == [117, 111, 0, 5, 0, 112, 0, 0]
+    assert rows.tolist() == [237, 223, 0, 5, 0, 224, 0, 0]
     size = DecodeSize(len(rows), table.shape[1], q.shape[1], KV_HEADS, head_dim, 2)
     decode = SplitDecode(params.config, counters, size, torch.device(DEVICE))
     decode.begin()
@@ -135,7 +136,7 @@ def test_rows_attend_by_the_definition(group, head_dim, window, softmax1):
 
 def test_a_sequence_of_a_deterministic_step_does_not_depend_on_the_others():
     """Its token and its landmark, to the bit, alone and among others."""
-    params, cache, table, q, chooser = make(3, 16, 40, True)
+    params, cache, table, q, chooser = make(3, 16, 80, True)
     counters, rows, every = HSACounters(DEVICE), lengths(), len(SEQ_LENS)
     size = DecodeSize(
         len(rows), table.shape[1], q.shape[1], KV_HEADS, 16, 2, batch_invariant=True
@@ -162,7 +163,7 @@ def test_a_sequence_of_a_deterministic_step_does_not_depend_on_the_others():
 
 def test_a_landmark_writes_the_page_of_its_token():
     """Whatever the page table says by then, and nothing for a page that is not complete or belongs to a later batch."""
-    params, cache, table, _, chooser = make(2, 16, 20, True)
+    params, cache, table, _, chooser = make(2, 16, 40, True)
     before = cache.reprs.clone()
     later, written, *_ = WRITTEN
     cache.stamps[written] = cache.versions[later] = -1
@@ -170,7 +171,7 @@ def test_a_landmark_writes_the_page_of_its_token():
     counters = HSACounters(DEVICE)
     landmarks = decode_landmark_rows(torch.tensor(SEQ_LENS, device=DEVICE))
     of_a_later_batch = torch.zeros_like(lengths())
-    of_a_later_batch[len(SEQ_LENS)] = 112
+    of_a_later_batch[len(SEQ_LENS)] = 224
     for rows in (lengths(), of_a_later_batch):
         write_landmark_pages(
             chooser, cache, landmarks, out_slots.to(DEVICE), counters.values, params, rows
