@@ -184,8 +184,8 @@ CELLS = (
     Cell("Data parallel", "attention, with SGLang 0.5.12 and earlier", refusal="data-parallel attention"),
     Cell(
         "Data parallel",
-        "attention, with drafts or sliding windows in a pool of their own",
-        refusal="data-parallel attention with drafts or hybrid sliding-window memory",
+        "attention, with drafts, sliding windows in a pool of their own or pplx",
+        refusal="data-parallel attention with drafts, hybrid sliding-window memory or pplx",
     ),
     Cell("Pipeline parallel", "on", (SPARSE + "test_two_pipeline_stages",)),
     Cell("Pipeline parallel", "on, with SGLang 0.5.12 and earlier", refusal="pipeline parallelism"),

@@ -8,8 +8,8 @@ import pytest
 from sglang.srt.layers.attention.hsa import compat, refusals
 from sglang.srt.layers.attention.hsa.model_refusals import SERVED_WITH_IMAGES
 from sglang.test.attention.hsa_fixtures import server_args, write_model_config
+from sglang.test.attention.hsa_refused import DRAFTS, DRAFTS_AFTER_IMAGES
 from sglang.test.attention.hsa_release import change
-from sglang.test.attention.test_hsa_refusals import DRAFTS, DRAFTS_AFTER_IMAGES
 
 needs_images = pytest.mark.skipif(
     not compat.graphs_hold_metadata(), reason="refused with SGLang 0.5.12 and earlier"

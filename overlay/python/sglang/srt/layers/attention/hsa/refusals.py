@@ -323,12 +323,16 @@ REFUSALS: Tuple[Refusal, ...] = (
         "use --dp-size without it",
     ),
     Refusal(
-        "data-parallel attention with drafts or hybrid sliding-window memory",
+        "data-parallel attention with drafts, hybrid sliding-window memory or pplx",
         "--enable-dp-attention or --attn-dp-size",
         lambda args, model: compat.attention_dp_size(args) > 1
-        and (bool(args.speculative_algorithm) or has_window_pool(model)),
-        "no rank has been idle with either",
-        "drop --speculative-algorithm and add --disable-hybrid-swa-memory",
+        and (
+            bool(args.speculative_algorithm)
+            or has_window_pool(model)
+            or args.moe_a2a_backend == "pplx"
+        ),
+        "no rank has been idle with either, and pplx gives idle ranks a made-up request",
+        "drop --speculative-algorithm and --moe-a2a-backend and add --disable-hybrid-swa-memory",
     ),
     Refusal(
         "context-parallel attention",
