@@ -35,7 +35,7 @@ NEEDS_A_DEVICE = re.compile(r"cuda\.is_available|needs_kernels|needs a CUDA devi
 NEEDS_SEVERAL = re.compile(r"device_count\(\) < (\d+)")
 OUTCOMES = ("passed", "failed", "skipped")
 # Below tests/; the others are in the tree.
-ELSEWHERE = ("hils/test_gpu.py", "hisparse/test_swap_in_gpu.py", "hsa/test_disaggregation.py")
+ELSEWHERE = ("hils/test_gpu.py", "hisparse/test_swap_in_gpu.py", "hsa/test_disaggregation.py", "hsa/test_images_gpu.py")
 
 
 @dataclass
