@@ -22,7 +22,7 @@ def run(tmp_path, body, limit=60):
 
 def test_files_and_the_devices_that_they_need():
     found = {suite.path.name: suite.devices for suite in gpu_suites.find_suites([])}
-    assert found["test_hsa_decode_kernels.py"] == found["test_gpu.py"] == 1 and found["test_hsa_engine_gpu.py"] == 4
+    assert (found["test_hsa_decode_kernels.py"], found["test_gpu.py"], found["test_hsa_engine_gpu.py"]) == (1, 2, 4)
     assert "test_hsa_refusals.py" not in found and len(found) > 15
     assert {suite.path.name for suite in gpu_suites.find_suites(["gpt_oss"])} == {"test_hsa_gpt_oss_gpu.py"}
 
