@@ -2,7 +2,6 @@
 """LoRA adapters with few pages selected: the tokens of the oracle on a checkpoint into which the adapter was merged."""
 
 import pytest
-from cpu_children import run_child
 from hf_oracle import greedy
 from tiny_models import build, prompt_ids
 
@@ -29,7 +28,7 @@ def test_each_adapter_has_its_own_pages(run_engine, checkpoints, tmp_path):
     batch = dict(prompts=[prompt] * 3, adapters=names, max_new_tokens=NEW)
     alone = [dict(prompts=[prompt], adapters=[name], max_new_tokens=NEW) for name in names]
     engine = dict(model_path=str(path), lora_paths=[f"first={first}", f"second={second}"], **SPARSE)
-    results, info = run_engine(engine, [batch, batch, *alone], info=True, start=run_child, client="lora_child.py")
+    results, info = run_engine(engine, [batch, batch, *alone], info=True, client="lora_child.py")
     assert results[0]["tokens"] == results[1]["tokens"] == want
     assert [result["tokens"][0] for result in results[2:]] == want
     assert results[0]["cached"] == [0] * 3 and min(results[1]["cached"]) >= 384

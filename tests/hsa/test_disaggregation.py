@@ -52,8 +52,6 @@ def test_tokens_are_those_of_one_engine(run_engine, checkpoints, shape):
         engine |= dict(moe_runner_backend="triton", swa_full_tokens_ratio=0.5)
     one = run_engine(engine, requests)
     engine["disaggregation_bootstrap_port"] = free_port()
-    if has_option("disaggregation_decode_retraction_backup"):
-        engine["disaggregation_decode_retraction_backup"] = "cpu_tensor"  # the default wants CUDA
     two, info = run_engine(engine, requests, info=True, client="disaggregation_child.py")
     assert [result["tokens"] for result in two] == [result["tokens"] for result in one]
     assert two[1]["prefilled"][0] >= 640
@@ -61,6 +59,32 @@ def test_tokens_are_those_of_one_engine(run_engine, checkpoints, shape):
     assert all(0 < counts["pages_selected"] < counts["pages_candidate"] for counts in (prefill, decode))
     layers, arrived = 2, sum(n // 64 for n in (LENGTHS[0], *LENGTHS))
     assert prefill["reprs_healed"] == 0 and decode["reprs_healed"] == layers * arrived
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("happens", ["cached", "retracted"])
+def test_pages_on_the_decode_engine(run_engine, checkpoints, happens):
+    """Found in its radix cache, or taken away while a request decodes and brought back from the host."""
+    if happens == "cached" and not has_option("disaggregation_decode_enable_radix_cache"):
+        pytest.skip("the release has no such cache")
+    prompts = [prompt_ids(n, seed=n) for n in LENGTHS]
+    batch = dict(prompts=prompts, max_new_tokens=NEW)
+    engine = dict(model_path=str(build("qwen3", checkpoints)), **SPARSE)
+    [one] = run_engine(engine, [batch])
+    engine["disaggregation_bootstrap_port"] = free_port()
+    variables = {}
+    if happens == "cached":
+        engine["disaggregation_decode_enable_radix_cache"] = True
+    else:
+        variables = dict(SGLANG_TEST_RETRACT="1", SGLANG_TEST_RETRACT_INTERVAL="3")
+    two, info = run_engine(engine, [batch, batch], info=True, client="disaggregation_child.py", **variables)
+    assert [result["tokens"] for result in two] == [one["tokens"]] * 2
+    layers, arrived = 2, 2 * sum(n // 64 for n in LENGTHS)
+    healed = info["decode"]["hsa_counters"]["reprs_healed"]
+    if happens == "cached":
+        assert healed == layers * arrived / 2, "the second time, all pages are there"
+    else:
+        assert healed > layers * arrived, "pages that came back from the host"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -101,7 +101,13 @@ ASKED_OF_GPT_OSS = {
 }
 
 # Of models that read images; test_hsa_image_models.py.
-DRAFTS_AFTER_IMAGES = "speculative decoding of models that read images"
+ASKED_OF_IMAGES = {
+    "speculative decoding of models that read images": {**DRAFTS, "device": "cuda"},
+    "deterministic inference of models that read images": dict(
+        device="cuda", hsa_dense_backend="triton", enable_deterministic_inference=True
+    ),
+    "images with prefill-decode disaggregation": dict(disaggregation_mode="prefill"),
+}
 
 # Of checkpoints that were trained for HSA.
 ASKED_OF_HILS = {
@@ -135,8 +141,16 @@ ASKED_BY_DRAFTS = {
     "speculative decoding with the hierarchical cache": dict(
         enable_hierarchical_cache=True
     ),
-    "drafts or a hierarchical cache with prefill-decode disaggregation": dict(
-        disaggregation_mode="decode"
+}
+
+# Of a decode server.
+ASKED_OF_DISAGGREGATION = {
+    "drafts or adapters with prefill-decode disaggregation": dict(enable_lora=True),
+    "several stages or attention ranks with prefill-decode disaggregation": dict(
+        pp_size=2
+    ),
+    "pools on the host with prefill-decode disaggregation": dict(
+        enable_hierarchical_cache=True
     ),
 }
 
@@ -147,7 +161,7 @@ ASKED_OF_DETERMINISM = {
         hsa_dense_backend="flashinfer"
     ),
     "deterministic inference of mixed batches": dict(enable_mixed_chunk=True),
-    "deterministic inference with drafts": DRAFTS,
+    "deterministic inference with drafts, adapters or data-parallel attention": DRAFTS,
 }
 
 # Asked by options that not every release has.

@@ -8,7 +8,7 @@ import pytest
 from sglang.srt.layers.attention.hsa import compat, refusals
 from sglang.srt.layers.attention.hsa.model_refusals import SERVED_WITH_IMAGES
 from sglang.test.attention.hsa_fixtures import server_args, write_model_config
-from sglang.test.attention.hsa_refused import DRAFTS, DRAFTS_AFTER_IMAGES
+from sglang.test.attention.hsa_refused import ASKED_OF_IMAGES
 from sglang.test.attention.hsa_release import change
 
 needs_images = pytest.mark.skipif(
@@ -43,13 +43,14 @@ def test_only_models_that_were_compared_are_served(served, architecture):
 
 
 @needs_images
-def test_drafts_after_images_are_refused(tmp_path):
+@pytest.mark.parametrize("feature", ASKED_OF_IMAGES)
+def test_refused_of_models_that_read_images(tmp_path, feature):
     args = server_args(write_model_config(tmp_path))
     model = compat.model_config(args)
-    change(args, **{**DRAFTS, "device": "cuda"})
+    change(args, **ASKED_OF_IMAGES[feature])
     refusals.check(compat.arguments(args), model)
     model = reading_images(model, "Qwen3VLForConditionalGeneration")
-    with pytest.raises(ValueError, match=f"does not support {DRAFTS_AFTER_IMAGES} "):
+    with pytest.raises(ValueError, match=f"does not support {feature} "):
         refusals.check(compat.arguments(args), model)
 
 

@@ -16,18 +16,24 @@ from sglang.test.attention.hsa_refused import (
     ASKED_BY_DRAFTS,
     ASKED_BY_MODEL,
     ASKED_OF_DETERMINISM,
+    ASKED_OF_DISAGGREGATION,
     ASKED_OF_DRAFTS_BY_VARIABLES,
     ASKED_OF_GPT_OSS,
     ASKED_OF_HILS,
+    ASKED_OF_IMAGES,
     DRAFTS,
-    DRAFTS_AFTER_IMAGES,
     IN_ONE_POOL,
     OPTIONAL,
     RANKS,
     SIZED_LATE,
     STAGES,
 )
-from sglang.test.attention.hsa_release import change, fields_of, pretend_to_have_memory
+from sglang.test.attention.hsa_release import (
+    change,
+    fields_of,
+    has_option,
+    pretend_to_have_memory,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +45,14 @@ def test_every_refusal_is_tested_and_worded_apart():
     features = [refusal.feature for refusal in refusals.REFUSALS]
     asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS, *ASKED_OF_HILS, *ASKED_OF_GPT_OSS}  # fmt: skip
     alone = {
+        *ASKED_OF_DISAGGREGATION,
+        *ASKED_OF_IMAGES,
         *ASKED_OF_DETERMINISM,
         *ASKED_OF_DRAFTS_BY_VARIABLES,
         SIZED_LATE,
         IN_ONE_POOL,
         STAGES,
         RANKS,
-        DRAFTS_AFTER_IMAGES,
     }
     assert sorted(features) == sorted(asked | alone)
 
@@ -112,6 +119,51 @@ def test_refused_of_deterministic_inference(model_path, monkeypatch, feature):
     refusals.check(args, model)
     change(args, **ASKED_OF_DETERMINISM[feature])
     assert is_refused(feature, args, model)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [dict(enable_lora=True), dict(enable_dp_attention=True, dp_size=2, tp_size=2)],
+    ids=str,
+)
+def test_others_refused_of_deterministic_inference(model_path, monkeypatch, asked):
+    args = deterministic(model_path, monkeypatch)
+    change(args, **asked)
+    feature = "deterministic inference with drafts, adapters or data-parallel attention"
+    with pytest.raises(ValueError, match=f"does not support {feature} "):
+        refusals.check(args, compat.model_config(args))
+
+
+@pytest.mark.skipif(not has_option("rl_on_policy_target"), reason="no such option")
+def test_training_on_policy_is_deterministic(model_path):
+    """Whenever SGLang says so: in 0.5.10 after HSA has checked."""
+    text = "does not support deterministic inference on the reference ops "
+    with pytest.raises(ValueError, match=text):
+        server_args(model_path, rl_on_policy_target="fsdp")
+
+
+@pytest.mark.parametrize("feature", ASKED_OF_DISAGGREGATION)
+def test_refused_of_disaggregation(model_path, feature):
+    args = server_args(model_path)
+    model = compat.model_config(args)
+    change(args, disaggregation_mode="decode")
+    refusals.check(compat.arguments(args), model)
+    change(args, **ASKED_OF_DISAGGREGATION[feature])
+    with pytest.raises(ValueError, match=f"does not support {feature} "):
+        refusals.check(compat.arguments(args), model)
+
+
+BACKUP = "disaggregation_decode_retraction_backup"
+
+
+@pytest.mark.skipif(not has_option(BACKUP), reason="no such option")
+def test_retracted_keys_of_a_decode_server_stay_in_tensors(model_path):
+    """SGLang would choose a pool of the hierarchical cache."""
+    decode = dict(disaggregation_mode="decode")
+    assert getattr(server_args(model_path, **decode), BACKUP) == "cpu_tensor"
+    assert getattr(server_args(model_path), BACKUP) is None
+    with pytest.raises(ValueError, match="does not support pools on the host"):
+        server_args(model_path, **decode, **{BACKUP: "host_pool"})
 
 
 @pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "NEXTN", "STANDALONE"])

@@ -113,6 +113,12 @@ def variable(name: str) -> bool:
     return known is not None and known.get()
 
 
+def is_deterministic(args: ServerArgs) -> bool:
+    """Whether inference is to be deterministic, which in 0.5.10 another option asks for once HSA has checked."""
+    on_policy = asked(args, "rl_on_policy_target", None)
+    return args.enable_deterministic_inference or on_policy is not None
+
+
 def auto_choose_speculative_params(args: ServerArgs) -> Tuple[int, int, int]:
     """(steps, branches per step, tokens per verification) that the server would choose."""
     try:  # until 0.5.13

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Tuple
 
+from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.config import INVARIANT_BACKENDS
 from sglang.srt.layers.attention.hsa.model_refusals import Refusal
 
@@ -29,7 +30,7 @@ DETERMINISM_REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "deterministic inference on the reference ops",
         "--enable-deterministic-inference with --device cpu or --hsa-strict",
-        lambda args, model: args.enable_deterministic_inference
+        lambda args, model: compat.is_deterministic(args)
         and (args.device == "cpu" or bool(args.hsa_strict)),
         "the sums of their matrix products depend on the size of a batch",
         "use a CUDA device without --hsa-strict",
@@ -37,7 +38,7 @@ DETERMINISM_REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "deterministic inference by means of keys",
         "--enable-deterministic-inference with --hsa-chunk-repr mean or mean_std",
-        lambda args, model: args.enable_deterministic_inference
+        lambda args, model: compat.is_deterministic(args)
         and args.hsa_chunk_repr in ("mean", "mean_std"),
         "decode and prefill may add up the keys of a page in different orders",
         "use slow_keys",
@@ -45,7 +46,7 @@ DETERMINISM_REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "deterministic inference beside another dense backend",
         "--enable-deterministic-inference with --hsa-dense-backend flashinfer or torch_native",
-        lambda args, model: args.enable_deterministic_inference
+        lambda args, model: compat.is_deterministic(args)
         and args.device != "cpu"
         and args.hsa_dense_backend not in INVARIANT_BACKENDS,
         "dense layers would depend on the batch or on the radix cache",
@@ -54,17 +55,26 @@ DETERMINISM_REFUSALS: Tuple[Refusal, ...] = (
     Refusal(
         "deterministic inference of mixed batches",
         "--enable-deterministic-inference with --enable-mixed-chunk",
-        lambda args, model: args.enable_deterministic_inference
-        and args.enable_mixed_chunk,
+        lambda args, model: compat.is_deterministic(args) and args.enable_mixed_chunk,
         "the kernels of prompts would take a step of decode whenever a prompt comes in",
         "drop --enable-mixed-chunk",
     ),
     Refusal(
-        "deterministic inference with drafts",
-        "--enable-deterministic-inference with --speculative-algorithm",
-        lambda args, model: args.enable_deterministic_inference
-        and bool(args.speculative_algorithm),
+        "deterministic inference with drafts, adapters or data-parallel attention",
+        "--enable-deterministic-inference with --speculative-algorithm, --enable-lora, --lora-paths or --enable-dp-attention",
+        lambda args, model: compat.is_deterministic(args)
+        and (
+            bool(args.speculative_algorithm or args.enable_lora or args.lora_paths)
+            or compat.attention_dp_size(args) > 1
+        ),
         "no run has compared their tokens to the bit",
-        "drop --speculative-algorithm",
+        "drop the other option",
+    ),
+    Refusal(
+        "deterministic inference of models that read images",
+        "--enable-deterministic-inference with a model that reads images",
+        lambda args, model: compat.is_deterministic(args) and model.is_multimodal,
+        "their vision towers attend all images of a pass at once, and no run has compared them to the bit",
+        "drop --enable-deterministic-inference",
     ),
 )

@@ -10,6 +10,7 @@ from sglang.srt.layers.attention.hsa import compat
 from sglang.srt.layers.attention.hsa.checkpoint_options import HILS_REFUSALS
 from sglang.srt.layers.attention.hsa.config import SINK_BACKENDS
 from sglang.srt.layers.attention.hsa.determinism import DETERMINISM_REFUSALS
+from sglang.srt.layers.attention.hsa.disaggregation import DISAGGREGATION_REFUSALS
 from sglang.srt.layers.attention.hsa.model_refusals import (
     HYBRID_MEMORY,
     MODEL_REFUSALS,
@@ -174,21 +175,7 @@ REFUSALS: Tuple[Refusal, ...] = (
         "pages return from the store without their representations and the reload is untested",
         "drop --enable-lmcache",
     ),
-    Refusal(
-        "drafts or a hierarchical cache with prefill-decode disaggregation",
-        "--disaggregation-mode with --speculative-algorithm or --enable-hierarchical-cache",
-        lambda args, model: args.disaggregation_mode != "null"
-        and bool(args.speculative_algorithm or args.enable_hierarchical_cache),
-        "pages that arrive are represented from their keys, which has been compared with one server without them alone",
-        "drop the other option",
-    ),
-    Refusal(
-        "decode KV offload",
-        "--disaggregation-decode-enable-offload-kvcache",
-        lambda args, model: args.disaggregation_decode_enable_offload_kvcache,
-        "offloaded pages lose their representations",
-        "drop the option",
-    ),
+    *DISAGGREGATION_REFUSALS,
     # Scheduling and parallelism
     Refusal(
         "speculative decoding on a CPU",
@@ -330,8 +317,9 @@ REFUSALS: Tuple[Refusal, ...] = (
             bool(args.speculative_algorithm)
             or has_window_pool(model)
             or args.moe_a2a_backend == "pplx"
+            or compat.variable("SGLANG_DEEPEP_V2_FORCE_MAX_LEN")
         ),
-        "no rank has been idle with either, and pplx gives idle ranks a made-up request",
+        "no rank has been idle with either, and pplx (or a forced length of deepep_v2) gives idle ranks a made-up request",
         "drop --speculative-algorithm and --moe-a2a-backend and add --disable-hybrid-swa-memory",
     ),
     Refusal(

@@ -27,6 +27,9 @@ from sglang.srt.layers.attention.hsa.config import (
     option,
 )
 from sglang.srt.layers.attention.hsa.determinism import allow_deterministic_inference
+from sglang.srt.layers.attention.hsa.disaggregation import (
+    keep_retracted_keys_in_tensors,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -164,6 +167,7 @@ def handle_hsa_backend(args: ServerArgs) -> None:
     except ValueError as error:
         problems.append(str(error))
     compat.declare(args, **_defaults(args, checkpoint))
+    keep_retracted_keys_in_tensors(args)
     try:
         HSAConfig.from_server_args(view)  # checks the values
     except ValueError as error:
@@ -239,8 +243,7 @@ def _default_dense_backend(args: ServerArgs) -> str:
         return "torch_native"
     best = compat.default_backend(args)
     reads_keys = best != "fa3" or view.kv_cache_dtype != "fp8_e5m2"
-    deterministic = view.enable_deterministic_inference
-    allowed = INVARIANT_BACKENDS if deterministic else DENSE_BACKENDS
+    allowed = INVARIANT_BACKENDS if compat.is_deterministic(view) else DENSE_BACKENDS
     return best if best in allowed and reads_keys else "triton"
 
 
