@@ -7,7 +7,7 @@ schedulers and its detokenizer, where SGLang would start a new interpreter for e
 arguments, weights, pools and sockets are its own, as are the variables that its script is run with.
 
 What differs from a host's engine: all its processes import with SGLANG_USE_CPU_ENGINE=1, as its schedulers do there.
-Every server of the tests starts SGLang's way, and so do the engines of two tests of cpu_host and that of several ranks.
+Every server of the tests starts SGLang's way, and so do the engines of two tests of cpu_host.
 """
 
 import json

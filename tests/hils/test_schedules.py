@@ -5,7 +5,6 @@ import os
 from functools import partial
 
 import pytest
-from cpu_children import run_child
 from hils_checkpoints import cases, check_answers, engine_arguments, request
 
 
@@ -88,7 +87,6 @@ def test_two_tensor_parallel_ranks(run_engine, name):
     cores = sorted(os.sched_getaffinity(0))
     run_ranks = partial(
         run_engine,
-        start=run_child,
         SGLANG_CPU_OMP_THREADS_BIND=f"{cores[0]}|{cores[-1]}",
         TORCH_COMPILE_DISABLE="1",
     )
