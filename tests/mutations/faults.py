@@ -378,7 +378,7 @@ REFUSALS = (
         HSA + "refusals.py",
         "bool(args.speculative_algorithm) and model.is_multimodal",
         "False",
-        "test_hsa_image_models.py::test_drafts_after_images_are_refused",
+        "test_hsa_image_models.py::test_refused_of_models_that_read_images",
     ),
 )
 

@@ -22,6 +22,8 @@ REPRS_HEALED: tl.constexpr = tl.constexpr(INDEX["reprs_healed"])
 ROWS_LANDMARK: tl.constexpr = tl.constexpr(INDEX["rows_landmark"])
 REPRS_MISSING: tl.constexpr = tl.constexpr(INDEX["reprs_missing"])
 
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
 HOPPER_SHARED_BYTES = 227 << 10
 OTHER_SHARED_BYTES = 32 << 10
 INTERPRETED = 4  # lets several programs share a row under the Triton interpreter

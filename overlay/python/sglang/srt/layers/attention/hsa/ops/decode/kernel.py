@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.common import (
+    LOG2_E,
     decode_row,
     dot_precision,
     running_max,
@@ -22,7 +23,7 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     stages_that_fit,
 )
 from sglang.srt.layers.attention.hsa.ops.decode.page_scores import page_score
-from sglang.srt.layers.attention.hsa.ops.extend.attention_step import weigh_by_score
+from sglang.srt.layers.attention.hsa.ops.extend.attention_step import own_softmax
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import head_features
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
@@ -168,15 +169,23 @@ def _decode_hsa_kernel(
                 repr_buffer, biases,
                 stride_repr_page, stride_repr_head, KV_HEADS, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, KIND, WIDTH,
             )  # fmt: skip
-            weighed = weigh_by_score(logits, score)
-            logits = tl.where(from_selection, weighed, logits)
-        new_top, origin = running_max(top, tl.max(logits, axis=1))
+            p, highest, mass = own_softmax(logits, LOG2_E)
+            lse = (highest + tl.log2(mass)) / LOG2_E
+            weight = tl.where(from_selection, score, lse)
+            weight = tl.where(mass > 0, weight, float("-inf"))
+            new_top, origin = running_max(top, weight)
+            weight = tl.exp(weight - origin)
+            p *= (weight / tl.where(mass > 0, mass, 1.0))[:, None]
+            mass = weight
+        else:
+            new_top, origin = running_max(top, tl.max(logits, axis=1))
+            p = tl.exp(logits - origin[:, None])
+            mass = tl.sum(p, axis=1)
         rescale = tl.exp(top - origin)
-        p = tl.exp(logits - origin[:, None])
         acc = acc * rescale[:, None] + tl.dot(
             p.to(query.dtype), value.to(query.dtype), input_precision=PRECISION
         )
-        total = total * rescale + tl.sum(p, axis=1)
+        total = total * rescale + mass
         top = new_top
 
     part = row.to(tl.int64) * num_splits + split

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.common import running_max
+from sglang.srt.layers.attention.hsa.ops.common import LOG2_E, running_max
 
 
 @triton.jit
@@ -73,13 +73,55 @@ def accumulate(
 
 
 @triton.jit
-def weigh_by_score(logits, score):
-    """Shift the logits of one page ``[R, N]`` so that its log-sum-exp becomes ``score`` ``[R]``."""
-    highest = tl.max(logits, axis=1)
-    seen = highest > float("-inf")
-    origin = tl.where(seen, highest, 0.0)
-    lse = origin + tl.log(tl.sum(tl.exp(logits - origin[:, None]), axis=1))
-    return logits + tl.where(seen, score - lse, 0.0)[:, None]
+def own_softmax(logits, scale):
+    """Exponentials ``[R, N]`` of the logits of one page, which ``scale`` takes to base 2.
+
+    Returns:
+        (exponentials, the logit ``[R]`` in base 2 that they are measured against, their sums ``[R]``: 0 for a row that
+        sees no key).
+    """
+    highest = tl.max(logits, axis=1) * scale
+    highest = tl.where(highest > float("-inf"), highest, 0.0)
+    p = tl.exp2(logits * scale - highest[:, None])
+    return p, highest, tl.sum(p, axis=1)
+
+
+@triton.jit
+def accumulate_page(
+    logits,
+    scale,
+    score,
+    visible,
+    v_head,
+    slot,
+    inside,
+    top,
+    total,
+    acc,
+    stride_v_slot,
+    DTYPE: tl.constexpr,
+    V_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``accumulate`` of one page whose log-sum-exp is to be ``score`` ``[R]``: its own softmax, by that weight."""
+    dv = tl.arange(0, BLOCK_V)
+    value = tl.load(
+        v_head + slot[:, None] * stride_v_slot + dv[None, :],
+        mask=inside[:, None] & (dv[None, :] < V_DIM),
+        other=0.0,
+    )
+    p, _, norm = own_softmax(logits, scale)
+    visible = visible & (norm > 0)
+    weight = tl.where(visible, score * LOG2_E, float("-inf"))
+    new_top, origin = running_max(top, weight)
+    rescale = tl.exp2(top - origin)
+    mass = tl.exp2(weight - origin)
+    p *= (mass / tl.where(visible, norm, 1.0))[:, None]
+    acc = acc * rescale[:, None] + tl.dot(
+        p.to(DTYPE), value.to(DTYPE), input_precision=PRECISION
+    )
+    return new_top, total * rescale + mass, acc
 
 
 @triton.jit

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.common import (
+    LOG2_E,
     dot_precision,
     running_max,
     shared_bytes,
@@ -24,10 +25,10 @@ from sglang.srt.layers.attention.hsa.ops.common import (
 )
 from sglang.srt.layers.attention.hsa.ops.extend.attention_step import (
     accumulate,
+    accumulate_page,
     linear_score,
     prior_score,
     raw_logits,
-    weigh_by_score,
 )
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
@@ -38,7 +39,6 @@ KEYS_PER_STEP = 64
 MAX_STAGES = 3
 # Heads of up to FOUR_DIM dimensions in 16 bits need few enough registers for four programs on a multiprocessor.
 FOUR_DIM, FOUR_REGISTERS = 64, 128
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -178,10 +178,9 @@ def _extend_hsa_kernel(
                     query, k_head, slot, inside, stride_k_slot, HEAD_DIM, BLOCK_D, PRECISION
                 )  # fmt: skip
                 base = scale
-                if CAP or BY_SCORE:
-                    logits, base = logits * scale, 1.0
                 if CAP:
-                    logits = soft_cap(logits, logit_cap)
+                    logits, base = soft_cap(logits * scale, logit_cap), 1.0
+                base *= LOG2_E
                 if KEYS > PAGE_SIZE:
                     chosen = ((bits[None, :] >> m[:, None]) & 1) != 0
                     logits = tl.where(chosen, logits, float("-inf"))
@@ -198,13 +197,16 @@ def _extend_hsa_kernel(
                         score = linear_score(
                             first_feature, second_feature, e, HEAD_DIM, BLOCK_D, WIDTH
                         )
-                    logits = weigh_by_score(logits, score)
-                base *= LOG2_E
-                best = tl.where(seen, tl.max(logits, axis=1) * base, float("-inf"))
-                top, total, acc = accumulate(
-                    logits, best, base, seen, v_head, slot, inside, top, total, acc,
-                    stride_v_slot, query.dtype, V_DIM, BLOCK_V, PRECISION,
-                )  # fmt: skip
+                    top, total, acc = accumulate_page(
+                        logits, base, score, seen, v_head, slot, inside, top, total, acc,
+                        stride_v_slot, query.dtype, V_DIM, BLOCK_V, PRECISION,
+                    )  # fmt: skip
+                else:
+                    best = tl.where(seen, tl.max(logits, axis=1) * base, float("-inf"))
+                    top, total, acc = accumulate(
+                        logits, best, base, seen, v_head, slot, inside, top, total, acc,
+                        stride_v_slot, query.dtype, V_DIM, BLOCK_V, PRECISION,
+                    )  # fmt: skip
 
         # Sink pages and window as one axis of keys; both end at the last row.
         position = first_position + m
