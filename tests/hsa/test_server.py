@@ -56,7 +56,10 @@ def test_chat_request_selects_pages_and_counts_them(server):
 @pytest.mark.parametrize(
     "args,message",
     [
-        (["--prefill-attention-backend", "triton"], "would never write page representations"),
+        # tests/test_refusals.py has a server that ends before it loads the model.
+        pytest.param(
+            ["--prefill-attention-backend", "triton"], "would never write page representations", marks=pytest.mark.slow
+        ),
         (["--hsa-layers", "0,9"], "names layer 9, but the model has layers 0-1"),
     ],
 )
