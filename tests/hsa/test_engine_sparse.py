@@ -108,7 +108,7 @@ def test_two_tensor_parallel_ranks(run_engine, path, prompts, expected):
 @pytest.mark.skipif(not graphs_hold_metadata(), reason="refused with SGLang 0.5.12 and earlier")
 def test_two_pipeline_stages(run_engine, path, prompts, expected):
     """Each stage has one of the two layers, with pages and versions of its own; the counters are the first stage's."""
-    run_stages = partial(run_engine, TORCH_COMPILE_DISABLE="1", **cores_of_processes())
+    run_stages = partial(run_engine, **cores_of_processes())
     schedule = dict(chunked_prefill_size=100, disable_overlap_schedule=True)
     tokens, cached, counts = run_alone_and_batched(run_stages, path, prompts, pp_size=2, **schedule)
     assert tokens == [expected] * 3
