@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 
 def child_env(**extra):
@@ -20,3 +21,15 @@ def run_child(args, timeout=600, **extra):
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     return done.stdout
+
+
+def on_ranks(run_engine, pairs=1):
+    """``run_engine`` for engines with two tensor-parallel ranks, or more pairs of ranks."""
+    cores = sorted(os.sched_getaffinity(0))
+    return partial(
+        run_engine,
+        # SGLang wants to be told where there are fewer NUMA nodes than ranks.
+        SGLANG_CPU_OMP_THREADS_BIND="|".join([f"{cores[0]}|{cores[-1]}"] * pairs),
+        # Each rank would compile C++ for the mask of its part of the vocabulary, which takes seconds.
+        TORCH_COMPILE_DISABLE="1",
+    )

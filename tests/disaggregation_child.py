@@ -19,6 +19,7 @@ def serve(role, job, requests, answers):
     """Answer request after request; a request begins when both engines have taken the last one."""
     import sglang as sgl
     import torch
+    from engine_client import run
 
     arguments = dict(disaggregation_mode=role, disaggregation_transfer_backend="mooncake", log_level="error", random_seed=0)
     if role == "decode" and torch.cuda.device_count() > 1:
@@ -26,15 +27,12 @@ def serve(role, job, requests, answers):
     with sgl.Engine(**arguments, **job["engine"]) as engine:
         print('"up"', file=answers, flush=True)
         for i, request in enumerate(iter(lambda: json.loads(requests.readline()), None)):
-            outputs = engine.generate(
-                input_ids=request["prompts"],
-                sampling_params=dict(temperature=0, ignore_eos=True, max_new_tokens=request["max_new_tokens"]),
+            answer = run(
+                engine,
+                request,
                 bootstrap_host="127.0.0.1",
                 bootstrap_port=job["engine"]["disaggregation_bootstrap_port"],
                 bootstrap_room=[100 * i + j + 1 for j in range(len(request["prompts"]))],
-            )
-            answer = dict(
-                tokens=[o["output_ids"] for o in outputs], cached=[o["meta_info"]["cached_tokens"] for o in outputs]
             )
             print(json.dumps(answer), file=answers, flush=True)
         state = engine.get_server_info()["internal_states"][0]

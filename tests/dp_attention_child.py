@@ -7,17 +7,14 @@
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent))
 
+import without_cuda  # noqa: E402, F401
 from engine_client import main  # noqa: E402
 
 from sglang.srt.distributed.parallel_state import GroupCoordinator  # noqa: E402
 from sglang.srt.layers import dp_attention  # noqa: E402
 from sglang.srt.layers.attention.hsa.backend import HSAAttnBackend  # noqa: E402
-
-make_tensor = torch.tensor
 
 
 def copy_rows(dst, src, dim, offset, size, offset_src):
@@ -29,13 +26,8 @@ def copy_rows(dst, src, dim, offset, size, offset_src):
         dst[begin:end] = src[: end - begin]
 
 
-def unpinned(*args, pin_memory=False, **kwargs):
-    return make_tensor(*args, **kwargs)
-
-
 # In each process of a rank, too, which imports this.
 dp_attention.memcpy_triton = copy_rows
-torch.tensor = unpinned
 GroupCoordinator.all_gather_into_tensor = GroupCoordinator._all_gather_into_tensor
 GroupCoordinator.reduce_scatter_tensor = GroupCoordinator._reduce_scatter_tensor
 # What v0.5.23 asks for on a CPU instead.

@@ -11,7 +11,8 @@ import zlib
 from pathlib import Path
 
 
-def run(engine, request):
+def run(engine, request, **more):
+    """The result of a request; ``more`` is for ``Engine.generate``."""
     wants_prompt = request.get("prompt_logprobs", False)
     outputs = engine.generate(
         prompt=request.get("texts"),
@@ -21,6 +22,7 @@ def run(engine, request):
         sampling_params=dict(temperature=0, ignore_eos=True, max_new_tokens=request["max_new_tokens"]),
         return_logprob=request.get("logprobs", False) or wants_prompt,
         logprob_start_len=0 if wants_prompt else -1,
+        **more,
     )
     result = dict(
         tokens=[o["output_ids"] for o in outputs],

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """HiLS however the scheduler cuts, caches, batches, retracts and splits over ranks: the reference's answers."""
 
-import os
 from functools import partial
 
 import pytest
+from cpu_children import on_ranks
 from hils_checkpoints import cases, check_answers, engine_arguments, request
 
 
@@ -84,10 +84,4 @@ def test_retracted_requests_answer_the_same(run_engine, name):
 @pytest.mark.parametrize("name", [slow("qwen_c16"), "olmo_c16"])
 def test_two_tensor_parallel_ranks(run_engine, name):
     """Norms over all heads see those of both ranks. # trap 29"""
-    cores = sorted(os.sched_getaffinity(0))
-    run_ranks = partial(
-        run_engine,
-        SGLANG_CPU_OMP_THREADS_BIND=f"{cores[0]}|{cores[-1]}",
-        TORCH_COMPILE_DISABLE="1",
-    )
-    run_alone_and_batched(run_ranks, name, tp_size=2)
+    run_alone_and_batched(on_ranks(run_engine), name, tp_size=2)

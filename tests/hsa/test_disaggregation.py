@@ -2,13 +2,13 @@
 """Prefill and decode on two engines: what one engine answers, since pages that arrive are represented from their keys."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from http_server import free_port
 from tiny_models import build, prompt_ids
 
 from sglang.srt.layers.attention.hsa.compat import graphs_hold_metadata
@@ -21,12 +21,6 @@ SPARSE = dict(
     max_total_tokens=16384, max_running_requests=8, mem_fraction_static=0.3, chunked_prefill_size=256,
     device="cpu", dtype="float32",
 )  # fmt: skip
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.mark.parametrize(

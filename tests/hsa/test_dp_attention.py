@@ -4,8 +4,9 @@
 from functools import partial
 
 import pytest
+from cpu_children import on_ranks
 from hf_oracle import greedy
-from test_engine_sparse import ORACLE, SPARSE, on_ranks
+from test_engine_sparse import ORACLE, SPARSE
 from tiny_models import build, hf_greedy, prompt_ids
 
 from sglang.srt.layers.attention.hsa.compat import graphs_hold_metadata

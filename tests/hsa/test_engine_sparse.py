@@ -5,6 +5,7 @@ import os
 from functools import partial
 
 import pytest
+from cpu_children import on_ranks
 from hf_oracle import greedy
 from tiny_models import build, hf_greedy, prompt_ids
 
@@ -67,18 +68,6 @@ def test_schedule_does_not_change_tokens(run_engine, path, prompts, expected, sc
     assert tokens == [expected] * 3
     assert (max(cached) > 0) == (schedule != "no-radix")
     assert 0 < counts["pages_selected"] < counts["pages_candidate"] and counts["reprs_healed"] == 0
-
-
-def on_ranks(run_engine, pairs=1):
-    """``run_engine`` for engines with two tensor-parallel ranks, or more pairs of ranks."""
-    cores = sorted(os.sched_getaffinity(0))
-    return partial(
-        run_engine,
-        # SGLang wants to be told where there are fewer NUMA nodes than ranks.
-        SGLANG_CPU_OMP_THREADS_BIND="|".join([f"{cores[0]}|{cores[-1]}"] * pairs),
-        # Each rank would compile C++ for the mask of its part of the vocabulary, which takes seconds.
-        TORCH_COMPILE_DISABLE="1",
-    )
 
 
 def test_ranks_that_share_a_kv_head_choose_for_their_own_query_heads(run_engine, checkpoints, prompts):

@@ -8,7 +8,7 @@ from tiny_vision import build
 
 import sglang as sgl
 from sglang.srt.layers.attention.hsa.compat import graphs_hold_metadata
-from sglang.test.attention.hsa_fixtures import GPU_ENGINE, assert_same_up_to_near_ties
+from sglang.test.attention.hsa_fixtures import GPU_ENGINE, assert_same_up_to_near_ties, without_hsa
 
 pytestmark = pytest.mark.skipif(
     not (torch.cuda.is_available() and graphs_hold_metadata()), reason="needs a CUDA device, and SGLang since 0.5.13"
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 # Any backend attends inside the vision tower; this one takes its tiny heads.
 ENGINE = {**GPU_ENGINE, "skip_tokenizer_init": False, "mm_attention_backend": "sdpa", "chunked_prefill_size": 128}
-DENSE = {k: v for k, v in ENGINE.items() if not k.startswith("hsa_")} | dict(attention_backend="triton", page_size=64)
+DENSE = without_hsa(ENGINE)
 
 
 def generate(path, asked, **engine):

@@ -40,6 +40,13 @@ GPU_ENGINE = dict(
     log_level="error",
 )
 
+
+def without_hsa(engine: dict) -> dict:
+    """The arguments of the dense engine that one with HSA is compared with: Triton, with pages of as many tokens."""
+    kept = {k: v for k, v in engine.items() if not k.startswith("hsa_")}
+    return {**kept, "attention_backend": "triton", "page_size": 64}
+
+
 NEAR_TIE = 0.05  # log-probability; other shapes and other orders of summation round float16 in other ways
 
 

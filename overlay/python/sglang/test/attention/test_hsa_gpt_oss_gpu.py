@@ -10,6 +10,7 @@ from sglang.test.attention.hsa_fixtures import (
     GPU_ENGINE,
     answers,
     assert_same_up_to_near_ties,
+    without_hsa,
     write_random_gpt_oss,
 )
 
@@ -29,8 +30,7 @@ ENGINE = {
     "chunked_prefill_size": 512,
     "moe_runner_backend": "triton",
 }
-DENSE = {k: v for k, v in ENGINE.items() if not k.startswith("hsa_")}
-DENSE |= dict(attention_backend="triton", page_size=64)
+DENSE = without_hsa(ENGINE)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sglang as sgl
 from sglang.test.attention.hsa_fixtures import (
     GPU_ENGINE,
     assert_same_up_to_near_ties,
+    without_hsa,
     write_random_adapter,
     write_random_model,
 )
@@ -19,8 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 NEW, NAMES = 48, (None, "first", "second")
 ENGINE = {**GPU_ENGINE, "lora_backend": "triton", "chunked_prefill_size": 512}
-DENSE = {k: v for k, v in ENGINE.items() if not k.startswith("hsa_")}
-DENSE |= dict(attention_backend="triton", page_size=64)
+DENSE = without_hsa(ENGINE)
 
 
 @pytest.fixture(scope="module")

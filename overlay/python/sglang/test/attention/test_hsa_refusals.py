@@ -20,8 +20,8 @@ from sglang.test.attention.hsa_refused import (
     ASKED_OF_DRAFTS_BY_VARIABLES,
     ASKED_OF_GPT_OSS,
     ASKED_OF_HILS,
-    ASKED_OF_IMAGES,
     DRAFTS,
+    EVERY_FEATURE,
     IN_ONE_POOL,
     OPTIONAL,
     RANKS,
@@ -43,18 +43,7 @@ def model_path(tmp_path_factory):
 
 def test_every_refusal_is_tested_and_worded_apart():
     features = [refusal.feature for refusal in refusals.REFUSALS]
-    asked = {*ASKED_BY_ARGUMENTS, *ASKED_BY_MODEL, *ASKED_BY_DRAFTS, *ASKED_OF_HILS, *ASKED_OF_GPT_OSS}  # fmt: skip
-    alone = {
-        *ASKED_OF_DISAGGREGATION,
-        *ASKED_OF_IMAGES,
-        *ASKED_OF_DETERMINISM,
-        *ASKED_OF_DRAFTS_BY_VARIABLES,
-        SIZED_LATE,
-        IN_ONE_POOL,
-        STAGES,
-        RANKS,
-    }
-    assert sorted(features) == sorted(asked | alone)
+    assert sorted(features) == sorted(EVERY_FEATURE)
 
 
 def drafting(model_path, **changed):

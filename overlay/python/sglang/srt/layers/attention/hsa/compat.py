@@ -100,9 +100,8 @@ def asked(args: ServerArgs, name: str, default: Any = False) -> Any:
 
 def attention_dp_size(args: ServerArgs) -> int:
     """Ranks that the requests of one model are split over; 1 without data-parallel attention."""
-    if (
-        args.enable_dp_attention
-    ):  # until 0.5.22; then another way to ask for what follows
+    # Until 0.5.22; then another way to ask for what follows.
+    if args.enable_dp_attention:
         return args.dp_size
     return asked(args, "attn_dp_size", 1)
 

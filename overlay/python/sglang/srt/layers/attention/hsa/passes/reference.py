@@ -120,8 +120,9 @@ class ReferencePass(AttentionPass):
         inputs: LayerInputs = LayerInputs(),
     ) -> torch.Tensor:
         o = self._attend_real(q[: self.rows], layer, inputs)
-        filled_up = len(q) - self.rows
-        return torch.nn.functional.pad(o, (0, 0, 0, 0, 0, filled_up))
+        if len(o) < len(q):
+            o = torch.nn.functional.pad(o, (0, 0, 0, 0, 0, len(q) - len(o)))
+        return o
 
     def _attend_real(
         self, q: torch.Tensor, layer: RadixAttention, inputs: LayerInputs

@@ -31,6 +31,19 @@ def raw_logits(
 
 
 @triton.jit
+def load_values(
+    v_head, slot, inside, stride_v_slot, V_DIM: tl.constexpr, BLOCK_V: tl.constexpr
+):
+    """The values in ``slot`` ``[N]``: ``[N, BLOCK_V]``."""
+    dv = tl.arange(0, BLOCK_V)
+    return tl.load(
+        v_head + slot[:, None] * stride_v_slot + dv[None, :],
+        mask=inside[:, None] & (dv[None, :] < V_DIM),
+        other=0.0,
+    )
+
+
+@triton.jit
 def accumulate(
     logits,
     best,
@@ -55,12 +68,7 @@ def accumulate(
         best: the rows' largest, times scale ``[R]``; -inf for a row that sees none.
         visible: rows that see the step ``[R]``. A key that such a row does not see has a logit of -inf.
     """
-    dv = tl.arange(0, BLOCK_V)
-    value = tl.load(
-        v_head + slot[:, None] * stride_v_slot + dv[None, :],
-        mask=inside[:, None] & (dv[None, :] < V_DIM),
-        other=0.0,
-    )
+    value = load_values(v_head, slot, inside, stride_v_slot, V_DIM, BLOCK_V)
     new_top, origin = running_max(top, best)
     rescale = tl.exp2(top - origin)
     # One multiply-add per key, and 0 in the rows that do not see the step.
@@ -105,12 +113,7 @@ def accumulate_page(
     PRECISION: tl.constexpr,
 ):
     """``accumulate`` of one page whose log-sum-exp is to be ``score`` ``[R]``: its own softmax, by that weight."""
-    dv = tl.arange(0, BLOCK_V)
-    value = tl.load(
-        v_head + slot[:, None] * stride_v_slot + dv[None, :],
-        mask=inside[:, None] & (dv[None, :] < V_DIM),
-        other=0.0,
-    )
+    value = load_values(v_head, slot, inside, stride_v_slot, V_DIM, BLOCK_V)
     p, _, norm = own_softmax(logits, scale)
     visible = visible & (norm > 0)
     weight = tl.where(visible, score * LOG2_E, float("-inf"))
