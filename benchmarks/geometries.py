@@ -45,7 +45,7 @@ def write_config(name: str, folder: Path) -> str:
             model_type="olmo3",
             sliding_window=g["window"],
             layer_types=kinds * (g["layers"] // 4),
-            rope_parameters=dict(rope_type="default", rope_theta=1e6),
+            rope_scaling=dict(rope_type="default", rope_theta=1e6),  # SGLang overwrites rope_parameters with it
         )
     return _write(config, folder)
 

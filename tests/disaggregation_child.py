@@ -24,7 +24,7 @@ def serve(role, job, requests, answers):
     arguments = dict(disaggregation_mode=role, disaggregation_transfer_backend="mooncake", log_level="error", random_seed=0)
     if role == "decode" and torch.cuda.device_count() > 1:
         arguments["base_gpu_id"] = 1
-    with sgl.Engine(**arguments, **job["engine"]) as engine:
+    with sgl.Engine(**{**arguments, **job["engine"]}) as engine:
         print('"up"', file=answers, flush=True)
         for i, request in enumerate(iter(lambda: json.loads(requests.readline()), None)):
             answer = run(

@@ -49,7 +49,7 @@ def test_float32_is_the_reference(name, graphs):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-@pytest.mark.parametrize("name", ["qwen_c16", "olmo_c64"])
+@pytest.mark.parametrize("name", ["qwen_c16", "olmo_c16"])
 def test_two_ranks_are_the_reference(name):
     """Each with half of the KV heads, in CUDA graphs, with pages left out; float32 hardly ever moves one over the threshold."""
     counts = compare_with_reference(name, tp_size=2)

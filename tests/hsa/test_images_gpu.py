@@ -26,7 +26,7 @@ def generate(path, asked, **engine):
     with sgl.Engine(model_path=str(path), **engine) as llm:
         for one in asked:
             outputs += llm.generate(
-                prompt=one["texts"], image_data=one["images"], sampling_params=sampling, return_logprob=True, top_logprobs_num=4
+                prompt=list(one["texts"]), image_data=one["images"], sampling_params=sampling, return_logprob=True, top_logprobs_num=4
             )  # fmt: skip
         [state] = llm.get_server_info()["internal_states"]
     return outputs, state.get("hsa_counters")

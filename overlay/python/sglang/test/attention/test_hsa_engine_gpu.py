@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine with HSA on CUDA devices: graphs, replicas and stages leave the tokens alone, tensor-parallel ranks but near-ties."""
+"""An engine with HSA on CUDA devices: graphs, replicas and stages leave the tokens alone, ranks round more and do no more."""
 
 import pytest
 import torch
 
 import sglang as sgl
 from sglang.srt.layers.attention.hsa import compat
+from sglang.srt.utils.network import get_free_port
 from sglang.test.attention.hsa_fixtures import (
     GPU_ENGINE,
-    NEAR_TIE,
     answers,
-    assert_same_up_to_near_ties,
+    random_prompts,
     write_random_model,
 )
 from sglang.test.attention.hsa_release import decodes_without_graphs
+from sglang.test.attention.hsa_rounding import (
+    Float32Model,
+    assert_same_pages,
+    assert_same_rounding,
+)
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device"
@@ -25,26 +30,20 @@ four_devices = pytest.mark.skipif(
     torch.cuda.device_count() < 4, reason="needs four CUDA devices"
 )
 
-LENGTHS = (1, 63, 64, 65, 700, 1500)
+# Of two replicas that take turns, each gets a prompt with pages to choose from.
+LENGTHS = (1, 63, 700, 65, 64, 1500)
 NEW = 48
+EVERY_PAGE = dict(hsa_topk=10**6)
 
 
-def generate(model_path, near=None, **engine):
-    """``answers``, the same alone and as a batch, and the counters of each scheduler.
-
-    Given ``near``, the batch may differ from the prompts alone by near-ties.
-    """
+def generate(model_path, **engine):
+    """``answers``, and the counters of each scheduler."""
     with sgl.Engine(model_path=model_path, **{**GPU_ENGINE, **engine}) as llm:
         outputs = answers(llm, LENGTHS, NEW)
         info = llm.get_server_info()
     # Nothing switched graphs off, or on, behind our back.
     assert decodes_without_graphs(info) == engine.get("disable_cuda_graph", False)
     states = info["internal_states"]
-    alone, together = outputs[: len(LENGTHS)], outputs[len(LENGTHS) :]
-    if near is None:
-        assert tokens(alone) == tokens(together)
-    else:
-        assert_same_up_to_near_ties(together, alone, NEW, near)
     return outputs, [state["hsa_counters"] for state in states]
 
 
@@ -62,7 +61,15 @@ def eager(model_path):
     """One device, no graphs."""
     outputs, [counts] = generate(model_path, disable_cuda_graph=True)
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+    assert tokens(outputs[: len(LENGTHS)]) == tokens(outputs[len(LENGTHS) :])
     return outputs
+
+
+@pytest.fixture(scope="module")
+def errors(model_path):
+    """Of the answers of an engine, from its model in float32."""
+    model = Float32Model(model_path)
+    return lambda outputs: model.errors(2 * random_prompts(LENGTHS), outputs)
 
 
 def test_cuda_graphs_do_not_change_tokens(model_path, eager):
@@ -71,41 +78,37 @@ def test_cuda_graphs_do_not_change_tokens(model_path, eager):
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
 
+def assert_answers_of_one_rank(model_path, errors, ranks, **options):
+    """With every page selected, as close to the model in float32; with pages left out, the pages of one rank.
+
+    ``ranks`` returns the arguments of an engine with several.
+    """
+    one, _ = generate(model_path, **options, **EVERY_PAGE)
+    several, counts = generate(model_path, **options, **EVERY_PAGE, **ranks())
+    assert all(c["pages_selected"] == c["pages_candidate"] > 0 for c in counts)
+    rounding = errors(one)
+    assert_same_rounding(errors(several), rounding)
+    one, _ = generate(model_path, **options)
+    several, counts = generate(model_path, **options, **ranks())
+    assert all(0 < c["pages_selected"] < c["pages_candidate"] for c in counts)
+    assert_same_pages(several, one, rounding)
+    return counts
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(dtype="bfloat16"), dict(kv_cache_dtype="fp8_e4m3")],
+    ids=["float16", "bfloat16", "fp8_e4m3"],
+)
 @pytest.mark.parametrize(
     "ranks",
     [pytest.param(2, marks=two_devices), pytest.param(4, marks=four_devices)],
 )
-def test_tensor_parallel_ranks(model_path, ranks):
-    """Each of two ranks has one of the two KV heads; of four, two share each and choose for one query head.
-
-    The ranks' sums round in another order. Where pages are left out, that may swap one and change what is read, so the
-    tokens of one rank are asked for with every page selected. tests/hils/test_gpu.py has two ranks in float32, for which
-    SGLang's classes of other models have no kernels, with pages left out.
-    """
-    outputs, [counts] = generate(model_path, tp_size=ranks)
-    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
-    assert [len(output["output_ids"]) for output in outputs] == [NEW] * len(outputs)
-    everything = dict(hsa_topk=10**6)
-    one, _ = generate(model_path, **everything)
-    several, [counts] = generate(model_path, tp_size=ranks, **everything)
-    assert counts["pages_selected"] == counts["pages_candidate"] > 0
-    assert_same_up_to_near_ties(several, one, NEW)
-
-
-@two_devices
-@pytest.mark.parametrize(
-    "options",
-    [dict(dtype="bfloat16"), dict(kv_cache_dtype="fp8_e4m3")],
-    ids=["bfloat16", "fp8_e4m3"],
-)
-def test_two_ranks_in_other_dtypes(model_path, options):
-    """With every page selected. A key that rounds to another 8-bit float moves logits more than a sum of float16 does."""
-    near = 0.3
-    options = dict(options, near=near, hsa_topk=10**6)
-    one, _ = generate(model_path, **options)
-    two, [counts] = generate(model_path, tp_size=2, **options)
-    assert counts["pages_selected"] == counts["pages_candidate"] > 0
-    assert_same_up_to_near_ties(two, one, NEW, near)
+def test_tensor_parallel_ranks(model_path, errors, ranks, options):
+    """Each of two ranks has one of the two KV heads; of four, two share each and choose for one query head."""
+    assert_answers_of_one_rank(
+        model_path, errors, lambda: dict(tp_size=ranks), **options
+    )
 
 
 @two_devices
@@ -124,23 +127,20 @@ def test_two_pipeline_stages(model_path, eager):
     not compat.graphs_hold_metadata(), reason="refused with SGLang 0.5.12 and earlier"
 )
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
-def test_data_parallel_attention(model_path, graphs):
+def test_data_parallel_attention(model_path, errors, graphs):
     """Two ranks, each with all heads and requests of its own, and one of them idle while a prompt is alone.
 
-    Their rows share one MLP, whose sums round in another order. As of tensor-parallel ranks, the tokens of one rank are
-    asked for with every page selected.
+    Their rows share one MLP, whose sums round in another order.
     """
-    ranks = dict(
-        tp_size=2, dp_size=2, enable_dp_attention=True, disable_cuda_graph=not graphs
+
+    def ranks():  # their ports are held until the process ends
+        port = get_free_port()
+        return dict(tp_size=2, dp_size=2, enable_dp_attention=True, port=port)
+
+    counts = assert_answers_of_one_rank(
+        model_path, errors, ranks, disable_cuda_graph=not graphs
     )
-    outputs, counts = generate(model_path, near=NEAR_TIE, **ranks)
     assert len(counts) == 2
-    assert all(0 < c["pages_selected"] < c["pages_candidate"] for c in counts)
-    everything = dict(hsa_topk=10**6)
-    one, _ = generate(model_path, **everything)
-    several, counts = generate(model_path, near=NEAR_TIE, **ranks, **everything)
-    assert all(c["pages_selected"] == c["pages_candidate"] > 0 for c in counts)
-    assert_same_up_to_near_ties(several, one, NEW)
 
 
 @two_devices
@@ -156,7 +156,7 @@ def to_the_bit(model_path, text, **engine):
     sampling = dict(temperature=0, ignore_eos=True, max_new_tokens=NEW)
     asked = dict(sampling_params=sampling, return_logprob=True)
     batches = [[i] for i in range(len(prompts))]  # the first of a prompt computes it
-    batches += [[5, 0], [1, 5, 3], [4] * 8, [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0, 5]]
+    batches += [[5, 0], [1, 5, 3], [2] * 8, [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0, 5]]
     found = {}
     with sgl.Engine(model_path=model_path, **{**GPU_ENGINE, **engine}) as llm:
         for batch in batches:

@@ -9,9 +9,11 @@ from sglang.test.attention.hsa_fixtures import (
     GPU_ENGINE,
     answers,
     assert_same_up_to_near_ties,
+    random_prompts,
     write_random_eagle,
     write_random_model,
 )
+from sglang.test.attention.hsa_rounding import Float32Model, assert_same_rounding
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device"
@@ -66,9 +68,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_drafts_leave_the_tokens_alone(checkpoints, plain, case):
-    options = dict(CASES[case])
+def generate_drafted(checkpoints, case, **engine):
+    """``generate`` with drafts, and how many tokens a pass of the target model gives."""
+    options = {**CASES[case], **engine}
     draft = options.pop("draft")
     outputs, counts = generate(
         checkpoints,
@@ -79,13 +81,32 @@ def test_drafts_leave_the_tokens_alone(checkpoints, plain, case):
         speculative_num_draft_tokens=4,
         **options,
     )
-    assert_same_up_to_near_ties(outputs, plain, NEW)
-    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
     passes = sum(out["meta_info"]["spec_verify_ct"] for out in outputs)
     tokens_per_pass = NEW * len(outputs) / passes
     # SGLang feeds a draft everything but the first token, so even the target's own weights guess wrong at times.
     low = 1.1 if draft == "target" else 1
     assert low <= tokens_per_pass < 4
+    return outputs, counts
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_drafts_leave_the_tokens_alone(checkpoints, plain, case):
+    outputs, counts = generate_drafted(checkpoints, case)
+    assert_same_up_to_near_ties(outputs, plain, NEW)
+    assert 0 < counts["pages_selected"] < counts["pages_candidate"]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_drafts_on_two_ranks(checkpoints):
+    """With every page selected, as close to the model in float32 as plain decoding on one rank."""
+    model = Float32Model(checkpoints["target"])
+    prompts = 2 * random_prompts(LENGTHS)
+    plain, _ = generate(checkpoints, hsa_topk=10**6)
+    drafted, counts = generate_drafted(
+        checkpoints, "STANDALONE", hsa_topk=10**6, tp_size=2
+    )
+    assert counts["pages_selected"] == counts["pages_candidate"] > 0
+    assert_same_rounding(model.errors(prompts, drafted), model.errors(prompts, plain))
 
 
 if __name__ == "__main__":

@@ -37,8 +37,7 @@ from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 KEYS_PER_STEP = 64
 MAX_STAGES = 3
-# Heads of up to FOUR_DIM dimensions in 16 bits need few enough registers for four programs on a multiprocessor.
-FOUR_DIM, FOUR_REGISTERS = 64, 128
+FOUR_PROGRAMS, THREE_PROGRAMS = 128, 168  # registers of a thread, for so many on a multiprocessor
 
 
 @triton.jit
@@ -306,7 +305,9 @@ def extend_hsa(
         keys = min(keys, params.page_size)
     step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
     stages = stages_that_fit(step_bytes, MAX_STAGES, shared_bytes(q.device))
-    four = max(head_dim, v_dim) <= FOUR_DIM and q.element_size() == 2 and reprs is None
+    registers = None
+    if q.element_size() == 2:
+        registers = fewest_registers(max(head_dim, v_dim), rows, reprs is not None)
     _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](
         q,
         k_buffer,
@@ -365,7 +366,20 @@ def extend_hsa(
         WIDTH=getattr(params.kind, "width", 0),
         PRECISION=dot_precision(q.dtype),
         num_warps=4 if max(head_dim, v_dim) <= 128 and rows <= 64 else 8,
-        num_stages=2 if four else stages,
-        maxnreg=FOUR_REGISTERS if four else None,
+        num_stages=stages if registers is None else 2,
+        maxnreg=registers,
     )
     return out
+
+
+def fewest_registers(dim: int, rows: int, by_score: bool) -> Optional[int]:
+    """Registers that a thread is limited to where one program more on a multiprocessor is worth it; None for no limit.
+
+    Args:
+        dim: of a key or a value, of 16 bits. rows: of a matrix product.
+    """
+    if dim <= 64:
+        return FOUR_PROGRAMS
+    if by_score and dim <= 128 and rows <= 32:
+        return THREE_PROGRAMS
+    return None
