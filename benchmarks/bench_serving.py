@@ -60,6 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--alike", type=int, default=1, help="as in bench_steps.py")
     parser.add_argument("--server-args", default="", help="options for every server, in one string")
     parser.add_argument("--hsa-args", default="--hsa-dense-backend fa3", help="of the HSA arm (default: %(default)s)")
+    parser.add_argument("--dense-args", default="", help="of the dense arms, such as --page-size 128")
     parser.add_argument("--logs", type=Path, help="folder of the servers' logs (default: a temporary one)")
     return cuda_only.parse_args(parser)
 
@@ -134,8 +135,7 @@ def run(backend: str, model: str, args: argparse.Namespace, logs: Path) -> list[
     options = f"--load-format dummy --dtype bfloat16 --skip-tokenizer-init --attention-backend {backend} --page-size 64"
     options += f" --chunked-prefill-size 8192 --context-length {longest} --max-running-requests {requests}"
     options += f" --sampling-backend pytorch --grammar-backend none --log-level warning {args.server_args}"
-    if backend == "hsa":
-        options += f" {args.hsa_args}"
+    options += f" {args.hsa_args if backend == 'hsa' else args.dense_args}"
     begin = time.perf_counter()
     with Server(backend, logs, Path(model), options.split()) as server:
         started = round(time.perf_counter() - begin, 1)

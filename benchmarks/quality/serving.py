@@ -123,15 +123,15 @@ class Server:
         return found
 
     def counters(self) -> dict[str, int]:
-        """HSA's counters.
+        """HSA's counters, of all replicas together.
 
         Raises:
             ServingError: it does not run HSA.
         """
-        state = self.get("/server_info")["internal_states"][0]
-        if "hsa_counters" not in state:
+        replicas = [state.get("hsa_counters") for state in self.get("/server_info")["internal_states"]]
+        if None in replicas:
             raise ServingError(f"the server '{self.name}' reports no HSA counters: it does not run HSA")
-        return state["hsa_counters"]
+        return {name: sum(counters[name] for counters in replicas) for name in replicas[0]}
 
     def _call(self, path: str, body: bytes | None) -> Any:
         status, answer = self._send(path, body)
