@@ -30,12 +30,14 @@ class LandmarkRows:
         landmarks: row of each landmark ``[M]`` int64.
         last_tokens: index of its page's last token in the batch ``[M]`` int64.
         positions: position of each landmark ``[M]`` int64.
+        tokens_first: the rows of all tokens, then those of all landmarks, so that none has to be gathered.
     """
 
     tokens: torch.Tensor
     landmarks: torch.Tensor
     last_tokens: torch.Tensor
     positions: torch.Tensor
+    tokens_first: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -48,12 +50,15 @@ class LandmarkRows:
         if not len(self.landmarks):
             return tokens
         rows = tokens.new_empty((self.num_rows, *tokens.shape[1:]))
-        rows[self.tokens] = tokens
-        rows[self.landmarks] = landmarks
+        count = len(self.tokens)
+        rows[slice(count) if self.tokens_first else self.tokens] = tokens
+        rows[slice(count, None) if self.tokens_first else self.landmarks] = landmarks
         return rows
 
     def drop(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows of the tokens ``[T, ...]``."""
+        if self.tokens_first:
+            return rows[: len(self.tokens)]
         return rows[self.tokens] if len(self.landmarks) else rows
 
 
@@ -93,7 +98,8 @@ def decode_landmark_rows(seq_lens: torch.Tensor) -> LandmarkRows:
         seq_lens: tokens of each sequence, the new one included ``[B]``.
     """
     token = torch.arange(len(seq_lens), device=seq_lens.device)
-    return LandmarkRows(token, token + len(seq_lens), token, seq_lens.long())
+    landmark = token + len(seq_lens)
+    return LandmarkRows(token, landmark, token, seq_lens.long(), tokens_first=True)
 
 
 def of_batch(forward_batch: ForwardBatch) -> Optional[LandmarkRows]:

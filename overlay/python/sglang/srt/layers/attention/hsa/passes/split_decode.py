@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from sglang.srt.layers.attention.hsa.ops.common import num_processors
 from sglang.srt.layers.attention.hsa.ops.decode.kernel import MAX_SPLITS
-from sglang.srt.layers.attention.hsa.ops.select.by_kind import decode_op
+from sglang.srt.layers.attention.hsa.ops.select.by_kind import (
+    decode_op,
+    decode_programs,
+)
 from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
-    MAX_PROGRAMS_PER_ROW,
     SelectPagesWorkspace,
 )
 from sglang.srt.layers.attention.hsa.page_repr import kind_named
@@ -65,7 +68,9 @@ class SplitDecode:
             size.max_pages,
             device,
             group=size.num_heads // size.num_kv_heads if by_share else 1,
-            max_programs=size.max_programs(self.processors, MAX_PROGRAMS_PER_ROW),
+            max_programs=decode_programs(
+                config, partial(size.max_programs, self.processors)
+            ),
         )
 
     def begin(self) -> None:

@@ -37,7 +37,10 @@ from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 KEYS_PER_STEP = 64
 MAX_STAGES = 3
-FOUR_PROGRAMS, THREE_PROGRAMS = 128, 168  # registers of a thread, for so many on a multiprocessor
+FOUR_PROGRAMS, THREE_PROGRAMS = (
+    128,
+    168,
+)  # registers of a thread, for so many on a multiprocessor
 
 
 @triton.jit

@@ -9,7 +9,10 @@ import triton
 
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.ops.extend.plan import Tiling
-from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import select_pages_decode
+from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
+    MAX_PROGRAMS_PER_ROW,
+    select_pages_decode,
+)
 from sglang.srt.layers.attention.hsa.ops.select.extend_kernel import (
     feature_rows,
     pages_per_step,
@@ -17,6 +20,8 @@ from sglang.srt.layers.attention.hsa.ops.select.extend_kernel import (
 )
 from sglang.srt.layers.attention.hsa.ops.select.page_lists import ExtendSelectWorkspace
 from sglang.srt.layers.attention.hsa.ops.select.prior_decode import (
+    PAGE_PROGRAMS,
+    programs_bound,
     select_prior_pages_decode,
 )
 from sglang.srt.layers.attention.hsa.ops.select.prior_extend import (
@@ -41,6 +46,13 @@ def decode_op(config: HSAConfig) -> Callable:
     if config.has_landmark_rows:
         return select_prior_pages_decode
     return select_pages_decode
+
+
+def decode_programs(config: HSAConfig, bound: Callable[[int], int]) -> int:
+    """Bound of the programs of a launch of ``decode_op``; ``bound`` gives it for so many per row and KV head at most."""
+    if config.has_landmark_rows:
+        return programs_bound(bound(PAGE_PROGRAMS))
+    return bound(MAX_PROGRAMS_PER_ROW)
 
 
 def extend_op(config: HSAConfig) -> Callable:

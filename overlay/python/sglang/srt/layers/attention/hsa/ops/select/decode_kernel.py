@@ -34,6 +34,7 @@ from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 PAGES_PER_STEP = 8  # and warp
 MAX_PAGES_PER_STEP = 128
 MAX_PROGRAMS_PER_ROW = 32
+LOCAL_KEYS: tl.constexpr = tl.constexpr(32)  # of sinks and window, per step
 
 
 @triton.jit
@@ -110,7 +111,7 @@ def _select_pages_kernel(
         top, total = add_local_logits(
             top, total, split, num_splits, position, start, count, q_row, k_buffer, table, key_scale, logit_cap,
             stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, PAGE_SIZE,
-            SINKS, CAP, MASK_LAST,
+            SINKS, CAP, MASK_LAST, LOCAL_KEYS,
         )  # fmt: skip
         store_norms(norms_row, split, top, total, GROUP, BLOCK_G)
 

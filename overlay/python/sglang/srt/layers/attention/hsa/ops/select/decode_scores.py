@@ -17,8 +17,6 @@ from sglang.srt.layers.attention.hsa.ops.linear_kinds import (
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import rank_and_count
 
-LOCAL_KEYS: tl.constexpr = tl.constexpr(32)  # of sinks and window, per step
-
 
 @triton.jit
 def load_reprs(
@@ -285,15 +283,16 @@ def add_local_logits(
     SINKS: tl.constexpr,
     CAP: tl.constexpr,
     MASK_LAST: tl.constexpr,
+    KEYS: tl.constexpr,
 ):
-    """``add_to_norm`` of this program's split of sinks and window; a row without candidates ranks nothing."""
+    """``add_to_norm`` of this program's split of sinks and window, KEYS at a time; a row without candidates ranks nothing."""
     places = tl.minimum(start, SINKS) * PAGE_SIZE + position + 1 - start * PAGE_SIZE
     places = tl.where(count > 0, places, 0)
-    for lo in range(split * LOCAL_KEYS, places, num_splits * LOCAL_KEYS):
+    for lo in range(split * KEYS, places, num_splits * KEYS):
         logits = local_logits(
-            lo + tl.arange(0, LOCAL_KEYS), position, start, q_row, k_buffer, table, key_scale, logit_cap,
+            lo + tl.arange(0, KEYS), position, start, q_row, k_buffer, table, key_scale, logit_cap,
             stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, SLOTS, SINKS,
-            CAP, MASK_LAST, LOCAL_KEYS,
+            CAP, MASK_LAST, KEYS,
         )  # fmt: skip
         top, total = add_to_norm(top, total, logits)
     return top, total

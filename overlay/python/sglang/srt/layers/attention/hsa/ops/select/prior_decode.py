@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernel of the select op for decode and ``prior``: as ``decode_kernel``, with a representation per query head.
 
+Programs beside those of the pages add up sinks and window, so that neither waits for the other.
+
 A step has two rows per sequence, the token's and a landmark's (see ``landmark_rows``). Representations of the pages that
 tokens complete are written before: a request may share such a page with one that ended, and have it as a candidate.
 """
@@ -20,7 +22,6 @@ from sglang.srt.layers.attention.hsa.ops.common import (
 )
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import head_features
 from sglang.srt.layers.attention.hsa.ops.select.decode_kernel import (
-    MAX_PROGRAMS_PER_ROW,
     SelectPagesWorkspace,
 )
 from sglang.srt.layers.attention.hsa.ops.select.decode_ranking import (
@@ -36,10 +37,13 @@ from sglang.srt.layers.attention.hsa.ops.select.decode_scores import (
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 ELEMENTS_PER_STEP = 8192  # of representations
+LOCAL_ELEMENTS_PER_STEP = 2048  # of keys
 ROWS_PER_SEQUENCE = 2
+PAGE_PROGRAMS, LOCAL_PROGRAMS = 64, 20  # most of a row and KV head
+MOST_PROGRAMS = 128  # of both; a power of two
 
 
-@triton.jit(do_not_specialize=["sequences"])
+@triton.jit(do_not_specialize=["sequences", "page_programs"])
 def _select_prior_decode_kernel(
     q,
     select_q,
@@ -56,6 +60,7 @@ def _select_prior_decode_kernel(
     arrivals,
     counters,
     sequences,
+    page_programs,
     scale,
     logit_cap,
     stride_q_row,
@@ -84,6 +89,7 @@ def _select_prior_decode_kernel(
     TOPK_BLOCK: tl.constexpr,
     CAP: tl.constexpr,
     PAGES: tl.constexpr,
+    LOCAL_KEYS: tl.constexpr,
     MOST_SPLITS: tl.constexpr,
     WIDTHS: tl.constexpr,
 ):
@@ -111,7 +117,8 @@ def _select_prior_decode_kernel(
     top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_G,), tl.float32)
     missing = tl.zeros((PAGES,), tl.int32)
-    for lo in range(split * PAGES, count, num_splits * PAGES):
+    end = tl.where(split < page_programs, count, 0)
+    for lo in range(split * PAGES, end, page_programs * PAGES):
         inside = lo + n < count
         page = tl.load(table_row + lo + n, mask=inside, other=0).to(tl.int64)
         stamp = tl.load(stamps + page, mask=inside, other=0)
@@ -138,12 +145,13 @@ def _select_prior_decode_kernel(
     if (g == 0) & (lost > 0):
         tl.atomic_add(counters + REPRS_MISSING, lost.to(tl.int64))
     if GROUP > 1:  # the normaliser of a single head ranks nothing
-        q_row = q + b * stride_q_row + g * GROUP * stride_q_head
-        top, total = add_local_logits(
-            top, total, split, num_splits, position, start, count, q_row, k_buffer, table, scale, logit_cap,
-            stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM, BLOCK_D, PAGE_SIZE, SLOTS,
-            SINKS, CAP, True,
-        )  # fmt: skip
+        if split >= page_programs:
+            q_row = q + b * stride_q_row + g * GROUP * stride_q_head
+            top, total = add_local_logits(
+                top, total, split - page_programs, num_splits - page_programs, position, start, count, q_row, k_buffer,
+                table, scale, logit_cap, stride_q_head, stride_k_slot, stride_k_head, g, GROUP, BLOCK_G, HEAD_DIM,
+                BLOCK_D, PAGE_SIZE, SLOTS, SINKS, CAP, True, LOCAL_KEYS,
+            )  # fmt: skip
         store_norms(norms_row, split, top, total, GROUP, BLOCK_G)
 
     out_row = out + b * stride_out_row + g * stride_out_head
@@ -151,6 +159,24 @@ def _select_prior_decode_kernel(
         arrivals + row, scores_row, norms_row, table_row, out_row, counters, count, position, g, stride_scores,
         GROUP > 1, GROUP, BLOCK_G, MOST_SPLITS, TOPK, TOPK_BLOCK, WIDTHS,
     )  # fmt: skip
+
+
+def programs_of(
+    processors: Optional[int], busy_rows: int, group: int
+) -> tuple[int, int]:
+    """Programs of a row and KV head: for its pages, and for sinks and window, which a single query head does not need.
+
+    Most landmarks have nothing to do: ``busy_rows`` are half of all.
+    """
+    pages = programs_per_row(processors, busy_rows, PAGE_PROGRAMS)
+    local = min(pages, LOCAL_PROGRAMS) if group > 1 else 0
+    # A power of two of tokens fills a few more pages of 63 than a power of two.
+    return pages + pages // 16, local
+
+
+def programs_bound(pages: int) -> int:
+    """Bound of the programs of a launch, given that of the programs for pages before ``programs_of`` adds to them."""
+    return 2 * pages + pages // 16
 
 
 def select_prior_pages_decode(
@@ -183,15 +209,14 @@ def select_prior_pages_decode(
     keys, reprs, topk = cache.keys, cache.reprs, out.shape[-1]
     num_kv_heads = reprs.shape[1]
     rows = len(q) * num_kv_heads
-    # Most landmarks have nothing to do.
-    programs = programs_per_row(
-        processors, rows // ROWS_PER_SEQUENCE, MAX_PROGRAMS_PER_ROW
+    group = num_heads // num_kv_heads
+    page_programs, local_programs = programs_of(
+        processors, rows // ROWS_PER_SEQUENCE, group
     )
     widths = ranking_widths(params.max_candidates(workspace.max_pages))
     chooser = q if select_q is None else select_q
-    group = num_heads // num_kv_heads
     block_g, block_d = triton.next_power_of_2(group), triton.next_power_of_2(head_dim)
-    _select_prior_decode_kernel[(rows, programs)](
+    _select_prior_decode_kernel[(rows, page_programs + local_programs)](
         q,
         chooser,
         keys,
@@ -207,6 +232,7 @@ def select_prior_pages_decode(
         workspace.arrivals,
         counters,
         len(page_table),
+        page_programs,
         params.sm_scale,
         params.logit_cap,
         q.stride(0),
@@ -232,7 +258,8 @@ def select_prior_pages_decode(
         TOPK_BLOCK=triton.next_power_of_2(topk),
         CAP=params.logit_cap > 0,
         PAGES=max(1, ELEMENTS_PER_STEP // (block_g * block_d)),
-        MOST_SPLITS=MAX_PROGRAMS_PER_ROW,
+        LOCAL_KEYS=max(16, LOCAL_ELEMENTS_PER_STEP // block_d),
+        MOST_SPLITS=MOST_PROGRAMS,
         WIDTHS=widths,
         num_warps=ranking_warps(widths),
     )
