@@ -24,7 +24,7 @@ REFUSAL_TESTS = IN_TREE + "test_hsa_refusals.py::"
 DRAFTS = IN_TREE + "test_hsa_speculative_gpu.py::test_drafts_leave_the_tokens_alone"
 HILS = "tests/hils/"
 TOKENS = SPARSE + "test_tokens_equal_the_brute_force_model"
-TWO_GPUS = "two CUDA devices for the latter, which has not passed there yet"
+TWO_GPUS = "two CUDA devices for the latter"
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ CELLS = (
             IN_TREE + "test_hsa_padded_batches.py::test_rows_of_no_request",
             ON_GPU + "test_data_parallel_attention",
         ),
-        needs="`scripts/test.sh -m slow` for the second, two CUDA devices for the last, which has not run yet",
+        needs="`scripts/test.sh -m slow` for the second, two CUDA devices for the last, of which half has run",
     ),
     Cell("Data parallel", "attention, with SGLang 0.5.12 and earlier", refusal="data-parallel attention"),
     Cell(
@@ -187,14 +187,20 @@ CELLS = (
         "attention, with drafts, sliding windows in a pool of their own or pplx",
         refusal="data-parallel attention with drafts, hybrid sliding-window memory or pplx",
     ),
-    Cell("Pipeline parallel", "on", (SPARSE + "test_two_pipeline_stages",)),
+    Cell(
+        "Pipeline parallel", "on", (SPARSE + "test_two_pipeline_stages", ON_GPU + "test_two_pipeline_stages"), needs=TWO_GPUS
+    ),
     Cell("Pipeline parallel", "on, with SGLang 0.5.12 and earlier", refusal="pipeline parallelism"),
     Cell("Context parallel", "on", refusal="context-parallel attention"),
     Cell("Context parallel", "decode", refusal="decode context parallelism"),
     Cell(
         "Prefill-decode disaggregation",
         "on",
-        ("tests/hsa/test_disaggregation.py::test_tokens_are_those_of_one_engine[qwen3]",),
+        (
+            "tests/hsa/test_disaggregation.py::test_tokens_are_those_of_one_engine[qwen3]",
+            "tests/hsa/test_disaggregation.py::test_tokens_are_those_of_one_engine_on_gpus",
+        ),
+        needs="a CUDA device for the latter",
     ),
     Cell(
         "Prefill-decode disaggregation",
@@ -233,7 +239,7 @@ CELLS = (
     Cell("Deterministic inference", "mean, mean_std", refusal="deterministic inference by means of keys"),
     Cell(
         "Deterministic inference",
-        "dense layers on FlashInfer or torch_native",
+        "dense layers on FA3, FlashInfer or torch_native",
         refusal="deterministic inference beside another dense backend",
     ),
     Cell("Deterministic inference", "mixed chunks", refusal="deterministic inference of mixed batches"),

@@ -158,7 +158,7 @@ ASKED_OF_DISAGGREGATION = {
 ASKED_OF_DETERMINISM = {
     "deterministic inference by means of keys": dict(hsa_chunk_repr="mean"),
     "deterministic inference beside another dense backend": dict(
-        hsa_dense_backend="flashinfer"
+        hsa_dense_backend="fa3"
     ),
     "deterministic inference of mixed batches": dict(enable_mixed_chunk=True),
     "deterministic inference with drafts, adapters or data-parallel attention": DRAFTS,

@@ -15,6 +15,8 @@ from sglang.srt.layers.attention.hsa.ops.page_repr.landmark_kernel import (
 from sglang.srt.layers.attention.hsa.ops.page_table.landmark_lengths import (
     landmark_lengths,
 )
+from sglang.srt.layers.attention.hsa.ops.select import prior_decode
+from sglang.srt.layers.attention.hsa.ops.select.by_kind import decode_programs
 from sglang.srt.layers.attention.hsa.page_repr import PRIOR
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 from sglang.srt.layers.attention.hsa.passes.decode_attention import DecodeSize
@@ -32,12 +34,16 @@ SEQ_LENS = (223, 210, 1, 5)
 WRITTEN = (31, 30, 3, 4)
 
 
-def make(group, head_dim, window, softmax1):
-    """(parameters, cache, page table, queries, queries that choose) of one step."""
-    config = make_params(
+def make_config(window=16):
+    return make_params(
         page_size=SLOTS, window_size=window, topk=3, sink_pages=0, chunk_repr="prior",
         selection_strategy="softmax_head", weight_mode="score",
     ).config  # fmt: skip
+
+
+def make(group, head_dim, window, softmax1):
+    """(parameters, cache, page table, queries, queries that choose) of one step."""
+    config = make_config(window)
     sinks = torch.zeros(KV_HEADS * group, device=DEVICE) if softmax1 else None
     params = AttentionParams(config, SCALE, mask_last_slot=True, sink_logits=sinks)
     generator = torch.Generator().manual_seed(group)
@@ -186,6 +192,24 @@ def test_a_landmark_writes_the_page_of_its_token():
     others = torch.arange(PAGES, device=DEVICE) != written
     assert torch.equal(cache.reprs[others].nan_to_num(), before[others].nan_to_num())
     assert counters.snapshot()["reprs_written"] == 1
+
+
+@pytest.mark.parametrize("processors", [None, 4, 108, 132])
+@pytest.mark.parametrize("group", [1, 8])
+def test_scratch_has_room_for_the_programs_of_any_batch(processors, group):
+    config = make_config()
+    for kv_heads in (1, 2, 8):
+        for rows in (1, 2, 3, 8, 16, 33, 130, 300):
+            all_rows = prior_decode.ROWS_PER_SEQUENCE * rows
+            size = DecodeSize(
+                all_rows, 100, kv_heads * group, kv_heads, 64, prior_decode.ROWS_PER_SEQUENCE
+            )  # fmt: skip
+            bound = decode_programs(config, lambda n: size.max_programs(processors, n))
+            for fewer in range(1, rows + 1):
+                busy = fewer * kv_heads
+                programs = sum(prior_decode.programs_of(processors, busy, group))
+                assert programs <= prior_decode.MOST_PROGRAMS
+                assert prior_decode.ROWS_PER_SEQUENCE * busy * programs <= bound
 
 
 if __name__ == "__main__":

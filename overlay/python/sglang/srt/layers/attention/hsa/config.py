@@ -19,8 +19,9 @@ WEIGHT_MODES = ("mass", "score")
 NOT_WEIGHTS = tuple(name for name, kind in KINDS.items() if kind.slow)
 DENSE_BACKENDS = ("fa3", "flashinfer", "triton", "torch_native")
 SINK_BACKENDS = ("fa3", "triton")  # of these, those that read learned sinks
-# Of these, those whose rows do not depend on their batch and, in SGLang's words, on what the radix cache had.
-INVARIANT_BACKENDS = ("fa3", "triton")
+INVARIANT_BACKEND = (
+    "triton"  # of these, the one whose rows depend on no batch and no radix cache
+)
 
 FIELD_PREFIX = "hsa_"
 WHOLE_PAST = 1 << 30  # a ``dense_below`` beyond every position

@@ -20,7 +20,7 @@ from sglang.srt.layers.attention.hsa.config import (
     DEFAULT_PREFILL,
     DENSE_BACKENDS,
     FIELD_PREFIX,
-    INVARIANT_BACKENDS,
+    INVARIANT_BACKEND,
     SELECTION_STRATEGIES,
     WEIGHT_MODES,
     HSAConfig,
@@ -241,10 +241,11 @@ def _default_dense_backend(args: ServerArgs) -> str:
     view = compat.arguments(args)
     if view.device == "cpu":
         return "torch_native"
+    if compat.is_deterministic(view):
+        return INVARIANT_BACKEND
     best = compat.default_backend(args)
     reads_keys = best != "fa3" or view.kv_cache_dtype != "fp8_e5m2"
-    allowed = INVARIANT_BACKENDS if compat.is_deterministic(view) else DENSE_BACKENDS
-    return best if best in allowed and reads_keys else "triton"
+    return best if best in DENSE_BACKENDS and reads_keys else "triton"
 
 
 def _size_window_pool(args: ServerArgs, model: ModelConfig) -> None:

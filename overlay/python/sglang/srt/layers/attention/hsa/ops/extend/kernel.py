@@ -30,17 +30,14 @@ from sglang.srt.layers.attention.hsa.ops.extend.attention_step import (
     prior_score,
     raw_logits,
 )
-from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
+from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan, rows_that_fit
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
 from sglang.srt.layers.attention.hsa.ops.select.page_lists import PageLists
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 KEYS_PER_STEP = 64
 MAX_STAGES = 3
-FOUR_PROGRAMS, THREE_PROGRAMS = (
-    128,
-    168,
-)  # registers of a thread, for so many on a multiprocessor
+FOUR_PROGRAMS = 128  # registers of a thread, for so many programs on a multiprocessor
 
 
 @triton.jit
@@ -300,6 +297,8 @@ def extend_hsa(
     group = num_heads // num_kv_heads
     group_block = triton.next_power_of_2(group)
     tile_rows, list_rows, batch_invariant = plan.tiling
+    if lists is None:
+        list_rows = min(tile_rows, rows_that_fit(group_block, max(head_dim, v_dim)))
     runs = tile_rows // list_rows
     rows = max(16, list_rows * group_block)  # tl.dot needs 16
     keys = KEYS_PER_STEP if reprs is None else params.page_size
@@ -308,9 +307,9 @@ def extend_hsa(
         keys = min(keys, params.page_size)
     step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
     stages = stages_that_fit(step_bytes, MAX_STAGES, shared_bytes(q.device))
-    registers = None
-    if q.element_size() == 2:
-        registers = fewest_registers(max(head_dim, v_dim), rows, reprs is not None)
+    shape = launch_shape(
+        max(head_dim, v_dim), rows, q.element_size(), reprs is not None
+    )
     _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](
         q,
         k_buffer,
@@ -368,21 +367,24 @@ def extend_hsa(
         KIND="" if reprs is None else params.kind.name,
         WIDTH=getattr(params.kind, "width", 0),
         PRECISION=dot_precision(q.dtype),
-        num_warps=4 if max(head_dim, v_dim) <= 128 and rows <= 64 else 8,
-        num_stages=stages if registers is None else 2,
-        maxnreg=registers,
+        **{"num_stages": stages, **shape},
     )
     return out
 
 
-def fewest_registers(dim: int, rows: int, by_score: bool) -> Optional[int]:
-    """Registers that a thread is limited to where one program more on a multiprocessor is worth it; None for no limit.
+def launch_shape(dim: int, rows: int, bytes_each: int, by_score: bool) -> dict:
+    """Warps, stages other than as many as fit, and the limit of registers.
+
+    Few registers make room for one program more on a multiprocessor. Few rows have little to share among warps.
 
     Args:
-        dim: of a key or a value, of 16 bits. rows: of a matrix product.
+        dim: of a key or a value; bytes_each: of its elements.
+        rows: of a matrix product.
+        by_score: pages have a softmax of their own.
     """
-    if dim <= 64:
-        return FOUR_PROGRAMS
-    if by_score and dim <= 128 and rows <= 32:
-        return THREE_PROGRAMS
-    return None
+    if by_score and rows == 16 and bytes_each == 2:
+        return dict(num_warps=2, num_stages=2)
+    shape = dict(num_warps=4 if dim <= 128 and rows <= 64 else 8)
+    if dim <= 64 and bytes_each == 2:
+        shape.update(num_stages=2, maxnreg=FOUR_PROGRAMS)
+    return shape

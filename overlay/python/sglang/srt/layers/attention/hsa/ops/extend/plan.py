@@ -16,6 +16,7 @@ from sglang.srt.layers.attention.hsa.page_repr import kind_named
 # Rows of a matrix product, by head dimension: what registers and shared memory hold.
 ROWS = {128: 64, 256: 32}
 MAX_LIST_ROWS = 32  # one bit of an int32 each
+LONE_ROWS = 16  # of a list where a page is weighed by score and a KV head has one query head: the least of a product
 SELECT_ROWS = 32  # of selection for group, with a second program beside it; at least MAX_LIST_ROWS
 SLOW_ROWS = 128  # of selection by slow_keys
 
@@ -43,6 +44,12 @@ def check_head_dim(head_dim: int) -> None:
         )
 
 
+def rows_that_fit(heads: int, head_dim: int) -> int:
+    """New tokens in one matrix product, with so many rows each."""
+    rows = next(rows for dim, rows in ROWS.items() if head_dim <= dim)
+    return min(MAX_LIST_ROWS, max(1, rows // heads))
+
+
 def choose_tiling(group: int, head_dim: int, config: HSAConfig) -> Tiling:
     """Tiling for ``group`` query heads per KV head and these options.
 
@@ -50,13 +57,14 @@ def choose_tiling(group: int, head_dim: int, config: HSAConfig) -> Tiling:
         ValueError: for a head dimension above 256.
     """
     check_head_dim(head_dim)
-    rows = next(rows for dim, rows in ROWS.items() if head_dim <= dim)
     heads = 1 << (group - 1).bit_length()
-    list_rows = min(MAX_LIST_ROWS, max(1, rows // heads))
+    list_rows = rows_that_fit(heads, head_dim)
     if kind_named(config.chunk_repr).slow:
         # A row of the selection's product is a query head.
         return Tiling(max(list_rows, SLOW_ROWS // heads), list_rows)
     if config.has_landmark_rows:  # a product for each of the heads
+        if group == 1:
+            list_rows = LONE_ROWS
         return Tiling(max(list_rows, SELECT_ROWS), list_rows)
     # The strategy group adds up the heads first: a row of the selection's product is a token.
     by_token = config.selection_strategy == "group"
