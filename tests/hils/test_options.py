@@ -50,6 +50,12 @@ def test_options_that_contradict_the_checkpoint(options, text):
     assert text in first and (not others or "slow_keys" in text)
 
 
+@pytest.mark.parametrize("size,aligned", [(64, 75), (60, 60), (8, 15), (-1, -1)])
+def test_chunks_are_whole_pages_and_no_smaller_than_asked(size, aligned):
+    """Pages of 15 tokens: prompts and sizes are powers of two, of which smaller chunks would leave a rest."""
+    assert arguments(chunked_prefill_size=size).chunked_prefill_size == aligned
+
+
 def test_budget_and_window_make_another_model(caplog):
     args = arguments(hsa_topk=7, hsa_window_size=64)
     assert args.hsa_topk == 7 and args.hsa_window_size == 64 and args.page_size == 15

@@ -285,7 +285,8 @@ def _limit_cuda_graphs(args: ServerArgs) -> None:
 def _align_chunked_prefill_to_pages(args: ServerArgs) -> None:
     """Prefill chunks end on page boundaries; SGLang asserts it for every page size.
 
-    With data-parallel attention SGLang will divide the size by the ranks.
+    Down, but up for the pages of 63 tokens of HiLS: of a prompt of 64K, chunks of 8,190 would leave 16 tokens for a pass of
+    their own. With data-parallel attention SGLang will divide the size by the ranks.
     """
     view = compat.arguments(args)
     size, page_size = view.chunked_prefill_size, view.page_size
@@ -293,7 +294,10 @@ def _align_chunked_prefill_to_pages(args: ServerArgs) -> None:
     unit = page_size * ranks
     if size is None or size <= 0 or size % unit == 0:
         return
-    aligned = max(size // unit, 1) * unit
+    up = (
+        page_size & (page_size - 1) != 0
+    )  # no power of two, as sizes and prompts like to be
+    aligned = max(size // unit + up, 1) * unit
     of_ranks = f" on each of {ranks} ranks" if ranks > 1 else ""
     logger.warning(
         f"HSA rounds chunked_prefill_size {size} to {aligned}, a multiple of page_size {page_size}{of_ranks}."
