@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
         help="options of the HSA arm, such as topk=16 prefill=sparse",
     )  # fmt: skip
     parser.add_argument("--page-size", type=int, default=64, help="of the dense arms (default: %(default)s)")
-    parser.add_argument("--deterministic", action="store_true", help="with --enable-deterministic-inference")
+    parser.add_argument("--deterministic", action="store_true", help="with --enable-deterministic-inference; HSA beside Triton then")
     parser.add_argument("--prefill-graphs", action="store_true", help="the dense arms keep SGLang's CUDA graphs of prefill")
     parser.add_argument(
         "--alike", type=int, default=1,
@@ -114,6 +114,8 @@ def run(backend: str, model: str, args: argparse.Namespace) -> list[dict]:
         options.update(without_prefill_graphs())
     if args.deterministic:
         options.update(enable_deterministic_inference=True)
+        if backend == "hsa":
+            options.update(hsa_dense_backend="triton")
     with sgl.Engine(
         model_path=model,
         load_format="dummy",

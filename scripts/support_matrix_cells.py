@@ -162,7 +162,7 @@ CELLS = (
         "Tensor parallel",
         "up to the KV heads",
         (SPARSE + "test_two_tensor_parallel_ranks", ON_GPU + "test_tensor_parallel_ranks"),
-        needs=TWO_GPUS,
+        needs=TWO_GPUS + "; four have not run, nor pages left out in half precision",
     ),
     Cell(
         "Tensor parallel",

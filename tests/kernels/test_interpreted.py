@@ -13,7 +13,7 @@ import sglang
 KERNEL_TESTS = {
     "decode": {
         "test_hsa_decode_kernels.py": 48,
-        "test_hsa_landmark_decode.py": 13,
+        "test_hsa_landmark_decode.py": 16,
         "test_hsa_decode_selection.py": 15,
         "test_hsa_dense_layers.py": 16,
         "test_hsa_draft_rows.py": 12,

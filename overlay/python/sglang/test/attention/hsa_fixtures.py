@@ -56,15 +56,19 @@ def random_prompts(lengths: Sequence[int]) -> List[List[int]]:
     return [rng.integers(0, 512, n).tolist() for n in lengths]
 
 
-def answers(llm, lengths: Sequence[int], new: int) -> List[dict]:
+def answers(
+    llm, lengths: Sequence[int], new: int, prompts_too: bool = False
+) -> List[dict]:
     """Greedy answers of ``new`` tokens, with their best log-probabilities, to random prompts of these lengths.
 
-    First to each prompt alone, then to all as a batch, which finds them in the radix cache if there is one.
+    First to each prompt alone, then to all as a batch, which finds them in the radix cache if there is one. With
+    ``prompts_too`` the first answers have the log-probabilities of their prompts.
     """
     prompts = random_prompts(lengths)
     sampling = dict(temperature=0, ignore_eos=True, max_new_tokens=new)
     ask = dict(sampling_params=sampling, return_logprob=True, top_logprobs_num=4)
-    outputs = [llm.generate(input_ids=p, **ask) for p in prompts]
+    more = dict(logprob_start_len=0) if prompts_too else {}
+    outputs = [llm.generate(input_ids=p, **ask, **more) for p in prompts]
     return outputs + llm.generate(input_ids=prompts, **ask)
 
 

@@ -18,6 +18,7 @@ from sglang.test.attention.hsa_rounding import (
     Float32Model,
     assert_same_pages,
     assert_same_rounding,
+    distances,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -30,16 +31,17 @@ four_devices = pytest.mark.skipif(
     torch.cuda.device_count() < 4, reason="needs four CUDA devices"
 )
 
-# Of two replicas that take turns, each gets a prompt with pages to choose from.
-LENGTHS = (1, 63, 700, 65, 64, 1500)
+# Of two replicas that take turns, each gets a prompt with pages to leave out: a window, and one page more than are selected.
+LENGTHS = (1, 63, 1400, 65, 64, 1500)
+FIRST_LEFT_OUT = GPU_ENGINE["hsa_window_size"] + 64 * (GPU_ENGINE["hsa_topk"] + 2)
 NEW = 48
 EVERY_PAGE = dict(hsa_topk=10**6)
 
 
-def generate(model_path, **engine):
+def generate(model_path, prompts_too=False, **engine):
     """``answers``, and the counters of each scheduler."""
     with sgl.Engine(model_path=model_path, **{**GPU_ENGINE, **engine}) as llm:
-        outputs = answers(llm, LENGTHS, NEW)
+        outputs = answers(llm, LENGTHS, NEW, prompts_too)
         info = llm.get_server_info()
     # Nothing switched graphs off, or on, behind our back.
     assert decodes_without_graphs(info) == engine.get("disable_cuda_graph", False)
@@ -78,21 +80,28 @@ def test_cuda_graphs_do_not_change_tokens(model_path, eager):
     assert 0 < counts["pages_selected"] < counts["pages_candidate"]
 
 
-def assert_answers_of_one_rank(model_path, errors, ranks, **options):
-    """With every page selected, as close to the model in float32; with pages left out, the pages of one rank.
-
-    ``ranks`` returns the arguments of an engine with several.
-    """
-    one, _ = generate(model_path, **options, **EVERY_PAGE)
-    several, counts = generate(model_path, **options, **EVERY_PAGE, **ranks())
-    assert all(c["pages_selected"] == c["pages_candidate"] > 0 for c in counts)
-    rounding = errors(one)
-    assert_same_rounding(errors(several), rounding)
+def assert_errors_of_one_rank(model_path, errors, ranks, **options):
+    """With every page selected, as close to the model in float32. ``ranks`` returns the arguments of several."""
+    options |= dict(EVERY_PAGE, prompts_too=True)
     one, _ = generate(model_path, **options)
     several, counts = generate(model_path, **options, **ranks())
-    assert all(0 < c["pages_selected"] < c["pages_candidate"] for c in counts)
-    assert_same_pages(several, one, rounding)
+    assert all(c["pages_selected"] == c["pages_candidate"] > 0 for c in counts)
+    assert_same_rounding(errors(several), errors(one))
     return counts
+
+
+def assert_pages_of_one_rank(model_path, ranks, **options):
+    """With pages left out, in float16: what rounding swaps moves far less than one page does."""
+    options |= dict(prompts_too=True)
+    one, _ = generate(model_path, **options)
+    fewer, _ = generate(model_path, **options, hsa_topk=GPU_ENGINE["hsa_topk"] - 1)
+    several, counts = generate(model_path, **options, **ranks())
+    assert all(0 < c["pages_selected"] < c["pages_candidate"] for c in counts)
+    prompts = 2 * random_prompts(LENGTHS)
+    moved, of_a_page = (
+        distances(prompts, other, one, FIRST_LEFT_OUT) for other in (several, fewer)
+    )
+    assert_same_pages(moved, of_a_page)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +114,16 @@ def assert_answers_of_one_rank(model_path, errors, ranks, **options):
     [pytest.param(2, marks=two_devices), pytest.param(4, marks=four_devices)],
 )
 def test_tensor_parallel_ranks(model_path, errors, ranks, options):
-    """Each of two ranks has one of the two KV heads; of four, two share each and choose for one query head."""
-    assert_answers_of_one_rank(
+    """Each of two ranks has one of the two KV heads; of four, two share each."""
+    assert_errors_of_one_rank(
         model_path, errors, lambda: dict(tp_size=ranks), **options
     )
+
+
+@two_devices
+def test_two_ranks_choose_the_pages_of_one(model_path):
+    """Four would choose for one query head each."""
+    assert_pages_of_one_rank(model_path, lambda: dict(tp_size=2))
 
 
 @two_devices
@@ -137,10 +152,10 @@ def test_data_parallel_attention(model_path, errors, graphs):
         port = get_free_port()
         return dict(tp_size=2, dp_size=2, enable_dp_attention=True, port=port)
 
-    counts = assert_answers_of_one_rank(
-        model_path, errors, ranks, disable_cuda_graph=not graphs
-    )
+    graphs = dict(disable_cuda_graph=not graphs)
+    counts = assert_errors_of_one_rank(model_path, errors, ranks, **graphs)
     assert len(counts) == 2
+    assert_pages_of_one_rank(model_path, ranks, **graphs)
 
 
 @two_devices

@@ -118,11 +118,17 @@ def expected(params, cache, table, q, chooser, places):
     "group,head_dim,window,softmax1",
     [(2, 16, 40, True), (1, 24, 1, False), (3, 16, 80, True)],
 )
-def test_rows_attend_by_the_definition(group, head_dim, window, softmax1):
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_rows_attend_by_the_definition(
+    group, head_dim, window, softmax1, batch_invariant
+):
+    """With a program each for pages and window, or in a batch-invariant step with 17 and 16."""
     params, cache, table, q, chooser = make(group, head_dim, window, softmax1)
     counters, rows = HSACounters(DEVICE), lengths()
     assert rows.tolist() == [237, 223, 0, 5, 0, 224, 0, 0]
-    size = DecodeSize(len(rows), table.shape[1], q.shape[1], KV_HEADS, head_dim, 2)
+    size = DecodeSize(
+        len(rows), table.shape[1], q.shape[1], KV_HEADS, head_dim, 2, batch_invariant
+    )
     decode = SplitDecode(params.config, counters, size, torch.device(DEVICE))
     decode.begin()
     out = decode.launch(q, cache, table, rows, params, select_q=chooser)

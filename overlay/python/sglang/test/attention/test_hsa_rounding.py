@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judge of engines that round in other ways: it lets rounding pass, and neither a wrong page nor a wrong head."""
+"""The judge of engines that round in other ways: it lets rounding pass, and no token that was not read."""
 
 import numpy as np
 import pytest
@@ -9,10 +9,13 @@ from sglang.test.attention.hsa_rounding import (
     Float32Model,
     assert_same_pages,
     assert_same_rounding,
+    distances,
 )
 
-NEW = 30
+NEW, FIRST = 30, 200
 NOISE = 1e-3
+# Pages are left out of the last alone.
+LENGTHS = (20, 30, 40, 50, 300)
 
 
 @pytest.fixture(scope="module")
@@ -22,44 +25,75 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prompts():
-    return random_prompts((20, 30, 40, 50))
+    return random_prompts(LENGTHS)
 
 
-def answers(model, prompts, noise, unread=0):
-    """Random answers with the log-probabilities of an engine that rounds, and does not read the first tokens of a prompt."""
+def answers(model, prompts, noise, unread=0, part=NEW):
+    """Answers of an engine that rounds, and does not read ``unread`` tokens in the middle of a long prompt.
+
+    A long prompt's text parts from the others after ``part`` tokens.
+    """
     rng = np.random.default_rng(int(noise * 1e6))
     outputs = []
     for prompt, tokens in zip(prompts, random_prompts([NEW] * len(prompts))):
-        logprobs = model.logprobs([*prompt[unread:], *tokens])[-NEW:]
-        logprobs = logprobs + noise * rng.normal(size=NEW)
-        entries = [(x, token, None) for x, token in zip(logprobs, tokens)]
-        meta_info = dict(output_token_logprobs=entries)
+        if len(prompt) > FIRST:
+            tokens = tokens[:part] + [t + 1 for t in tokens[part:]]
+        ids = [*prompt, *tokens]
+        found = model.logprobs(ids)
+        if unread and len(prompt) > FIRST:
+            others = model.logprobs(ids[:50] + ids[50 + unread :])
+            found = np.concatenate([found[: -len(others[50:])], others[50:]])
+        found = found + noise * rng.normal(size=len(found))
+        entries = [(x, token, None) for x, token in zip(found, ids[1:])]
+        meta_info = dict(
+            input_token_logprobs=[(None, ids[0], None), *entries[:-NEW]],
+            output_token_logprobs=entries[-NEW:],
+        )
         outputs.append(dict(output_ids=tokens, meta_info=meta_info))
     return outputs
 
 
-def test_rounding_passes(model, prompts):
-    one, other = (answers(model, prompts, noise) for noise in (NOISE, 1.5 * NOISE))
-    rounding = model.errors(prompts, one)
-    assert rounding.shape == (len(prompts) * NEW,)
+def judge(model, prompts, other):
+    """Against an engine that differs by a few tokens."""
+    one = answers(model, prompts, NOISE)
+    fewer = answers(model, prompts, NOISE, unread=16)
+    moved, few = (distances(prompts, x, one, FIRST) for x in (other, fewer))
+    assert_same_pages(moved, few)
+
+
+@pytest.mark.parametrize("part", [NEW, 0])
+def test_rounding_passes(model, prompts, part):
+    other = answers(model, prompts, 1.1 * NOISE, part=part)
+    rounding = model.errors(prompts, answers(model, prompts, NOISE))
+    assert rounding.shape == (sum(LENGTHS) + len(LENGTHS) * (NEW - 1),)
     assert_same_rounding(model.errors(prompts, other), rounding)
-    assert_same_pages(other, one, rounding)
+    judge(model, prompts, other)
 
 
-def test_a_prompt_that_is_not_read_whole_fails(model, prompts):
-    one, other = answers(model, prompts, NOISE), answers(model, prompts, NOISE, 10)
-    rounding = model.errors(prompts, one)
+def test_more_rounding_fails(model, prompts):
+    rounding = model.errors(prompts, answers(model, prompts, NOISE))
+    with pytest.raises(AssertionError):
+        assert_same_rounding(
+            model.errors(prompts, answers(model, prompts, 1.5 * NOISE)), rounding
+        )
+
+
+@pytest.mark.parametrize("part", [NEW, 0])
+def test_tokens_that_one_prompt_does_not_read_fail(model, prompts, part):
+    """Whether its text parts or not, and however many short prompts agree."""
+    other = answers(model, prompts, NOISE, unread=16, part=part)
+    rounding = model.errors(prompts, answers(model, prompts, NOISE))
     with pytest.raises(AssertionError):
         assert_same_rounding(model.errors(prompts, other), rounding)
     with pytest.raises(AssertionError):
-        assert_same_pages(other, one, rounding)
+        judge(model, prompts, other)
 
 
-def test_texts_that_part_at_once_fail(model, prompts):
-    one = answers(model, prompts, NOISE)
-    other = [dict(a, output_ids=[t + 1 for t in a["output_ids"]]) for a in one]
+def test_too_few_tokens_fail(model, prompts):
+    one, other = (answers(model, prompts, NOISE, unread) for unread in (0, 16))
+    some = distances(prompts, other, one, FIRST + 100)
     with pytest.raises(AssertionError):
-        assert_same_pages(other, one, model.errors(prompts, one))
+        assert_same_pages(0 * some, some)
 
 
 if __name__ == "__main__":

@@ -178,9 +178,9 @@ def handle_hsa_backend(args: ServerArgs) -> None:
             "--hsa-sink-pages 0: pretrained models attend their first tokens from everywhere, so most lose their "
             "answers without that page; leave it at 1 unless the model was trained so."
         )
-    _size_window_pool(args, model)
-    _limit_cuda_graphs(args)
     _align_chunked_prefill_to_pages(args)
+    _size_window_pool(args, model)  # a chunk's tokens among others
+    _limit_cuda_graphs(args)
 
 
 def _refuse_unused_options(view: ServerArgs) -> None:

@@ -33,6 +33,7 @@ from sglang.srt.layers.attention.hsa.ops.extend.attention_step import (
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan, rows_that_fit
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import query_features
 from sglang.srt.layers.attention.hsa.ops.select.page_lists import PageLists
+from sglang.srt.layers.attention.hsa.page_repr import PRIOR
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 KEYS_PER_STEP = 64
@@ -307,9 +308,8 @@ def extend_hsa(
         keys = min(keys, params.page_size)
     step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
     stages = stages_that_fit(step_bytes, MAX_STAGES, shared_bytes(q.device))
-    shape = launch_shape(
-        max(head_dim, v_dim), rows, q.element_size(), reprs is not None
-    )
+    kind = "" if reprs is None else params.kind.name
+    shape = launch_shape(max(head_dim, v_dim), rows, q.element_size(), kind)
     _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](
         q,
         k_buffer,
@@ -364,7 +364,7 @@ def extend_hsa(
         BY_SCORE=reprs is not None,
         SINK_LOGITS=params.sink_logits is not None and lse is None,
         MASK_LAST=params.mask_last_slot,
-        KIND="" if reprs is None else params.kind.name,
+        KIND=kind,
         WIDTH=getattr(params.kind, "width", 0),
         PRECISION=dot_precision(q.dtype),
         **{"num_stages": stages, **shape},
@@ -372,7 +372,7 @@ def extend_hsa(
     return out
 
 
-def launch_shape(dim: int, rows: int, bytes_each: int, by_score: bool) -> dict:
+def launch_shape(dim: int, rows: int, bytes_each: int, kind: str) -> dict:
     """Warps, stages other than as many as fit, and the limit of registers.
 
     Few registers make room for one program more on a multiprocessor. Few rows have little to share among warps.
@@ -380,11 +380,12 @@ def launch_shape(dim: int, rows: int, bytes_each: int, by_score: bool) -> dict:
     Args:
         dim: of a key or a value; bytes_each: of its elements.
         rows: of a matrix product.
-        by_score: pages have a softmax of their own.
+        kind: of representation by which pages are weighed; "" if they are not.
     """
-    if by_score and rows == 16 and bytes_each == 2:
+    if kind == PRIOR.name and rows == 16 and bytes_each == 2:
         return dict(num_warps=2, num_stages=2)
     shape = dict(num_warps=4 if dim <= 128 and rows <= 64 else 8)
-    if dim <= 64 and bytes_each == 2:
+    # The scores of linear kinds need more registers.
+    if dim <= 64 and bytes_each == 2 and kind in ("", PRIOR.name):
         shape.update(num_stages=2, maxnreg=FOUR_PROGRAMS)
     return shape
