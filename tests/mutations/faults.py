@@ -289,6 +289,14 @@ LANDMARKS = (
         kernel=True,
     ),
     Fault(
+        "programs of a landmark's window begin where those of the pages end",
+        HSA + "ops/select/prior_decode.py",
+        "split - page_programs,",
+        "split,",
+        "test_hsa_landmark_decode.py::test_rows_attend_by_the_definition",
+        kernel=True,
+    ),
+    Fault(
         "the query that attends chooses pages",
         HSA + "ops/select/prior_decode.py",
         "chooser = select_q + b",
