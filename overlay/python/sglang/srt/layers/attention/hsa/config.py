@@ -19,9 +19,8 @@ WEIGHT_MODES = ("mass", "score")
 NOT_WEIGHTS = tuple(name for name, kind in KINDS.items() if kind.slow)
 DENSE_BACKENDS = ("fa3", "flashinfer", "triton", "torch_native")
 SINK_BACKENDS = ("fa3", "triton")  # of these, those that read learned sinks
-INVARIANT_BACKEND = (
-    "triton"  # of these, the one whose rows depend on no batch and no radix cache
-)
+# Of these, the one whose rows depend on no batch and no radix cache.
+INVARIANT_BACKEND = "triton"
 
 FIELD_PREFIX = "hsa_"
 WHOLE_PAST = 1 << 30  # a ``dense_below`` beyond every position

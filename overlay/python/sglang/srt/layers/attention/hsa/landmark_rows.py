@@ -50,9 +50,11 @@ class LandmarkRows:
         if not len(self.landmarks):
             return tokens
         rows = tokens.new_empty((self.num_rows, *tokens.shape[1:]))
-        count = len(self.tokens)
-        rows[slice(count) if self.tokens_first else self.tokens] = tokens
-        rows[slice(count, None) if self.tokens_first else self.landmarks] = landmarks
+        if self.tokens_first:
+            count = len(self.tokens)
+            rows[:count], rows[count:] = tokens, landmarks
+        else:
+            rows[self.tokens], rows[self.landmarks] = tokens, landmarks
         return rows
 
     def drop(self, rows: torch.Tensor) -> torch.Tensor:

@@ -294,9 +294,8 @@ def _align_chunked_prefill_to_pages(args: ServerArgs) -> None:
     unit = page_size * ranks
     if size is None or size <= 0 or size % unit == 0:
         return
-    up = (
-        page_size & (page_size - 1) != 0
-    )  # no power of two, as sizes and prompts like to be
+    # No power of two, as sizes and prompts like to be.
+    up = page_size & (page_size - 1) != 0
     aligned = max(size // unit + up, 1) * unit
     of_ranks = f" on each of {ranks} ranks" if ranks > 1 else ""
     logger.warning(

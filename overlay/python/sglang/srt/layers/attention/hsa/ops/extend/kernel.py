@@ -309,7 +309,7 @@ def extend_hsa(
     step_bytes = keys * (head_dim + v_dim) * k_buffer.element_size()
     stages = stages_that_fit(step_bytes, MAX_STAGES, shared_bytes(q.device))
     kind = "" if reprs is None else params.kind.name
-    shape = launch_shape(max(head_dim, v_dim), rows, q.element_size(), kind)
+    shape = launch_shape(max(head_dim, v_dim), rows, q.element_size(), kind, stages)
     _extend_hsa_kernel[(len(plan.tiles) * runs * num_kv_heads,)](
         q,
         k_buffer,
@@ -367,13 +367,13 @@ def extend_hsa(
         KIND=kind,
         WIDTH=getattr(params.kind, "width", 0),
         PRECISION=dot_precision(q.dtype),
-        **{"num_stages": stages, **shape},
+        **shape,
     )
     return out
 
 
-def launch_shape(dim: int, rows: int, bytes_each: int, kind: str) -> dict:
-    """Warps, stages other than as many as fit, and the limit of registers.
+def launch_shape(dim: int, rows: int, bytes_each: int, kind: str, stages: int) -> dict:
+    """Warps, stages and the limit of registers.
 
     Few registers make room for one program more on a multiprocessor. Few rows have little to share among warps.
 
@@ -381,11 +381,12 @@ def launch_shape(dim: int, rows: int, bytes_each: int, kind: str) -> dict:
         dim: of a key or a value; bytes_each: of its elements.
         rows: of a matrix product.
         kind: of representation by which pages are weighed; "" if they are not.
+        stages: as many as fit.
     """
     if kind == PRIOR.name and rows == 16 and bytes_each == 2:
         return dict(num_warps=2, num_stages=2)
-    shape = dict(num_warps=4 if dim <= 128 and rows <= 64 else 8)
+    num_warps = 4 if dim <= 128 and rows <= 64 else 8
     # The scores of linear kinds need more registers.
     if dim <= 64 and bytes_each == 2 and kind in ("", PRIOR.name):
-        shape.update(num_stages=2, maxnreg=FOUR_PROGRAMS)
-    return shape
+        return dict(num_warps=num_warps, num_stages=2, maxnreg=FOUR_PROGRAMS)
+    return dict(num_warps=num_warps, num_stages=stages)
