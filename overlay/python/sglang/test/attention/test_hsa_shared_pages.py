@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sequences that share pages: representations written by several programs at once, and questions about one prefix."""
+"""Sequences that share pages: representations written by several programs at once, and questions about one prefix.
+
+Pages whose keys arrived from elsewhere, which a decode pass represents.
+"""
 
 import pytest
 import torch
 
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
-from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import write_pages
+from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
+    AllLayers,
+    write_committed_pages,
+    write_pages,
+)
 from sglang.srt.layers.attention.hsa.ops.page_repr.reference import page_repr_fwd
 from sglang.srt.layers.attention.hsa.ops.select.slow_extend import (
     Group,
@@ -56,6 +63,100 @@ def test_pages_that_many_sequences_heal_at_once(kind):
         write_pages(cache, table, plan.pages, counters, params)
         torch.testing.assert_close(reprs[shared].cpu(), expected[shared], **near)
     assert int(counters.sum()) == rounds * pages
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["slow_keys", "mean_std"])
+@pytest.mark.parametrize("heads,dim", [(1, 64), (3, 64), (8, 128), (5, 256)])
+def test_a_decode_pass_represents_pages_that_arrived(kind, heads, dim):
+    """All heads of all layers, several in a tile; more pages than programs; not one that a row still writes."""
+    size, num_layers, pages = 64, 2, 21
+    params = make_params(chunk_repr=kind)
+    channels = rotary_channels(dim) if params.kind.slow else None
+    batches = [
+        make_batch(
+            [pages * size], page_size=size, num_kv_heads=heads, head_dim=dim, seed=seed
+        )
+        for seed in range(num_layers)
+    ]
+    keys = [batch.k_buffer.to(DEVICE) for batch in batches]
+    table = batches[0].page_table[0].long()
+    # The second layer has no keys of its own in some of the first one's pages.
+    keys[1][:] = keys[1].nan_to_num(0.5)
+    every = torch.arange(len(keys[0]) // size)
+    expected = [page_repr_fwd(k.cpu(), every, params, channels) for k in keys]
+    reprs = [torch.zeros_like(e, device=DEVICE) for e in expected]
+    stamps = [torch.zeros(len(every), dtype=torch.int64, device=DEVICE) for _ in keys]
+    versions = torch.full_like(stamps[0], 3)
+    written, still_open = table[:-1], table[7]
+    own = (still_open * size + 5).reshape(1).to(DEVICE)
+    slots = (table[:, None] * size + torch.arange(size)).flatten().int().to(DEVICE)
+    on_device = None if channels is None else channels.to(DEVICE)
+    counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
+    addresses = [
+        torch.tensor([t.data_ptr() for t in of_layers], dtype=torch.uint64).to(DEVICE)
+        for of_layers in (keys, reprs, stamps)
+    ]
+    write_committed_pages(
+        AllLayers(
+            *addresses,
+            torch.ones(num_layers, device=DEVICE),
+            None if channels is None else on_device.expand(num_layers, -1).contiguous(),
+            LayerCache(keys[0], None, reprs[0], stamps[0], versions, on_device),
+        ),
+        versions,
+        slots[None],
+        torch.zeros(1, dtype=torch.int64, device=DEVICE),
+        torch.tensor([pages * size - 7], device=DEVICE),
+        1,
+        own,
+        counters,
+        params,
+        recent=1,
+    )
+    arrived = written[written != still_open]
+    near = dict(rtol=0, atol=0) if params.kind.slow else dict(rtol=1e-3, atol=1e-3)
+    for layer in range(num_layers):
+        found = reprs[layer].cpu()
+        torch.testing.assert_close(found[arrived], expected[layer][arrived], **near)
+        others = torch.ones(len(every), dtype=torch.bool)
+        others[arrived] = False
+        assert not found[others].any()
+        assert (stamps[layer].cpu() == 3 * ~others).all()
+    assert int(counters.sum()) == num_layers * len(arrived)
+
+
+@needs_kernels
+def test_keys_in_the_middle_of_two_levels_get_the_upper_one():
+    """And those next below it the lower one, at steps of which no reciprocal is exact."""
+    size, dim, heads = 64, 64, 2
+    params = make_params(chunk_repr="slow_keys")
+    channels = rotary_channels(dim)
+    steps = torch.linspace(1.0, 2.0, dim).to(torch.bfloat16).float()
+    middles = (torch.arange(15)[:, None] + 0.5) * steps
+    below = torch.nextafter(middles, torch.zeros(()))
+    ends = torch.stack([torch.zeros(dim), 15 * steps])
+    keys = torch.cat([ends, middles, below, ends.repeat(16, 1)])[:, None]
+    keys = keys.expand(size, heads, dim).contiguous()
+    expected = torch.cat([torch.arange(1, 16), torch.arange(15)]).expand(dim // 2, -1)
+
+    reprs = page_repr_fwd(keys, torch.tensor([0]), params, channels)
+    stored = torch.zeros_like(reprs, device=DEVICE)
+    versions = torch.ones(1, dtype=torch.int64, device=DEVICE)
+    on_device = keys.to(DEVICE)
+    write_pages(
+        LayerCache(
+            on_device, None, stored, versions - 1, versions, channels.to(DEVICE)
+        ),
+        torch.zeros(1, 1, dtype=torch.int32, device=DEVICE),
+        torch.tensor([[0, 0, 1]], device=DEVICE),
+        torch.zeros(6, dtype=torch.int64, device=DEVICE),
+        params,
+    )
+    for found in (reprs, stored.cpu()):
+        codes = params.kind.keys(found, len(channels))[0, 0, 2:32].T
+        step = steps[channels.long()][:, None]
+        torch.testing.assert_close((codes / step).round(), expected.float())
 
 
 def test_groups_of_sequences():

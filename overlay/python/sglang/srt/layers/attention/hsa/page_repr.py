@@ -93,7 +93,8 @@ class SlowKeys:
     """Every key of the page in 4 bits per channel, of the channels that rotate slowest.
 
     A representation is bytes: for each of the R channels its lowest value, then its step (both bfloat16), then for each
-    key R / 2 bytes, of which byte i holds the codes of channels i (low bits) and i + R / 2.
+    key R / 2 bytes, of which byte i holds the codes of channels i (low bits) and i + R / 2. A code is the level next to the
+    key, the upper one in the middle of two.
 
     The arguments ``channels`` are the kept channels of the layer ``[R]`` int32, see ``slow_channels``.
     """
@@ -119,8 +120,9 @@ class SlowKeys:
         low = low.to(torch.bfloat16)
         step = ((high - low.float()) / LEVELS).clamp(min=SMALLEST_STEP)
         step = step.to(torch.bfloat16)
-        code = (kept - low.float().unsqueeze(2)) / step.float().unsqueeze(2)
-        code = (code + 0.5).floor().clamp(0, LEVELS).to(torch.uint8)
+        above, steps = kept - low.float().unsqueeze(2), step.float().unsqueeze(2)
+        # The products are exact: no implementation rounds a key to another level.
+        code = sum((above >= (level + 0.5) * steps).byte() for level in range(LEVELS))
         first, second = code.chunk(2, dim=-1)
         parts = (
             low.view(torch.uint8),

@@ -10,11 +10,16 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.common import REPRS_HEALED, REPRS_WRITTEN
-from sglang.srt.layers.attention.hsa.ops.page_repr.store import store_representation
+from sglang.srt.layers.attention.hsa.ops.page_repr.store import (
+    heads_at_once,
+    store_representations,
+)
 from sglang.srt.layers.attention.hsa.page_repr import num_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
-PAGES_PER_SEARCH = 256
+PAGES_PER_SEARCH = 64
+# Of a thread. Most programs find nothing to represent, and more of them fit on a multiprocessor.
+SEARCH_REGISTERS = 128
 LEAST_SEARCHERS = 4  # programs that share the search of a sequence and layer
 
 
@@ -58,6 +63,7 @@ def _write_committed_pages_kernel(
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
     KEPT: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     NEW: tl.constexpr,
     RECENT: tl.constexpr,
     PAGES: tl.constexpr,
@@ -95,10 +101,11 @@ def _write_committed_pages_kernel(
                 new_keys = _slots_in(page, out_slots, num_slots, PAGE_SIZE, PAGES)
                 complete = new_keys == 0
             if complete:
-                store_representation(
+                store_representations(
                     k + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
                     e + page * stride_repr_page + g * stride_repr_head,
-                    layer_channels, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
+                    layer_channels, k_scale, stride_k_slot, stride_k_head, stride_repr_head,
+                    HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT, 1, 1,
                 )  # fmt: skip
                 # Written once more while the page is recent, and by every sequence that shares it: the same bytes,
                 # one count.
@@ -111,7 +118,7 @@ def _write_committed_pages_kernel(
             recent = pages
 
         # The other pages have a representation, but for one that a request filled in its last pass before this one
-        # found it in the radix tree. The programs share the search.
+        # found it in the radix tree, and those whose keys came from elsewhere. The programs share the search.
         n = tl.arange(0, PAGES)
         for lo in range(g * PAGES, recent, tl.num_programs(1) * PAGES):
             index = lo + n
@@ -128,12 +135,11 @@ def _write_committed_pages_kernel(
                 lost = tl.sum(tl.where(n == lane, page, 0))
                 current = tl.sum(tl.where(n == lane, version, 0))
                 if _slots_in(lost, out_slots, num_slots, PAGE_SIZE, PAGES) == 0:
-                    for head in range(KV_HEADS):
-                        store_representation(
-                            k + lost * PAGE_SIZE * stride_k_slot + head * stride_k_head,
-                            e + lost * stride_repr_page + head * stride_repr_head,
-                            layer_channels, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
-                        )  # fmt: skip
+                    store_representations(
+                        k + lost * PAGE_SIZE * stride_k_slot, e + lost * stride_repr_page,
+                        layer_channels, k_scale, stride_k_slot, stride_k_head, stride_repr_head,
+                        HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT, KV_HEADS, AT_ONCE,
+                    )  # fmt: skip
                     if tl.atomic_xchg(stamps + lost, current) != current:
                         one = tl.full((), 1, tl.int64)
                         tl.atomic_add(counters + REPRS_HEALED, one)
@@ -164,6 +170,7 @@ def _write_pages_kernel(
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
     KEPT: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):
     entry = pages + tl.program_id(0) * 3
     b = tl.load(entry).to(tl.int64)
@@ -175,12 +182,11 @@ def _write_pages_kernel(
     stamp = tl.atomic_add(stamps + page, tl.full((), 0, tl.int64))
     # A page without a version belongs to a later batch: this row's request has ended.
     if (version >= 0) & (completed_now | (stamp != version)):
-        for g in range(KV_HEADS):
-            store_representation(
-                k_buffer + page * PAGE_SIZE * stride_k_slot + g * stride_k_head,
-                repr_buffer + page * stride_repr_page + g * stride_repr_head,
-                channels, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT,
-            )  # fmt: skip
+        store_representations(
+            k_buffer + page * PAGE_SIZE * stride_k_slot, repr_buffer + page * stride_repr_page,
+            channels, k_scale, stride_k_slot, stride_k_head, stride_repr_head,
+            HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH, KEPT, KV_HEADS, AT_ONCE,
+        )  # fmt: skip
         # Sequences that share the page write the same bytes; the first to stamp it counts it.
         if tl.atomic_xchg(stamps + page, version) != version:
             tl.atomic_add(
@@ -218,14 +224,17 @@ class AllLayers(NamedTuple):
 
 
 def _constants(cache: LayerCache, params: AttentionParams) -> dict:
-    head_dim, kind = cache.keys.shape[-1], params.kind
+    (kv_heads, head_dim), kind = cache.keys.shape[1:], params.kind
+    kept = num_channels(head_dim)
     return dict(
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
         PAGE_SIZE=params.page_size,
         KIND=kind.name,
         WIDTH=0 if kind.slow else kind.width,
-        KEPT=num_channels(head_dim),
+        KEPT=kept,
+        KV_HEADS=kv_heads,
+        AT_ONCE=heads_at_once(kv_heads, kept),
     )
 
 
@@ -284,11 +293,11 @@ def write_committed_pages(
         req_to_token.stride(0),
         K_DTYPE=TL_DTYPES[keys.dtype],
         REPR_DTYPE=TL_DTYPES[reprs.dtype],
-        KV_HEADS=keys.shape[1],
         **_constants(layers.first, params),
         NEW=None if per_request else new_lens,
         RECENT=recent,
         PAGES=PAGES_PER_SEARCH,
+        maxnreg=SEARCH_REGISTERS,
     )
 
 
@@ -325,6 +334,5 @@ def write_pages(
         reprs.stride(0),
         reprs.stride(1),
         page_table.stride(0),
-        KV_HEADS=keys.shape[1],
         **_constants(cache, params),
     )

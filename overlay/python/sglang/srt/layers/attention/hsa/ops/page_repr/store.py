@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The representation of one page and KV head inside a Triton program: from its keys to what is stored."""
+"""Representations of one page inside a Triton program: from its keys to what is stored."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from sglang.srt.layers.attention.hsa.ops.linear_kinds import page_features
 
 LEVELS: tl.constexpr = tl.constexpr(float(page_repr.LEVELS))
 SMALLEST_STEP: tl.constexpr = tl.constexpr(page_repr.SMALLEST_STEP)
+MOST_COLUMNS = 32  # of a tile: pairs of a head and a channel
+
+
+def heads_at_once(kv_heads: int, kept: int) -> int:
+    """Heads of one tile of slow_keys that keeps so many channels: a power of two."""
+    return min(triton.next_power_of_2(kv_heads), max(2 * MOST_COLUMNS // kept, 1))
 
 
 @triton.jit
@@ -21,18 +27,21 @@ def _upper_half(x):
 
 
 @triton.jit
-def _store_bounds(keys, bounds, kept, KEPT: tl.constexpr):
-    """Store lowest values and steps of keys ``[P, C]`` float32 at ``bounds`` ``[C]``; returns their codes ``[P, C]`` uint8."""
-    low_bits = _upper_half(tl.min(keys, axis=0))
+def _store_bounds(keys, bounds, inside, KEPT: tl.constexpr):
+    """Store lowest values and steps of keys ``[C, P]`` float32 at ``bounds`` ``[C]``; returns their codes ``[C, P]`` uint8."""
+    low_bits = _upper_half(tl.min(keys, axis=1))
     low = (low_bits << 16).to(tl.float32, bitcast=True)
-    step = tl.div_rn(tl.max(keys, axis=0) - low, LEVELS)
+    step = tl.div_rn(tl.max(keys, axis=1) - low, LEVELS)
     step_bits = _upper_half(tl.maximum(step, SMALLEST_STEP))
     step = (step_bits << 16).to(tl.float32, bitcast=True)
-    tl.store(bounds, low_bits.to(tl.uint16), mask=kept)
-    tl.store(bounds + KEPT, step_bits.to(tl.uint16), mask=kept)
-    shape: tl.constexpr = keys.shape
-    code = tl.div_rn(keys - low[None, :], tl.broadcast_to(step[None, :], shape))
-    code = tl.floor(code + 0.5)
+    tl.store(bounds, low_bits.to(tl.uint16), mask=inside)
+    tl.store(bounds + KEPT, step_bits.to(tl.uint16), mask=inside)
+    # A division for each key would cost most of the kernel; the products below are exact.
+    above = keys - low[:, None]
+    step = step[:, None]
+    code = tl.floor(above * tl.div_rn(1.0, step) + 0.5)
+    code += (above >= (code + 0.5) * step).to(tl.float32)
+    code -= (above < (code - 0.5) * step).to(tl.float32)
     return tl.minimum(tl.maximum(code, 0.0), LEVELS).to(tl.uint8)
 
 
@@ -43,21 +52,34 @@ def _store_slow_keys(
     channels,
     k_scale,
     stride_k_slot,
+    stride_k_head,
+    stride_repr_head,
     PAGE_SIZE: tl.constexpr,
     KEPT: tl.constexpr,
+    HEADS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):
-    """``SlowKeys.represent`` of one page and head, whose first key is at ``keys_ptr``, into the bytes at ``target``."""
+    """``SlowKeys.represent`` of the heads from that at ``keys_ptr``, into the bytes at ``target``; AT_ONCE in a tile."""
     HALF: tl.constexpr = KEPT // 2
-    slot = tl.arange(0, PAGE_SIZE)[:, None]
-    c = tl.arange(0, HALF)
-    row = keys_ptr + slot * stride_k_slot
-    bounds = target.to(tl.pointer_type(tl.uint16)) + c
-    first = tl.load(row + tl.load(channels + c)[None, :]).to(tl.float32) * k_scale
-    code = _store_bounds(first, bounds, c < HALF, KEPT)
-    second = tl.load(row + tl.load(channels + HALF + c)[None, :])
-    second = second.to(tl.float32) * k_scale
-    code |= _store_bounds(second, bounds + HALF, c < HALF, KEPT) << 4
-    tl.store(target + 4 * KEPT + slot * HALF + c[None, :], code)
+    slot = tl.arange(0, PAGE_SIZE)[None, :]
+    # Without the hint a thread would take neighbouring channels, for its store, and each channel's bounds go through all lanes.
+    column = tl.max_contiguous(tl.arange(0, AT_ONCE * HALF), 1)
+    c = column % HALF
+    for lo in range(0, HEADS, AT_ONCE):
+        head = lo + column // HALF
+        inside = head < HEADS
+        keys = keys_ptr + slot * stride_k_slot + (head * stride_k_head)[:, None]
+        bytes_ptr = target + head * stride_repr_head
+        bounds = bytes_ptr.to(tl.pointer_type(tl.uint16)) + c
+        first = keys + tl.load(channels + c)[:, None]
+        first = tl.load(first, mask=inside[:, None], other=0.0).to(tl.float32) * k_scale
+        code = _store_bounds(first, bounds, inside, KEPT)
+        second = keys + tl.load(channels + HALF + c)[:, None]
+        second = tl.load(second, mask=inside[:, None], other=0.0).to(tl.float32)
+        second = second * k_scale
+        code |= _store_bounds(second, bounds + HALF, inside, KEPT) << 4
+        codes = (bytes_ptr + 4 * KEPT + c)[:, None] + slot * HALF
+        tl.store(codes, code, mask=inside[:, None])
 
 
 @triton.jit
@@ -66,46 +88,59 @@ def _store_linear(
     target,
     k_scale,
     stride_k_slot,
+    stride_k_head,
+    stride_repr_head,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
+    HEADS: tl.constexpr,
 ):
-    """A linear kind's representation of one page and head, whose first key is at ``keys_ptr``, at ``target``."""
+    """A linear kind's representations of the heads from that at ``keys_ptr``, at ``target``; one after the other."""
     d = tl.arange(0, BLOCK_D)
     in_head = d < HEAD_DIM
     slot = tl.arange(0, PAGE_SIZE)[:, None]
-    keys = tl.load(
-        keys_ptr + slot * stride_k_slot + d[None, :], mask=in_head[None, :], other=0.0
-    )
-    first, second = page_features(keys.to(tl.float32) * k_scale, PAGE_SIZE, KIND)
     dtype: tl.constexpr = target.dtype.element_ty
-    tl.store(target + d, first.to(dtype), mask=in_head)
-    if WIDTH == 2:
-        tl.store(target + HEAD_DIM + d, second.to(dtype), mask=in_head)
+    for head in range(HEADS):
+        keys = keys_ptr + head * stride_k_head + slot * stride_k_slot + d[None, :]
+        keys = tl.load(keys, mask=in_head[None, :], other=0.0).to(tl.float32)
+        first, second = page_features(keys * k_scale, PAGE_SIZE, KIND)
+        e = target + head * stride_repr_head + d
+        tl.store(e, first.to(dtype), mask=in_head)
+        if WIDTH == 2:
+            tl.store(e + HEAD_DIM, second.to(dtype), mask=in_head)
 
 
 @triton.jit
-def store_representation(
+def store_representations(
     keys_ptr,
     target,
     channels,
     k_scale,
     stride_k_slot,
+    stride_k_head,
+    stride_repr_head,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
     KEPT: tl.constexpr,
+    HEADS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):
-    """E of one page and head, whose first key is at ``keys_ptr``, at ``target``. WIDTH is 0 for slow_keys."""
+    """E of so many KV heads of one page, the first of which has its first key at ``keys_ptr`` and its E at ``target``.
+
+    WIDTH is 0 for slow_keys, which takes AT_ONCE heads at a time.
+    """
     if WIDTH == 0:
         _store_slow_keys(
-            keys_ptr, target, channels, k_scale, stride_k_slot, PAGE_SIZE, KEPT
-        )
+            keys_ptr, target, channels, k_scale, stride_k_slot, stride_k_head, stride_repr_head, PAGE_SIZE, KEPT, HEADS,
+            AT_ONCE,
+        )  # fmt: skip
     else:
         _store_linear(
-            keys_ptr, target, k_scale, stride_k_slot, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND, WIDTH
+            keys_ptr, target, k_scale, stride_k_slot, stride_k_head, stride_repr_head, HEAD_DIM, BLOCK_D, PAGE_SIZE, KIND,
+            WIDTH, HEADS,
         )  # fmt: skip
