@@ -162,7 +162,7 @@ CELLS = (
         "Tensor parallel",
         "up to the KV heads",
         (SPARSE + "test_two_tensor_parallel_ranks", ON_GPU + "test_tensor_parallel_ranks"),
-        needs=TWO_GPUS + "; four have not run, nor pages left out in half precision",
+        needs=TWO_GPUS + "; four have not run",
     ),
     Cell(
         "Tensor parallel",
@@ -179,7 +179,7 @@ CELLS = (
             IN_TREE + "test_hsa_padded_batches.py::test_rows_of_no_request",
             ON_GPU + "test_data_parallel_attention",
         ),
-        needs="`scripts/test.sh -m slow` for the second, two CUDA devices for the last, of which half has run",
+        needs="`scripts/test.sh -m slow` for the second, two CUDA devices for the last",
     ),
     Cell("Data parallel", "attention, with SGLang 0.5.12 and earlier", refusal="data-parallel attention"),
     Cell(

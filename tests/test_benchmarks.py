@@ -37,6 +37,17 @@ def test_without_a_cuda_device_they_end_with_one_line(child_env):
     assert SCRIPTS and "Traceback" not in done.stderr
 
 
+def test_the_model_of_several_gpus():
+    """Within a sixth of each measurement, and the page shows what it prints."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import scale_model
+
+    for what, _, measured, model in scale_model.CHECKS:
+        assert 5 / 6 < model() / measured < 7 / 6, what
+    page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    assert scale_model.check_table() in page and scale_model.scale_table() in page
+
+
 def steps(path, geometry="345m", backends=("hsa", "fa3")):
     """The output of a run of bench_steps.py."""
     rows = [

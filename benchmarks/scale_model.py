@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What more GPUs do, on paper: steps, prompts and output of an 8B shape on ranks and replicas, beside what was measured.
+
+Prints two tables for docs/scaling.md, which explains them. Needs nothing but Python.
+
+    python benchmarks/scale_model.py
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# 8B shape, bfloat16.
+LAYERS, HIDDEN, HEADS, KV_HEADS, DIM = 36, 4096, 32, 8, 128
+LAYER_PARAMETERS = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV_HEADS * DIM + 3 * HIDDEN * 12288
+EMBEDDING = 151936 * HIDDEN
+# HSA's defaults: slow_keys, 32 pages of 64, window of 512, a sink; the first layer is dense.
+PAGE, ATTENDED, REPRESENTATION = 64, (1 + 32 + 9) * 64, 4 * 64 + 64 * 32  # pages' slots; bytes of a page and KV head
+
+# Fitted to one H200 (docs/scaling.md says to what).
+BANDWIDTH = 4.2e12  # bytes/s that a step reads
+PER_LAYER = 33e-6  # s of a decode layer's launches and small kernels
+LEAST_SPARSE = 24e-6  # s of selection and attention of a layer, however little it reads
+SPARSE_EFFICIENCY = 0.7  # of BANDWIDTH
+FLOPS = 605e12
+SHARED = {"hsa": 0.81, "fa3": 0.62}  # of the time, where sequences read one document through the L2 cache
+# Fitted to two.
+ALL_REDUCE = 275e9  # bytes/s
+# Assumed.
+LATENCY = 10e-6  # s of the all-reduce of a decode step
+MEMORY = 0.88 * 141e9
+
+
+class Deployment(NamedTuple):
+    """``replicas`` servers of ``ranks`` tensor-parallel GPUs each."""
+
+    ranks: int
+    replicas: int
+
+    def __str__(self) -> str:
+        return f"{self.replicas} x {self.ranks}"
+
+
+def kv_bytes(tokens: float) -> float:
+    """Of one layer, all KV heads."""
+    return tokens * 2 * KV_HEADS * DIM * 2
+
+
+def sparse_bytes(tokens: float) -> float:
+    """What a decode step reads of one sequence in a layer with HSA: representations, and the pages it attends."""
+    return tokens / PAGE * KV_HEADS * REPRESENTATION + kv_bytes(min(tokens, ATTENDED))
+
+
+def step(backend: str, ranks: int, sequences: float, tokens: float, shared: bool = False) -> float:
+    """Seconds of a decode step of so many sequences of ``tokens``; ``shared``: of one document."""
+    hit = SHARED[backend] if shared else 1.0
+    dense = sequences * kv_bytes(tokens) / ranks / BANDWIDTH * (SHARED["fa3"] if shared else 1.0)
+    seconds = 2 * (LAYERS * LAYER_PARAMETERS + EMBEDDING) / ranks / BANDWIDTH + LAYERS * PER_LAYER
+    if ranks > 1:
+        seconds += 2 * LAYERS * LATENCY
+    if backend == "fa3":
+        return seconds + LAYERS * dense
+    reads = sequences * sparse_bytes(tokens) / ranks / BANDWIDTH / SPARSE_EFFICIENCY * hit
+    return seconds + dense + (LAYERS - 1) * max(LEAST_SPARSE, reads)
+
+
+def prefill(ranks: int, tokens: float, prefix: float = 0) -> float:
+    """Seconds of a prompt's ``tokens`` behind a cached ``prefix``; attention is dense, as HSA's is below 64K."""
+    products = 2 * LAYERS * LAYER_PARAMETERS * tokens
+    attention = 4 * HEADS * DIM * LAYERS * tokens * (prefix + tokens / 2)
+    seconds = (products + attention) / ranks / FLOPS
+    exchanged = 2 * LAYERS * tokens * HIDDEN * 2 * 2 * (ranks - 1) / ranks
+    return seconds + exchanged / ALL_REDUCE
+
+
+def capacity(backend: str, ranks: int) -> int:
+    """Tokens whose keys and values fit beside the weights, and with HSA their representations."""
+    per_token = LAYERS * kv_bytes(1)
+    if backend == "hsa":
+        per_token += (LAYERS - 1) * KV_HEADS * REPRESENTATION / PAGE
+    return int((MEMORY * ranks - 2 * (LAYERS * LAYER_PARAMETERS + EMBEDDING)) / per_token)
+
+
+def unique(backend: str, where: Deployment, tokens: int, new: int, at_once: int) -> float:
+    """Output tokens/s of prompts of ``tokens`` without common parts, ``at_once`` in each replica."""
+    at_once = min(at_once, capacity(backend, where.ranks) // (tokens + new))
+    each = prefill(where.ranks, tokens) + new * step(backend, where.ranks, at_once, tokens + new / 2) / at_once
+    return where.replicas * new / each
+
+
+def questions(backend: str, where: Deployment, document: int, asked: int, new: int, at_once: int, aware: bool) -> float:
+    """Output tokens/s of ``asked`` questions of 130 tokens about each of many documents, ``at_once`` in each replica.
+
+    A router that is ``aware`` of prefixes sends a document's questions to one replica; another sends them anywhere, so that
+    each replica which one reaches reads the document again.
+    """
+    readers = 1.0 if aware else where.replicas * (1 - (1 - 1 / where.replicas) ** asked)
+    each = prefill(where.ranks, document) * readers / asked + prefill(where.ranks, 130, document)
+    each += new * step(backend, where.ranks, at_once, document + new / 2, shared=aware) / at_once
+    return where.replicas * new / each
+
+
+# What was measured (benchmarks/LOG.md), and the model's word for it: ms, or s of a whole load.
+CHECKS = (
+    # what, on one GPU or two, measured, modelled
+    ("HSA, step, 64K, 1 GPU", "ms", 5.71, lambda: 1e3 * step("hsa", 1, 1, 65536)),
+    ("HSA, step, 128K, 1 GPU", "ms", 6.05, lambda: 1e3 * step("hsa", 1, 1, 131072)),
+    ("HSA, step, 8 of 16K, 1 GPU", "ms", 7.06, lambda: 1e3 * step("hsa", 1, 8, 16384)),
+    ("FA3, step, 16 of 16K, 1 GPU", "ms", 14.0, lambda: 1e3 * step("fa3", 1, 16, 16384)),
+    ("HSA, step, 32 questions, 1 GPU", "ms", 15.28, lambda: 1e3 * step("hsa", 1, 32, 65800, True)),
+    ("FA3, step, 32 questions, 1 GPU", "ms", 50.91, lambda: 1e3 * step("fa3", 1, 32, 65800, True)),
+    ("prompt of 32K, 1 GPU", "ms", 1272, lambda: 1e3 * prefill(1, 32768)),
+    ("HSA, step, 32 questions, 2 ranks", "ms", 9.36, lambda: 1e3 * step("hsa", 2, 32, 65800, True)),
+    ("FA3, step, 32 questions, 2 ranks", "ms", 26.77, lambda: 1e3 * step("fa3", 2, 32, 65800, True)),
+    ("HSA, 16 of 32K + 128, 2 ranks", "s", 12.37, lambda: prompts("hsa", Deployment(2, 1))),
+    ("FA3, 16 of 32K + 128, 2 ranks", "s", 12.74, lambda: prompts("fa3", Deployment(2, 1))),
+    ("HSA, 16 of 32K + 128, 2 replicas", "s", 11.21, lambda: prompts("hsa", Deployment(1, 2))),
+    ("HSA, 64 questions, 32 at once, 2 ranks", "s", 5.77, lambda: two_waves("hsa")),
+    ("FA3, 64 questions, 32 at once, 2 ranks", "s", 15.2, lambda: two_waves("fa3")),
+)  # fmt: skip
+
+
+def prompts(backend: str, where: Deployment) -> float:
+    """Seconds of 16 prompts of 32K and 128 new tokens, all at once."""
+    each = 16 / where.replicas
+    return each * prefill(where.ranks, 32768) + 128 * step(backend, where.ranks, each, 32832)
+
+
+def two_waves(backend: str) -> float:
+    """Seconds of 64 questions about a cached document of 64K, 256 new tokens, 32 at once, on two ranks."""
+    return 64 * prefill(2, 130, 65536) + 2 * 256 * step(backend, 2, 32, 65800, shared=True)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def check_table() -> str:
+    """Measured and modelled, and the model's share."""
+    rows = []
+    for what, unit, seen, model in CHECKS:
+        said = model()
+        rows.append([what, f"{seen:,.2f} {unit}", f"{said:,.2f}", f"{said / seen:.2f}"])
+    return table(["", "measured", "model", "model / measured"], rows)
+
+
+def scale_table() -> str:
+    """Eight GPUs and 64, as ranks and replicas."""
+    head = ["replicas x ranks", "step of 32 x 64K, ms", "prompt of 64K, s", "tokens that fit, a replica"]
+    head += ["32K + 1K, tokens/s", "questions, router aware", "router not aware"]
+    rows = []
+    for ranks, replicas in ((1, 1), (2, 1), (1, 8), (2, 4), (4, 2), (8, 1), (1, 64), (4, 16), (8, 8)):
+        where = Deployment(ranks, replicas)
+
+        def both(value, digits=0):
+            return " / ".join(f"{value(backend):,.{digits}f}" for backend in ("hsa", "fa3"))
+
+        rows.append(
+            [
+                str(where),
+                both(lambda b: 1e3 * step(b, ranks, 32, 65536), 1),
+                f"{prefill(ranks, 65536):.2f}",
+                both(lambda b: capacity(b, ranks) / 1e6, 2).replace(" /", " M /") + " M",
+                both(lambda b: unique(b, where, 32768, 1024, 16)),
+                both(lambda b: questions(b, where, 65536, 64, 256, 32, True)),
+                both(lambda b: questions(b, where, 65536, 64, 256, 32, False)),
+            ]
+        )
+    return table(head, rows)
+
+
+if __name__ == "__main__":
+    print(check_table(), scale_table(), sep="\n\n")
