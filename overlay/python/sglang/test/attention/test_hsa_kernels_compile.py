@@ -297,6 +297,20 @@ def test_write_pages(record, kind):
     assert "atom" in recorder.compiled[0]
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_codes_of_slow_keys_are_written_by_lanes_of_channels(record, head_dim):
+    """With a scale that is no power of two keys are rounded before they are compared; bounds go through few lanes."""
+    recorder = record(page_repr, "_write_pages_kernel")
+    layer = cache("slow_keys", head_dim, torch.bfloat16, keys=torch.float8_e4m3fn)
+    counters = torch.zeros(6, dtype=torch.int64)
+    page_repr.write_pages(
+        layer, TABLE, plan(4, 64).pages, counters, params("slow_keys")
+    )
+    ptx = recorder.compiled[0]
+    assert "fma.rn.f32" not in ptx
+    assert ptx.count("div.rn.f32") <= 8 and ptx.count("shfl.sync") <= 16
+
+
 @pytest.mark.parametrize(
     "kind,dtype,new_lens",
     [

@@ -235,6 +235,7 @@ def _constants(cache: LayerCache, params: AttentionParams) -> dict:
         KEPT=kept,
         KV_HEADS=kv_heads,
         AT_ONCE=heads_at_once(kv_heads, kept),
+        enable_fp_fusion=not kind.slow,  # a key is rounded after its scale, as in torch
     )
 
 
