@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from packaging.version import Version
 
 from sglang.srt.layers.attention.hsa import page_repr
 from sglang.srt.layers.attention.hsa.ops.linear_kinds import page_features
@@ -12,6 +13,10 @@ from sglang.srt.layers.attention.hsa.ops.linear_kinds import page_features
 LEVELS: tl.constexpr = tl.constexpr(float(page_repr.LEVELS))
 SMALLEST_STEP: tl.constexpr = tl.constexpr(page_repr.SMALLEST_STEP)
 MOST_COLUMNS = 32  # of a tile: pairs of a head and a channel
+# Dimensions of a tile of slow_keys. Where addresses follow each other in neither, Triton lays a warp along the first
+# dimension up to 3.6, along the last in 3.8. So a thread has some slots of a channel, and few lanes share its bounds.
+COLUMNS: tl.constexpr = tl.constexpr(int(Version(triton.__version__) >= Version("3.7")))
+SLOTS: tl.constexpr = tl.constexpr(1 - COLUMNS.value)
 
 
 def heads_at_once(kv_heads: int, kept: int) -> int:
@@ -28,17 +33,17 @@ def _upper_half(x):
 
 @triton.jit
 def _store_bounds(keys, bounds, inside, KEPT: tl.constexpr):
-    """Store lowest values and steps of keys ``[C, P]`` float32 at ``bounds`` ``[C]``; returns their codes ``[C, P]`` uint8."""
-    low_bits = _upper_half(tl.min(keys, axis=1))
+    """Store lowest values and steps of a tile of keys, float32, at ``bounds`` ``[C]``; returns their codes, uint8."""
+    low_bits = _upper_half(tl.min(keys, axis=SLOTS))
     low = (low_bits << 16).to(tl.float32, bitcast=True)
-    step = tl.div_rn(tl.max(keys, axis=1) - low, LEVELS)
+    step = tl.div_rn(tl.max(keys, axis=SLOTS) - low, LEVELS)
     step_bits = _upper_half(tl.maximum(step, SMALLEST_STEP))
     step = (step_bits << 16).to(tl.float32, bitcast=True)
     tl.store(bounds, low_bits.to(tl.uint16), mask=inside)
     tl.store(bounds + KEPT, step_bits.to(tl.uint16), mask=inside)
     # A division for each key would cost most of the kernel; the products below are exact.
-    above = keys - low[:, None]
-    step = step[:, None]
+    above = keys - tl.expand_dims(low, SLOTS)
+    step = tl.expand_dims(step, SLOTS)
     code = tl.floor(above * tl.div_rn(1.0, step) + 0.5)
     code += (above >= (code + 0.5) * step).to(tl.float32)
     code -= (above < (code - 0.5) * step).to(tl.float32)
@@ -61,25 +66,26 @@ def _store_slow_keys(
 ):
     """``SlowKeys.represent`` of the heads from that at ``keys_ptr``, into the bytes at ``target``; AT_ONCE in a tile."""
     HALF: tl.constexpr = KEPT // 2
-    slot = tl.arange(0, PAGE_SIZE)[None, :]
-    # Without the hint a thread would take neighbouring channels, for its store, and each channel's bounds go through all lanes.
+    slot = tl.expand_dims(tl.arange(0, PAGE_SIZE), COLUMNS)
+    # Without the hint a thread would take the neighbouring channels that it could store at once.
     column = tl.max_contiguous(tl.arange(0, AT_ONCE * HALF), 1)
     c = column % HALF
     for lo in range(0, HEADS, AT_ONCE):
         head = lo + column // HALF
         inside = head < HEADS
-        keys = keys_ptr + slot * stride_k_slot + (head * stride_k_head)[:, None]
+        mask = tl.expand_dims(inside, SLOTS)
+        keys = keys_ptr + head * stride_k_head
         bytes_ptr = target + head * stride_repr_head
         bounds = bytes_ptr.to(tl.pointer_type(tl.uint16)) + c
-        first = keys + tl.load(channels + c)[:, None]
-        first = tl.load(first, mask=inside[:, None], other=0.0).to(tl.float32) * k_scale
-        code = _store_bounds(first, bounds, inside, KEPT)
-        second = keys + tl.load(channels + HALF + c)[:, None]
-        second = tl.load(second, mask=inside[:, None], other=0.0).to(tl.float32)
-        second = second * k_scale
+        first = tl.expand_dims(keys + tl.load(channels + c), SLOTS)
+        first = tl.load(first + slot * stride_k_slot, mask=mask, other=0.0)
+        code = _store_bounds(first.to(tl.float32) * k_scale, bounds, inside, KEPT)
+        second = tl.expand_dims(keys + tl.load(channels + HALF + c), SLOTS)
+        second = tl.load(second + slot * stride_k_slot, mask=mask, other=0.0)
+        second = second.to(tl.float32) * k_scale
         code |= _store_bounds(second, bounds + HALF, inside, KEPT) << 4
-        codes = (bytes_ptr + 4 * KEPT + c)[:, None] + slot * HALF
-        tl.store(codes, code, mask=inside[:, None])
+        codes = tl.expand_dims(bytes_ptr + 4 * KEPT + c, SLOTS) + slot * HALF
+        tl.store(codes, code, mask=mask)
 
 
 @triton.jit
