@@ -236,6 +236,23 @@ def write_random_model(folder: Path, seed: int = 0, **fields) -> str:
     return str(folder)
 
 
+def repeat_kv_heads(checkpoint: str, folder: Path, times: int) -> str:
+    """A ``write_random_model`` checkpoint with so many of each KV head: the same model, whose query heads share fewer keys."""
+    from safetensors.torch import load_file, save_file
+
+    fields = json.loads((Path(checkpoint) / "config.json").read_text())
+    weights = load_file(Path(checkpoint) / "model.safetensors")
+    for name, weight in weights.items():
+        if "k_proj" in name or "v_proj" in name:
+            heads = weight.unflatten(0, (-1, fields["head_dim"]))
+            weights[name] = heads.repeat_interleave(times, 0).flatten(0, 1).contiguous()
+    fields["num_key_value_heads"] *= times
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(fields))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
 def write_random_gpt_oss(
     folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> str:

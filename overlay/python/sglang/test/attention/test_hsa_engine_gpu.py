@@ -11,11 +11,13 @@ from sglang.test.attention.hsa_fixtures import (
     GPU_ENGINE,
     answers,
     random_prompts,
+    repeat_kv_heads,
     write_random_model,
 )
 from sglang.test.attention.hsa_release import decodes_without_graphs
 from sglang.test.attention.hsa_rounding import (
     Float32Model,
+    assert_other_pages,
     assert_same_pages,
     assert_same_rounding,
     distances,
@@ -124,6 +126,33 @@ def test_tensor_parallel_ranks(model_path, errors, ranks, options):
 def test_two_ranks_choose_the_pages_of_one(model_path):
     """Four would choose for one query head each."""
     assert_pages_of_one_rank(model_path, lambda: dict(tp_size=2))
+
+
+@pytest.mark.parametrize(
+    "kv_heads,ranks",
+    [pytest.param(1, 2, marks=two_devices), pytest.param(2, 4, marks=four_devices)],
+)
+def test_ranks_that_share_a_kv_head_choose_for_their_own_query_heads(
+    tmp_path, kv_heads, ranks
+):
+    """As one rank does of the model that has the KV head once for each of them; one rank of their own model chooses other pages."""
+    shared = write_random_model(
+        tmp_path / "shared", head_dim=64, num_key_value_heads=kv_heads
+    )
+    repeated = repeat_kv_heads(shared, tmp_path / "repeated", ranks // kv_heads)
+    asks = dict(prompts_too=True)
+    one, _ = generate(repeated, **asks)
+    fewer, _ = generate(repeated, **asks, hsa_topk=GPU_ENGINE["hsa_topk"] - 1)
+    agreed, _ = generate(shared, **asks)
+    several, counts = generate(shared, **asks, tp_size=ranks)
+    assert all(0 < c["pages_selected"] < c["pages_candidate"] for c in counts)
+    prompts = 2 * random_prompts(LENGTHS)
+    moved, otherwise, of_a_page = (
+        distances(prompts, other, one, FIRST_LEFT_OUT)
+        for other in (several, agreed, fewer)
+    )
+    assert_same_pages(moved, of_a_page)
+    assert_other_pages(otherwise, of_a_page)
 
 
 @two_devices

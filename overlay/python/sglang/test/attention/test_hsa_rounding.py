@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judge of engines that round in other ways: it lets rounding pass, and no token that was not read."""
+"""The judge of engines that round in other ways: it lets rounding pass, and no token that was not read.
+
+Also the checkpoint that several ranks of one KV head are compared with.
+"""
 
 import numpy as np
 import pytest
 
-from sglang.test.attention.hsa_fixtures import random_prompts, write_random_model
+from sglang.test.attention.hsa_fixtures import (
+    random_prompts,
+    repeat_kv_heads,
+    write_random_model,
+)
 from sglang.test.attention.hsa_rounding import (
     Float32Model,
+    assert_other_pages,
     assert_same_pages,
     assert_same_rounding,
     distances,
@@ -94,6 +102,28 @@ def test_too_few_tokens_fail(model, prompts):
     some = distances(prompts, other, one, FIRST + 100)
     with pytest.raises(AssertionError):
         assert_same_pages(0 * some, some)
+
+
+def test_rounding_is_not_other_pages(model, prompts):
+    one, other, few = (
+        answers(model, prompts, noise, unread)
+        for noise, unread in ((NOISE, 0), (1.1 * NOISE, 0), (NOISE, 16))
+    )
+    moved, page = (distances(prompts, x, one, FIRST) for x in (other, few))
+    assert_other_pages(page, page)
+    with pytest.raises(AssertionError):
+        assert_other_pages(moved, page)
+
+
+def test_repeated_kv_heads_are_the_same_model(tmp_path):
+    """Which a head in another place would not be."""
+    path = write_random_model(tmp_path / "one")
+    repeated = repeat_kv_heads(path, tmp_path / "repeated", 2)
+    models = Float32Model(path), Float32Model(repeated)
+    assert [m.model.config.num_key_value_heads for m in models] == [2, 4]
+    [prompt] = random_prompts([100])
+    one, other = (model.logprobs(prompt) for model in models)
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 
 
 if __name__ == "__main__":
