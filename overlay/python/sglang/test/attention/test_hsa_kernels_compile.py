@@ -98,7 +98,8 @@ def test_select_slow_pages_decode(record, strategy, dtype, heads, head_dim, max_
     rank = record(slow_decode, "_rank_slow_decode_kernel")
     select_slow_decode(heads, head_dim, dtype, max_pages, strategy)
     assert dtype == torch.float32 or "mma" in score.compiled[0]
-    assert "atom" in rank.compiled[0]
+    # Counts are added without a fence, which would wait for memory in each program.
+    assert "relaxed" in rank.compiled[0] and "acq_rel" not in rank.compiled[0]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,15 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 
 @triton.jit
+def add_count(counter, number):
+    """Add to one of ``HSACounters.values``, which no kernel reads.
+
+    Relaxed: by default an atomic is also a fence of the device, waits for the old value and empties the L1 cache.
+    """
+    tl.atomic_add(counter, number, sem="relaxed")
+
+
+@triton.jit
 def window_start(
     position,
     PAGE_SIZE: tl.constexpr,

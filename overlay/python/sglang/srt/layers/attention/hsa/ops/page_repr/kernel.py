@@ -9,7 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.common import REPRS_HEALED, REPRS_WRITTEN
+from sglang.srt.layers.attention.hsa.ops.common import (
+    REPRS_HEALED,
+    REPRS_WRITTEN,
+    add_count,
+)
 from sglang.srt.layers.attention.hsa.ops.page_repr.store import (
     heads_at_once,
     store_representations,
@@ -111,9 +115,7 @@ def _write_committed_pages_kernel(
                 # one count.
                 if g == 0:
                     if tl.atomic_xchg(stamps + page, version) != version:
-                        tl.atomic_add(
-                            counters + REPRS_WRITTEN, tl.full((), 1, tl.int64)
-                        )
+                        add_count(counters + REPRS_WRITTEN, tl.full((), 1, tl.int64))
         else:
             recent = pages
 
@@ -142,7 +144,7 @@ def _write_committed_pages_kernel(
                     )  # fmt: skip
                     if tl.atomic_xchg(stamps + lost, current) != current:
                         one = tl.full((), 1, tl.int64)
-                        tl.atomic_add(counters + REPRS_HEALED, one)
+                        add_count(counters + REPRS_HEALED, one)
                 missing = missing & (n != lane)
                 lane = tl.max(tl.where(missing, n, -1))
 
@@ -189,7 +191,7 @@ def _write_pages_kernel(
         )  # fmt: skip
         # Sequences that share the page write the same bytes; the first to stamp it counts it.
         if tl.atomic_xchg(stamps + page, version) != version:
-            tl.atomic_add(
+            add_count(
                 counters + tl.where(completed_now, REPRS_WRITTEN, REPRS_HEALED),
                 tl.full((), 1, tl.int64),
             )

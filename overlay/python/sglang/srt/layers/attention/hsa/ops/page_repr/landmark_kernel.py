@@ -10,7 +10,11 @@ import triton
 import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.landmark_rows import LandmarkRows
-from sglang.srt.layers.attention.hsa.ops.common import REPRS_WRITTEN, ROWS_LANDMARK
+from sglang.srt.layers.attention.hsa.ops.common import (
+    REPRS_WRITTEN,
+    ROWS_LANDMARK,
+    add_count,
+)
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 
@@ -78,8 +82,8 @@ def _write_landmark_pages_kernel(
         if g == 0:
             tl.store(stamps + page, version)
             one = tl.full((), 1, tl.int64)
-            tl.atomic_add(counters + REPRS_WRITTEN, one)
-            tl.atomic_add(counters + ROWS_LANDMARK, one)
+            add_count(counters + REPRS_WRITTEN, one)
+            add_count(counters + ROWS_LANDMARK, one)
 
 
 def write_landmark_pages(

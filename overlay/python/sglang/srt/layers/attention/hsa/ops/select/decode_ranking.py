@@ -11,6 +11,7 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     PAGES_SELECTED,
     ROWS_DENSE,
     ROWS_SPARSE,
+    add_count,
 )
 from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import ordered_keys
 
@@ -157,11 +158,11 @@ def rank_and_count(
     """``store_best`` of the row at ``position`` and KV head ``g``, and its counts."""
     found = store_best(scores_row, table_row, out_row, count, TOPK, TOPK_BLOCK, WIDTHS)
     if count > 0:
-        tl.atomic_add(counters + PAGES_CANDIDATE, count.to(tl.int64))
-        tl.atomic_add(counters + PAGES_SELECTED, found.to(tl.int64))
+        add_count(counters + PAGES_CANDIDATE, count.to(tl.int64))
+        add_count(counters + PAGES_SELECTED, found.to(tl.int64))
     # Rows of length 1 pad the batch of a CUDA graph.
     if (g == 0) & (position > 0):
-        tl.atomic_add(
+        add_count(
             counters + tl.where(count > 0, ROWS_SPARSE, ROWS_DENSE),
             tl.full((), 1, tl.int64),
         )

@@ -11,6 +11,7 @@ from sglang.srt.layers.attention.hsa.ops.common import (
     PAGES_SELECTED,
     ROWS_DENSE,
     ROWS_SPARSE,
+    add_count,
     window_start,
 )
 from sglang.srt.layers.attention.hsa.ops.select.extend_ranking import LANES, rank_rows
@@ -156,9 +157,9 @@ def rank_and_list(
         selected += chosen
     tl.debug_barrier()  # the next tile writes over the scratch
 
-    tl.atomic_add(counters + PAGES_CANDIDATE, tl.sum(lengths).to(tl.int64))
-    tl.atomic_add(counters + PAGES_SELECTED, selected.to(tl.int64))
+    add_count(counters + PAGES_CANDIDATE, tl.sum(lengths).to(tl.int64))
+    add_count(counters + PAGES_SELECTED, selected.to(tl.int64))
     if g == 0:
         sparse = tl.sum((lengths > 0).to(tl.int64))
-        tl.atomic_add(counters + ROWS_SPARSE, sparse)
-        tl.atomic_add(counters + ROWS_DENSE, rows.to(tl.int64) - sparse)
+        add_count(counters + ROWS_SPARSE, sparse)
+        add_count(counters + ROWS_DENSE, rows.to(tl.int64) - sparse)

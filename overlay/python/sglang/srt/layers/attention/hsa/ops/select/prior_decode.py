@@ -17,6 +17,7 @@ import triton.language as tl
 
 from sglang.srt.layers.attention.hsa.ops.common import (
     REPRS_MISSING,
+    add_count,
     decode_row,
     programs_per_row,
 )
@@ -143,7 +144,7 @@ def _select_prior_decode_kernel(
             top, total = add_to_norm(top, total, tl.trans(raw))
     lost = tl.sum(missing)
     if (g == 0) & (lost > 0):
-        tl.atomic_add(counters + REPRS_MISSING, lost.to(tl.int64))
+        add_count(counters + REPRS_MISSING, lost.to(tl.int64))
     if GROUP > 1:  # the normaliser of a single head ranks nothing
         if split >= page_programs:
             q_row = q + b * stride_q_row + g * GROUP * stride_q_head

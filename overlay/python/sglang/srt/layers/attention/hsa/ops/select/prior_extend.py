@@ -14,7 +14,11 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang.srt.layers.attention.hsa.ops.common import REPRS_MISSING, dot_precision
+from sglang.srt.layers.attention.hsa.ops.common import (
+    REPRS_MISSING,
+    add_count,
+    dot_precision,
+)
 from sglang.srt.layers.attention.hsa.ops.extend.plan import ExtendPlan
 from sglang.srt.layers.attention.hsa.ops.select.extend_lists import (
     num_candidates,
@@ -199,7 +203,7 @@ def _select_prior_pages_kernel(
                 tl.store(peaks + m[:, None] * PEAKS + place[None, :], peak)
         lost = tl.sum(missing)
         if (g == 0) & (lost > 0):
-            tl.atomic_add(counters + REPRS_MISSING, lost.to(tl.int64))
+            add_count(counters + REPRS_MISSING, lost.to(tl.int64))
         rank_and_list(
             item, g, rows, lengths, keys, peaks, kept, ranks, table_row, list_pages, list_rows, list_lengths,
             counters, stride_list, stride_keys, ROWS, WIDTHS, RANKED, PEAKS, LIST_ROWS, TOPK, TOPK_BLOCK,
