@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pages cost whose keys arrive from another server: represented by the decode pass that meets them, or transferred.
 
-Per length, of one request and all layers in one launch: milliseconds to represent all its pages, to copy as many
-representations, and to copy the keys and values. The copies go to the second device where there is one. Checks the
-representations of one layer against the torch reference first. Ends in one JSON line.
+Per length, of one request: milliseconds to represent all its pages in all layers, in one launch as in decode; to launch that
+with nothing to do; to copy the representations, and the keys and values, layer by layer. The copies go to the second device
+where there is one. Checks the representations of one layer against the torch reference first. Ends in one JSON line.
 
     python benchmarks/bench_arrivals.py --lengths 8192 65536
 """
@@ -31,7 +31,7 @@ TOLERANCE = 2e-2  # relative, of bfloat16 representations
 
 
 def milliseconds(launch, repeats: int, before=lambda: None) -> tuple[float, float]:
-    """Median and spread of ``launch`` until all devices are done, ``before`` not counted."""
+    """Median and spread of what ``launch`` puts on the present stream, ``before`` not counted."""
     times = []
     for _ in range(repeats + 2):
         before()

@@ -38,12 +38,13 @@ def test_without_a_cuda_device_they_end_with_one_line(child_env):
 
 
 def test_the_model_of_several_gpus():
-    """Within a sixth of each measurement, and the page shows what it prints."""
+    """Near what it was fitted to, within a sixth of the other measurements, and the page shows what it prints."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import scale_model
 
-    for what, _, measured, model in scale_model.CHECKS:
-        assert 5 / 6 < model() / measured < 7 / 6, what
+    for what, where, measured, _, fitted, model in scale_model.CHECKS:
+        limit = 1.03 if fitted else 7 / 6
+        assert 1 / limit < model() / measured < limit, (what, where)
     page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
     assert scale_model.check_table() in page and scale_model.scale_table() in page
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sglang.srt.layers.attention.hsa.ops.extend.plan import choose_tiling, plan_extend
+from sglang.srt.layers.attention.hsa.ops.page_repr import kernel as page_repr
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
     AllLayers,
     write_committed_pages,
@@ -68,11 +69,15 @@ def test_pages_that_many_sequences_heal_at_once(kind):
 @needs_kernels
 @pytest.mark.parametrize("kind", ["slow_keys", "mean_std"])
 @pytest.mark.parametrize("heads,dim", [(1, 64), (3, 64), (8, 128), (5, 256)])
-def test_a_decode_pass_represents_pages_that_arrived(kind, heads, dim):
-    """All heads of all layers, several in a tile; more pages than programs; not one that a row still writes."""
+def test_a_decode_pass_represents_pages_that_arrived(monkeypatch, kind, heads, dim):
+    """All heads of all layers, several in a tile; more blocks than programs; not one that a row still writes."""
+    monkeypatch.setattr(page_repr, "PAGES_PER_SEARCH", 2)
     size, num_layers, pages = 64, 2, 21
     params = make_params(chunk_repr=kind)
-    channels = rotary_channels(dim) if params.kind.slow else None
+    channels = [None] * num_layers
+    if params.kind.slow:
+        slow = rotary_channels(dim)
+        channels = [slow, torch.arange(len(slow)).int()]
     batches = [
         make_batch(
             [pages * size], page_size=size, num_kv_heads=heads, head_dim=dim, seed=seed
@@ -84,14 +89,16 @@ def test_a_decode_pass_represents_pages_that_arrived(kind, heads, dim):
     # The second layer has no keys of its own in some of the first one's pages.
     keys[1][:] = keys[1].nan_to_num(0.5)
     every = torch.arange(len(keys[0]) // size)
-    expected = [page_repr_fwd(k.cpu(), every, params, channels) for k in keys]
+    expected = [
+        page_repr_fwd(k.cpu(), every, params, c) for k, c in zip(keys, channels)
+    ]
     reprs = [torch.zeros_like(e, device=DEVICE) for e in expected]
     stamps = [torch.zeros(len(every), dtype=torch.int64, device=DEVICE) for _ in keys]
     versions = torch.full_like(stamps[0], 3)
     written, still_open = table[:-1], table[7]
     own = (still_open * size + 5).reshape(1).to(DEVICE)
     slots = (table[:, None] * size + torch.arange(size)).flatten().int().to(DEVICE)
-    on_device = None if channels is None else channels.to(DEVICE)
+    all_channels = torch.stack(channels).to(DEVICE) if params.kind.slow else None
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
     addresses = [
         torch.tensor([t.data_ptr() for t in of_layers], dtype=torch.uint64).to(DEVICE)
@@ -101,8 +108,8 @@ def test_a_decode_pass_represents_pages_that_arrived(kind, heads, dim):
         AllLayers(
             *addresses,
             torch.ones(num_layers, device=DEVICE),
-            None if channels is None else on_device.expand(num_layers, -1).contiguous(),
-            LayerCache(keys[0], None, reprs[0], stamps[0], versions, on_device),
+            all_channels,
+            LayerCache(keys[0], None, reprs[0], stamps[0], versions),
         ),
         versions,
         slots[None],
@@ -128,7 +135,7 @@ def test_a_decode_pass_represents_pages_that_arrived(kind, heads, dim):
 
 @needs_kernels
 def test_keys_in_the_middle_of_two_levels_get_the_upper_one():
-    """And those next below it the lower one, at steps of which no reciprocal is exact."""
+    """And those next below it the lower one, at steps of which few have an exact reciprocal; in each head."""
     size, dim, heads = 64, 64, 2
     params = make_params(chunk_repr="slow_keys")
     channels = rotary_channels(dim)
@@ -154,9 +161,10 @@ def test_keys_in_the_middle_of_two_levels_get_the_upper_one():
         params,
     )
     for found in (reprs, stored.cpu()):
-        codes = params.kind.keys(found, len(channels))[0, 0, 2:32].T
-        step = steps[channels.long()][:, None]
-        torch.testing.assert_close((codes / step).round(), expected.float())
+        for head in range(heads):
+            codes = params.kind.keys(found, len(channels))[0, head, 2:32].T
+            step = steps[channels.long()][:, None]
+            torch.testing.assert_close((codes / step).round(), expected.float())
 
 
 def test_groups_of_sequences():

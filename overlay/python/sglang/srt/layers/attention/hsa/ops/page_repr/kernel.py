@@ -22,7 +22,7 @@ from sglang.srt.layers.attention.hsa.page_repr import num_channels
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 PAGES_PER_SEARCH = 64
-# Of a thread. Most programs find nothing to represent, and more of them fit on a multiprocessor.
+# Of a thread with slow_keys. Most programs find nothing to represent, and more of them fit on a multiprocessor.
 SEARCH_REGISTERS = 128
 LEAST_SEARCHERS = 4  # programs that share the search of a sequence and layer
 
@@ -300,7 +300,7 @@ def write_committed_pages(
         NEW=None if per_request else new_lens,
         RECENT=recent,
         PAGES=PAGES_PER_SEARCH,
-        maxnreg=SEARCH_REGISTERS,
+        maxnreg=SEARCH_REGISTERS if params.kind.slow else None,
     )
 
 

@@ -12,7 +12,7 @@ from sglang.srt.layers.attention.hsa.ops.linear_kinds import page_features
 
 LEVELS: tl.constexpr = tl.constexpr(float(page_repr.LEVELS))
 SMALLEST_STEP: tl.constexpr = tl.constexpr(page_repr.SMALLEST_STEP)
-MOST_COLUMNS = 32  # of a tile: pairs of a head and a channel
+MOST_COLUMNS = 32  # of a tile, unless a head has more: pairs of a head and a channel
 # Dimensions of a tile of slow_keys. Where addresses follow each other in neither, Triton lays a warp along the first
 # dimension up to 3.6, along the last in 3.8. So a thread has some slots of a channel, and few lanes share its bounds.
 COLUMNS: tl.constexpr = tl.constexpr(int(Version(triton.__version__) >= Version("3.7")))
