@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 
 import cuda_only
@@ -22,26 +21,12 @@ import torch
 from representations import empty_representations, kept_channels, represent
 from sglang.srt.layers.attention.hsa.config import HSAConfig
 from sglang.srt.layers.attention.hsa.counters import HSACounters
-from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import AllLayers, write_committed_pages
+from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import AllLayers, addresses_of, write_committed_pages
 from sglang.srt.layers.attention.hsa.page_repr import KINDS
 from sglang.srt.layers.attention.hsa.params import AttentionParams, LayerCache
 
 PAGE = 64
 TOLERANCE = 2e-2  # relative, of bfloat16 representations
-
-
-def milliseconds(launch, repeats: int, before=lambda: None) -> tuple[float, float]:
-    """Median and spread of what ``launch`` puts on the present stream, ``before`` not counted."""
-    times = []
-    for _ in range(repeats + 2):
-        before()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        launch()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times[2:]), max(times[2:]) - min(times[2:])
 
 
 def copies(tensors: list[torch.Tensor], repeats: int) -> tuple[float, float]:
@@ -52,7 +37,7 @@ def copies(tensors: list[torch.Tensor], repeats: int) -> tuple[float, float]:
         for source, target in zip(tensors, there):
             target.copy_(source, non_blocking=True)
 
-    return milliseconds(copy, repeats)
+    return cuda_only.milliseconds(copy, repeats)
 
 
 def bench(geometry: str, length: int, kind: str, repeats: int) -> dict:
@@ -68,9 +53,7 @@ def bench(geometry: str, length: int, kind: str, repeats: int) -> dict:
     version = torch.ones(pages + 1, dtype=torch.int64, device="cuda")
     channels = kept_channels(params, dim)
     every = None if channels is None else channels.expand(layers, -1).contiguous()
-    addresses = [
-        torch.tensor([t.data_ptr() for t in tensors], dtype=torch.uint64, device="cuda") for tensors in (keys, reprs, stamps)
-    ]
+    addresses = [addresses_of(tensors, "cuda") for tensors in (keys, reprs, stamps)]
     first = LayerCache(keys[0], None, reprs[0], stamps[0], version, channels)
     all_layers = AllLayers(*addresses, torch.ones(layers, device="cuda"), every, first)
     order = (torch.randperm(pages, device="cuda") + 1).int()
@@ -94,8 +77,8 @@ def bench(geometry: str, length: int, kind: str, repeats: int) -> dict:
     error = float((reprs[-1][1:].float() - expected[1:].float()).norm() / expected[1:].float().norm())
     if not (error < TOLERANCE and healed == layers * pages):
         raise SystemExit(f"bench_arrivals: wrong result at {length=}: {error=}, {healed} of {layers * pages} represented")
-    all_ms, all_spread = milliseconds(represent_all, repeats, forget)
-    none_ms, _ = milliseconds(represent_all, repeats)
+    all_ms, all_spread = cuda_only.milliseconds(represent_all, repeats, forget)
+    none_ms, _ = cuda_only.milliseconds(represent_all, repeats)
     reprs_ms, reprs_spread = copies(reprs, repeats)
     keys_ms, keys_spread = copies(keys, repeats)
     size = keys[0].numel() * keys[0].element_size() * layers

@@ -52,17 +52,8 @@ def captured(run, times: int) -> torch.cuda.CUDAGraph:
 
 def microseconds(launch, repeats: int = 20, inner: int = 20) -> tuple[float, float]:
     """Median and spread of one launch sequence, replayed ``inner`` times from a graph."""
-    graph = captured(launch, inner)
-    times = []
-    for _ in range(repeats + 2):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / inner)
-    times = times[2:]
-    return statistics.median(times), max(times) - min(times)
+    ms, spread = cuda_only.milliseconds(captured(launch, inner).replay, repeats)
+    return ms * 1e3 / inner, spread * 1e3 / inner
 
 
 def cold_microseconds(launch, others, repeats: int = 40) -> dict[str, float]:

@@ -45,21 +45,6 @@ def shape_of(text: str) -> tuple[int, int, int]:
     return heads, kv_heads, dim
 
 
-def milliseconds(launch, repeats: int) -> tuple[float, float]:
-    """Median and spread of a launch."""
-    for _ in range(2):
-        launch()
-    times = []
-    for _ in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        launch()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times), max(times) - min(times)
-
-
 def rows_of(lists: PageLists, row: int, kv_heads: int) -> torch.Tensor:
     """Physical pages of one packed query of the first sequence ``[H_kv, TOPK]`` int32, -1 padded."""
     runs = lists.lengths.shape[2]
@@ -159,9 +144,9 @@ def bench(
     if not (error < 2e-2 and equal > 0.9 and counters.snapshot()["pages_selected"]):
         raise SystemExit(f"bench_extend_kernels: wrong result at {prefix=} {sequences=} {new=}: {error=} {equal=}")
     snapshot = counters.snapshot()
-    write_ms, _ = milliseconds(write, repeats)
-    select_ms, select_spread = milliseconds(select, repeats)
-    attend_ms, attend_spread = milliseconds(attend, repeats)
+    write_ms, _ = cuda_only.milliseconds(write, repeats)
+    select_ms, select_spread = cuda_only.milliseconds(select, repeats)
+    attend_ms, attend_spread = cuda_only.milliseconds(attend, repeats)
     chosen = snapshot["pages_selected"]
     listed = int(lists.lengths.sum())
     flops = 4 * group * dim * (chosen * PAGE + rows * kv_heads * (WINDOW + 2 * PAGE))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 
 import torch
 from torch.autograd import DeviceType
@@ -15,6 +16,21 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if not torch.cuda.is_available():
         parser.exit(2, f"{parser.prog}: error: this needs a CUDA device, and torch sees none here\n")
     return args
+
+
+def milliseconds(launch, repeats: int, before=lambda: None) -> tuple[float, float]:
+    """Median and spread of what ``launch`` puts on the present stream; ``before`` and the first two runs are not counted."""
+    times = []
+    for _ in range(repeats + 2):
+        before()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        launch()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    times = times[2:]
+    return statistics.median(times), max(times) - min(times)
 
 
 def launches(run) -> int:
