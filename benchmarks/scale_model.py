@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# 8B shape, bfloat16.
-LAYERS, HIDDEN, HEADS, KV_HEADS, DIM = 36, 4096, 32, 8, 128
-LAYER_PARAMETERS = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV_HEADS * DIM + 3 * HIDDEN * 12288
-EMBEDDING = 151936 * HIDDEN
+from geometries import GEOMETRIES
+
+# In bfloat16; input and output share their embedding.
+SHAPE = GEOMETRIES["8b"]
+LAYERS, HIDDEN, INTER = SHAPE["layers"], SHAPE["hidden"], SHAPE["inter"]
+HEADS, KV_HEADS, DIM = SHAPE["heads"], SHAPE["kv_heads"], SHAPE["head_dim"]
+PARAMETERS = LAYERS * (2 * HIDDEN * HEADS * DIM + 2 * HIDDEN * KV_HEADS * DIM + 3 * HIDDEN * INTER)  # of the layers
+WEIGHTS = 2 * (PARAMETERS + 151936 * HIDDEN)  # bytes
 # HSA's defaults: slow_keys, 32 pages of 64, window of 512, a sink; the first layer is dense.
 PAGE, ATTENDED, REPRESENTATION = 64, (1 + 32 + 9) * 64, 4 * 64 + 64 * 32  # pages' slots; bytes of a page and KV head
 
@@ -23,7 +27,7 @@ PER_LAYER = 33e-6  # s of a decode layer's launches and small kernels
 LEAST_SPARSE = 24e-6  # s of selection and attention of a layer, however little it reads
 SPARSE_EFFICIENCY = 0.7  # of BANDWIDTH
 FLOPS = 605e12
-SHARED = {"hsa": 0.81, "fa3": 0.62}  # of the time, where sequences read one document through the L2 cache
+SHARED_DENSE, SHARED_SPARSE = 0.62, 0.81  # of the time, where sequences read one document through the L2 cache
 ALL_REDUCE = 275e9  # bytes/s
 # Assumed.
 LATENCY = 10e-6  # s of the all-reduce of a decode step
@@ -52,20 +56,21 @@ def sparse_bytes(tokens: float) -> float:
 
 def step(backend: str, ranks: int, sequences: float, tokens: float, shared: bool = False) -> float:
     """Seconds of a decode step of so many sequences of ``tokens``; ``shared``: of one document."""
-    hit = SHARED[backend] if shared else 1.0
-    dense = sequences * kv_bytes(tokens) / ranks / BANDWIDTH * (SHARED["fa3"] if shared else 1.0)
-    seconds = 2 * (LAYERS * LAYER_PARAMETERS + EMBEDDING) / ranks / BANDWIDTH + LAYERS * PER_LAYER
+    dense = sequences * kv_bytes(tokens) / ranks / BANDWIDTH
+    sparse = sequences * sparse_bytes(tokens) / ranks / BANDWIDTH / SPARSE_EFFICIENCY
+    if shared:
+        dense, sparse = dense * SHARED_DENSE, sparse * SHARED_SPARSE
+    seconds = WEIGHTS / ranks / BANDWIDTH + LAYERS * PER_LAYER
     if ranks > 1:
         seconds += 2 * LAYERS * LATENCY
     if backend == "fa3":
         return seconds + LAYERS * dense
-    reads = sequences * sparse_bytes(tokens) / ranks / BANDWIDTH / SPARSE_EFFICIENCY * hit
-    return seconds + dense + (LAYERS - 1) * max(LEAST_SPARSE, reads)
+    return seconds + dense + (LAYERS - 1) * max(LEAST_SPARSE, sparse)
 
 
 def prefill(ranks: int, tokens: float, prefix: float = 0) -> float:
     """Seconds of a prompt's ``tokens`` behind a cached ``prefix``; attention is dense, as HSA's is below 64K."""
-    products = 2 * LAYERS * LAYER_PARAMETERS * tokens
+    products = 2 * PARAMETERS * tokens
     attention = 4 * HEADS * DIM * LAYERS * tokens * (prefix + tokens / 2)
     seconds = (products + attention) / ranks / FLOPS
     exchanged = 2 * LAYERS * tokens * HIDDEN * 2 * 2 * (ranks - 1) / ranks
@@ -77,7 +82,7 @@ def capacity(backend: str, ranks: int) -> int:
     per_token = LAYERS * kv_bytes(1)
     if backend == "hsa":
         per_token += (LAYERS - 1) * KV_HEADS * REPRESENTATION / PAGE
-    return int((MEMORY * ranks - 2 * (LAYERS * LAYER_PARAMETERS + EMBEDDING)) / per_token)
+    return int((MEMORY * ranks - WEIGHTS) / per_token)
 
 
 def fitting(backend: str, ranks: int, tokens: int, at_once: int) -> int:
