@@ -82,15 +82,16 @@ def assert_same_pages(distance: np.ndarray, of_a_page: np.ndarray) -> None:
         distance: ``distances`` of the two from the first position on whose pages are left out.
         of_a_page: of one of them, and itself with one page less for every query.
     """
-    moved, page = np.median(distance), np.median(of_a_page)
-    print(f"{len(distance)} tokens move by {moved:.5f}, one page less by {page:.5f}")
-    assert min(len(distance), len(of_a_page)) >= 100
-    assert moved <= SHARE_OF_A_PAGE * page
+    assert _share_of_a_page(distance, of_a_page) <= SHARE_OF_A_PAGE
 
 
 def assert_other_pages(distance: np.ndarray, of_a_page: np.ndarray) -> None:
     """That two engines read pages that rounding does not explain; arguments as of ``assert_same_pages``."""
+    assert _share_of_a_page(distance, of_a_page) > SHARE_OF_A_PAGE
+
+
+def _share_of_a_page(distance: np.ndarray, of_a_page: np.ndarray) -> float:
     moved, page = np.median(distance), np.median(of_a_page)
     print(f"{len(distance)} tokens move by {moved:.5f}, one page less by {page:.5f}")
-    assert len(distance) >= 100
-    assert moved > SHARE_OF_A_PAGE * page
+    assert min(len(distance), len(of_a_page)) >= 100 and page > 0
+    return moved / page

@@ -92,18 +92,24 @@ def assert_errors_of_one_rank(model_path, errors, ranks, **options):
     return counts
 
 
-def assert_pages_of_one_rank(model_path, ranks, **options):
-    """With pages left out, in float16: what rounding swaps moves far less than one page does."""
+def assert_pages_of_one_rank(model_path, ranks, ranks_path=None, **options):
+    """With pages left out, in float16: what rounding swaps moves far less than one page does.
+
+    ``ranks_path``: the model of several ranks, if it is not that of one. Returns how far answers lie from those of one rank,
+    and how far they move with one page less.
+    """
     options |= dict(prompts_too=True)
     one, _ = generate(model_path, **options)
     fewer, _ = generate(model_path, **options, hsa_topk=GPU_ENGINE["hsa_topk"] - 1)
-    several, counts = generate(model_path, **options, **ranks())
+    several, counts = generate(ranks_path or model_path, **options, **ranks())
     assert all(0 < c["pages_selected"] < c["pages_candidate"] for c in counts)
-    prompts = 2 * random_prompts(LENGTHS)
-    moved, of_a_page = (
-        distances(prompts, other, one, FIRST_LEFT_OUT) for other in (several, fewer)
-    )
-    assert_same_pages(moved, of_a_page)
+
+    def from_one(outputs):
+        return distances(2 * random_prompts(LENGTHS), outputs, one, FIRST_LEFT_OUT)
+
+    of_a_page = from_one(fewer)
+    assert_same_pages(from_one(several), of_a_page)
+    return from_one, of_a_page
 
 
 @pytest.mark.parametrize(
@@ -140,19 +146,11 @@ def test_ranks_that_share_a_kv_head_choose_for_their_own_query_heads(
         tmp_path / "shared", head_dim=64, num_key_value_heads=kv_heads
     )
     repeated = repeat_kv_heads(shared, tmp_path / "repeated", ranks // kv_heads)
-    asks = dict(prompts_too=True)
-    one, _ = generate(repeated, **asks)
-    fewer, _ = generate(repeated, **asks, hsa_topk=GPU_ENGINE["hsa_topk"] - 1)
-    agreed, _ = generate(shared, **asks)
-    several, counts = generate(shared, **asks, tp_size=ranks)
-    assert all(0 < c["pages_selected"] < c["pages_candidate"] for c in counts)
-    prompts = 2 * random_prompts(LENGTHS)
-    moved, otherwise, of_a_page = (
-        distances(prompts, other, one, FIRST_LEFT_OUT)
-        for other in (several, agreed, fewer)
+    from_one, of_a_page = assert_pages_of_one_rank(
+        repeated, lambda: dict(tp_size=ranks), shared
     )
-    assert_same_pages(moved, of_a_page)
-    assert_other_pages(otherwise, of_a_page)
+    agreed, _ = generate(shared, prompts_too=True)
+    assert_other_pages(from_one(agreed), of_a_page)
 
 
 @two_devices

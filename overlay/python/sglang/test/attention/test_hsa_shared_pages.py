@@ -101,8 +101,7 @@ def test_a_decode_pass_represents_pages_that_arrived(monkeypatch, kind, heads, d
     all_channels = torch.stack(channels).to(DEVICE) if params.kind.slow else None
     counters = torch.zeros(6, dtype=torch.int64, device=DEVICE)
     addresses = [
-        torch.tensor([t.data_ptr() for t in of_layers], dtype=torch.uint64).to(DEVICE)
-        for of_layers in (keys, reprs, stamps)
+        page_repr.addresses_of(of_layers, DEVICE) for of_layers in (keys, reprs, stamps)
     ]
     write_committed_pages(
         AllLayers(

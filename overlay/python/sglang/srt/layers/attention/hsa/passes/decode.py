@@ -18,6 +18,7 @@ from sglang.srt.layers.attention.hsa.layer_inputs import LayerInputs
 from sglang.srt.layers.attention.hsa.ops.common import padded_width
 from sglang.srt.layers.attention.hsa.ops.page_repr.kernel import (
     AllLayers,
+    addresses_of,
     write_committed_pages,
 )
 from sglang.srt.layers.attention.hsa.params import layer_params
@@ -126,9 +127,7 @@ class DecodeState(StaticPasses):
         self.k_scales = torch.tensor([p.k_scale for p in params], device=device)
         keys = [pool.get_key_buffer(layer) for layer in pool.hsa_layer_ids]
         self.addresses = [
-            torch.tensor(
-                [t.data_ptr() for t in tensors], dtype=torch.uint64, device=device
-            )
+            addresses_of(tensors, device)
             for tensors in (keys, pool.repr_buffers, pool.repr_stamps)
         ]
         self.steps = [DecodePass(self, step) for step in range(max(draft_steps, 1))]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Sequence, Union
 
 import torch
 import triton
@@ -207,11 +207,19 @@ TL_DTYPES = {
 }
 
 
+def addresses_of(
+    tensors: Sequence[torch.Tensor], device: Union[torch.device, str]
+) -> torch.Tensor:
+    """Addresses of tensors ``[L]`` uint64, for a kernel on ``device``."""
+    addresses = [t.data_ptr() for t in tensors]
+    return torch.tensor(addresses, dtype=torch.uint64, device=device)
+
+
 class AllLayers(NamedTuple):
     """The caches of all HSA layers of a model, for one launch over them.
 
     Attributes:
-        keys, reprs, stamps: addresses of each layer's tensors ``[L]`` uint64.
+        keys, reprs, stamps: ``addresses_of`` each layer's tensors.
         k_scales: dequantisation factor of each layer's keys ``[L]`` float32.
         channels: that a kind which keeps some of them takes of each layer ``[L, R]`` int32, or None.
         first: one of the layers, for dtypes and strides.
